@@ -1,0 +1,125 @@
+"""What everything else stands on: errors, sessions, variables, checkpoints' names. Imports nothing else of libml."""
+
+import os
+import re
+import sys
+
+import tensorflow.compat.v1 as tf
+from absl import app, flags
+from tensorflow.core.protobuf import rewriter_config_pb2
+
+from libml import muted
+
+flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
+flags.DEFINE_boolean('log_device_placement', False, 'Debugging: print the device of every operation.')
+
+
+class Error(ValueError):
+    """What the user can mend: its text is one line that says what is wrong and what to do."""
+
+
+def run(main):
+    """Runs `main(argv)` as a script: what goes wrong becomes one line on stderr and a non-zero exit code.
+
+    Exit codes: 1 an error, 2 a bad flag, 130 interrupted, otherwise what main returns. --debug shows the traceback.
+    """
+
+    def parse(argv):
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            sys.exit(fail(error, 2))
+
+    def guarded(argv):
+        try:
+            return main(argv)
+        except (Error, OSError, MemoryError, tf.errors.OpError) as error:
+            if flags.FLAGS.debug:
+                raise
+            return fail(error, 1)
+        except KeyboardInterrupt:
+            return fail('interrupted', 130)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def fail(error, code):
+    """Prints the error as one line and returns the exit code."""
+    text = getattr(error, 'message', None) or str(error) or type(error).__name__
+    print('Error:', ' '.join(text.split()), file=sys.stderr, flush=True)
+    return code
+
+
+def setup_tf():
+    """Turns TensorFlow into a TF1-style graph library: no eager execution, resource variables, quiet logs."""
+    tf.disable_eager_execution()
+    tf.enable_resource_variables()
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    with muted():  # The first look for GPUs complains where there is no driver; later ones are silent.
+        get_available_gpus()
+
+
+def get_config(log_device_placement=False):
+    """Returns the ConfigProto of every session: memory as needed, and devices chosen where an op cannot be placed."""
+    config = tf.ConfigProto(allow_soft_placement=True, log_device_placement=log_device_placement)
+    config.gpu_options.allow_growth = True
+    # The memory optimiser may swap or recompute across a compiled region, which breaks it.
+    config.graph_options.rewrite_options.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
+    return config
+
+
+def get_available_gpus():
+    """Returns the names of the GPUs that TensorFlow can use, such as ['/device:GPU:0']."""
+    return ['/device:GPU:%d' % i for i in range(len(tf.config.list_physical_devices('GPU')))]
+
+
+def ilog2(x):
+    """Returns the integer base-2 logarithm of x, rounded up: 32 gives 5."""
+    if x < 1:
+        raise ValueError('ilog2 needs x >= 1, got %r' % (x,))
+    return (int(x) - 1).bit_length()
+
+
+def model_vars(scope=None):
+    """Returns the trainable variables, of all or of those whose names begin with `scope`."""
+    return tf.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES, scope)
+
+
+def getter_ema(ema, getter, name, *args, **kwargs):
+    """A custom getter that replaces each variable by its moving average, where it has one.
+
+    Args:
+        ema: tf.train.ExponentialMovingAverage whose apply() has seen the variables.
+        getter: the getter that variable_scope hands over; name, args and kwargs are for it.
+    """
+    variable = getter(name, *args, **kwargs)
+    average = ema.average(variable)
+    return variable if average is None else average
+
+
+CHECKPOINT = 'model.ckpt'  # Followed by - and the global step in ten digits.
+
+
+def checkpoints(folder):
+    """Returns the path prefixes of the checkpoints in a folder, oldest first."""
+    pattern = re.compile(re.escape(CHECKPOINT) + r'-(\d+)\.index$')
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    found = sorted((int(match.group(1)), name) for name in names if (match := pattern.match(name)))
+    return [os.path.join(folder, name.removesuffix('.index')) for _, name in found]
+
+
+def checkpoint_step(ckpt):
+    """Returns the global step in a checkpoint's name."""
+    return int(ckpt.rsplit('-', 1)[1])
+
+
+def find_latest_checkpoint(folder):
+    """Returns the path prefix of the newest checkpoint in a folder, None where there is none."""
+    found = checkpoints(folder)
+    return found[-1] if found else None
+
+
+def get_latest_global_step(folder):
+    """Returns the step (in images) of the newest checkpoint in a folder, 0 where there is none."""
+    found = find_latest_checkpoint(folder)
+    return checkpoint_step(found) if found else 0

@@ -1,0 +1,31 @@
+"""Installs libml and what it needs: pip install -e .  (extras: gpu, test)."""
+
+from setuptools import setup
+
+setup(
+    name='mixmatch',
+    version='1.0.0',
+    description='MixMatch (Berthelot et al., NeurIPS 2019) and every ablation of it, on current TensorFlow',
+    license='Apache-2.0',
+    packages=['libml'],
+    python_requires='>=3.10',
+    install_requires=[
+        'tensorflow>=2.18',  # The graph and its session. Tried: 2.21.
+        'absl-py',  # Command-line flags.
+        'easydict',  # Results with named fields, as in the published code.
+        'numpy',
+        'tqdm',  # Progress bars.
+        'tensorboard',  # Reads the event files back, and shows them.
+        'pillow',  # Decodes and encodes pictures outside the graph.
+        'scikit-learn',  # The bundled digits dataset.
+        'scipy',  # Reads SVHN's .mat files.
+    ],
+    extras_require={
+        'gpu': ['tensorflow[and-cuda]>=2.18'],  # The CUDA libraries that TensorFlow's own wheel is built for.
+        'test': [
+            'pytest',
+            'hypothesis',  # Property-based tests.
+            'ruff',  # Lint and format.
+        ],
+    },
+)
