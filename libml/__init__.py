@@ -1,4 +1,4 @@
-"""What MixMatch is built from; imports run one way: utils <- layers <- models <- train, and utils <- data <- data_pair."""
+"""What MixMatch is built from. Imports run one way: utils <- layers <- models <- train; utils <- data <- data_pair."""
 
 import contextlib
 import os

@@ -55,8 +55,8 @@ def setup_tf():
     tf.disable_eager_execution()
     tf.enable_resource_variables()
     tf.logging.set_verbosity(tf.logging.ERROR)
-    with muted():  # The first look for GPUs complains where there is no driver; later ones are silent.
-        get_available_gpus()
+    with muted(), tf.Graph().as_default(), tf.Session(config=get_config()) as session:
+        session.run(tf.constant(0))  # The first session complains of missing drivers; later ones are silent.
 
 
 def get_config(log_device_placement=False):
