@@ -178,7 +178,9 @@ class Model:
         """
         save_nimg = save_nimg or report_nimg
         with self.lock(), stop_signals() as stopped, self.open_session():
-            self.save_args(self.args(train_nimg, report_nimg, save_nimg, keep_ckpt))
+            args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt)
+            self.save_args(args)
+            self.print_start(args)
             step = self.resume()
             self.session.run(self.init_input_op)
             self.graph.finalize()
@@ -198,6 +200,13 @@ class Model:
         if stopped and step < train_nimg:
             print('Stopped by %s at step %d; the same command goes on from there.' % (stopped[0], step))
             raise SystemExit(EXIT_INTERRUPTED)
+
+    def print_start(self, args):
+        """Prints the configuration and the table of variables."""
+        rows = [('train_dir', self.train_dir), *sorted(args.items())]
+        print_table('Configuration', rows)
+        variables = [(v.op.name, 'x'.join(map(str, v.shape)), v.shape.num_elements()) for v in utils.model_vars()]
+        print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
 
     def check_finite(self, losses, step):
         """Raises utils.Error where a loss is not finite."""
@@ -330,6 +339,15 @@ class EventLog:
 
     def __exit__(self, *_):
         self.writer.close()
+
+
+def print_table(title, rows):
+    """Prints rows of equal length under a title, columns aligned."""
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    print('\n%s' % title)
+    for row in rows:
+        print('  ' + '  '.join(str(value).ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+    print(flush=True)
 
 
 def progress_bar(step, train_nimg):
