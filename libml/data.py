@@ -1,0 +1,293 @@
+"""Images in memory, the endless streams drawn from them, their augmentation. Imports utils and records of libml.
+
+A stream is a pure function of (seed, stream, position): a run that goes on at a position sees exactly what it would
+have seen had it never stopped. Images stay uint8 until they are augmented, and whole batches are gathered.
+"""
+
+import functools
+import sys
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from libml import records, utils
+
+LABELED, UNLABELED = 0, 1  # Numbers of the two training streams.
+VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
+SMALL = 4096  # Permutations up to this length are quicker to draw again than worth keeping.
+
+
+class Images:
+    """Pictures and their classes, held in memory once.
+
+    Attributes:
+        labels: int32 [n]; records.NO_CLASS where a picture has no class.
+        shape: (H, W, C).
+    """
+
+    def __init__(self, images, labels):
+        """Takes images uint8 [n, H, W, C] and labels [n], without copying the images."""
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
+            raise ValueError('needs uint8 [n, H, W, C] and n labels, got %s %s' % (images.dtype, images.shape))
+        self._images = images
+        self.labels = np.asarray(labels, np.int32)
+        self.shape = images.shape[1:]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def gather(self, indices):
+        """Returns the images at `indices` (int [k]), uint8 [k, H, W, C]."""
+        return self._images[indices]
+
+    def select(self, indices):
+        """Returns the Images at `indices`; a slice shares the memory."""
+        return Images(self._images[indices], self.labels[indices])
+
+    def batches(self, size):
+        """Yields (images uint8 [k, H, W, C], labels int32 [k]) once through, in order; the last k may be below size."""
+        for start in range(0, len(self), size):
+            indices = np.arange(start, min(start + size, len(self)))
+            yield self.gather(indices), self.labels[indices]
+
+
+def load(path, nclass, shape, unlabeled=False):
+    """Reads the Images of a record file. Arguments and errors: those of records.read."""
+    return Images(*records.read(path, nclass, shape, unlabeled))
+
+
+# --- Streams ---
+
+
+def order(positions, n, seed, stream):
+    """Returns the index of the image at each position of an endless shuffled stream of n images.
+
+    Position p lies in epoch p // n, and each epoch is a permutation of its own; a batch may straddle epochs.
+
+    Args:
+        positions: int64 [k], from 0.
+        seed, stream: ints from 0 to 2**32 - 1; others give other orders.
+
+    Returns:
+        int64 [k], from 0 to n - 1.
+    """
+    epochs, offsets = np.divmod(np.asarray(positions, np.int64), n)
+    indices = np.empty_like(offsets)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        indices[here] = _permutation(n, seed, stream, int(epoch))[offsets[here]]
+    return indices
+
+
+def _permutation(n, seed, stream, epoch):
+    return (_draw if n <= SMALL else _draw_once)(n, seed, stream, epoch)
+
+
+def _draw(n, seed, stream, epoch):
+    # The legacy generator is frozen for ever: the same order in every version of NumPy.
+    return np.random.RandomState([seed, stream, epoch]).permutation(n).astype(np.int32)
+
+
+_draw_once = functools.lru_cache(maxsize=6)(_draw)  # Two streams, each with the epoch that begins while one ends.
+
+
+def stream(images, batch, seed, stream_id, start=0):
+    """Returns the endless tf.data.Dataset of the shuffled batches of some Images.
+
+    Args:
+        images: Images.
+        batch: int.
+        seed, stream_id: see `order`.
+        start: position of the first image: an int, or a scalar int64 tensor that is read when the iterator is
+            initialised, so that one graph can go on anywhere.
+
+    Returns:
+        Dataset of dict(image uint8 [batch, H, W, C], label int32 [batch]).
+
+    Raises:
+        utils.Error: there are no images.
+    """
+    if not len(images):
+        raise utils.Error('no training images are left: choose a smaller validation set, or other --p_unlabeled')
+
+    def draw(position):
+        indices = order(position + np.arange(batch), len(images), seed, stream_id)
+        return images.gather(indices), images.labels[indices]
+
+    dataset = tf.data.Dataset.range(start, sys.maxsize, batch)
+    return dataset.map(functools.partial(_call, draw, batch, images.shape)).prefetch(2)
+
+
+def once(images, batch):
+    """Returns the finite Dataset, in order, of dict(image uint8 [k, H, W, C], label int32 [k]), k <= batch."""
+
+    def draw(start):
+        indices = np.arange(start, min(start + batch, len(images)))
+        return images.gather(indices), images.labels[indices]
+
+    dataset = tf.data.Dataset.range(0, len(images), batch)
+    return dataset.map(functools.partial(_call, draw, None, images.shape)).prefetch(2)
+
+
+@tf.autograph.experimental.do_not_convert
+def _call(draw, batch, shape, position):
+    """The tensors of a Python function from a position to images and labels."""
+    image, label = tf.numpy_function(draw, [position], [tf.uint8, tf.int32])
+    return {'image': tf.ensure_shape(image, [batch, *shape]), 'label': tf.ensure_shape(label, [batch])}
+
+
+# --- Augmentation ---
+
+
+def to_float(images):
+    """Scales uint8 pixels (array or tensor) to float32 in [-1, 1]: v * 2 / 255 - 1."""
+    if isinstance(images, np.ndarray):
+        return images.astype(np.float32) * np.float32(2 / 255) - np.float32(1)
+    return tf.cast(images, tf.float32) * (2 / 255) - 1
+
+
+def augment(images, seed, mirror, shift):
+    """Mirrors each image with probability 1/2, then moves it by up to `shift` pixels, and scales it to [-1, 1].
+
+    To move is to crop at random after `shift` pixels of reflection padding (the border pixel is not repeated). Rows and
+    columns are gathered from where the padding would have taken them, for the whole batch at once, as uint8.
+
+    Args:
+        images: uint8 tensor [n, H, W, C]; H, W, C static.
+        seed: int tensor [2]; the outcome is a pure function of it, of n and of the images.
+        mirror: bool.
+        shift: int, 0 <= shift < min(H, W).
+
+    Returns:
+        float32 [n, H, W, C].
+
+    Raises:
+        utils.Error: shift is not of that range.
+    """
+    _, height, width, _ = images.shape.as_list()
+    check_shift(shift, height, width)
+    if shift or mirror:
+        draws = tf.random.stateless_uniform([tf.shape(images)[0], 3], seed)
+        moves = tf.cast(draws * (2 * shift + 1), tf.int32) - shift
+        rows, columns = _reflect(moves[:, 0], height), _reflect(moves[:, 1], width)  # [n, H], [n, W]
+        if mirror:
+            columns = tf.where_v2(draws[:, 2:] < 0.5, width - 1 - columns, columns)
+        images = tf.gather(images, rows, axis=1, batch_dims=1)
+        images = tf.gather(images, columns, axis=2, batch_dims=1)
+    return to_float(images)
+
+
+def check_shift(shift, height, width):
+    """Raises utils.Error unless images of that size can be padded by reflection."""
+    if not 0 <= shift < min(height, width):
+        raise utils.Error('images of %dx%d cannot be shifted by %d pixels: choose less' % (height, width, shift))
+
+
+def _reflect(moves, size):
+    """Where each pixel of a moved line comes from: int32 moves [n] -> int32 [n, size], reflected at 0 and size - 1."""
+    source = tf.abs(moves[:, None] + tf.range(size))
+    return (size - 1) - tf.abs((size - 1) - source)
+
+
+# --- Datasets ---
+
+
+def mean_std(*sets):
+    """Returns the mean and standard deviation of each color over some Images, on the [-1, 1] scale: float32 [C] twice.
+
+    A color that never changes gets the deviation 1, as one divides by it.
+    """
+    colors = sets[0].shape[-1]
+    counts = np.zeros([colors, 256])
+    for images in sets:
+        for batch, _ in images.batches(4096):
+            counts += [np.bincount(batch[..., c].ravel(), minlength=256) for c in range(colors)]
+    values = to_float(np.arange(256, dtype=np.uint8)).astype(np.float64)
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
+    return mean.astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)
+
+
+def parse_weights(text, nclass):
+    """Returns the float [nclass] weights of a text such as '1,.5,.5', scaled so that the largest is 1.
+
+    Raises:
+        utils.Error: they are not nclass numbers, none negative and not all zero.
+    """
+    try:
+        weights = np.array([float(x) for x in text.split(',')])
+    except ValueError:
+        weights = np.array([])
+    if len(weights) != nclass or not np.all(np.isfinite(weights)) or weights.min() < 0 or not weights.max() > 0:
+        raise utils.Error(
+            'p_unlabeled=%s: give %d comma-separated weights, none negative, some above 0' % (text, nclass)
+        )
+    return weights / weights.max()
+
+
+def thin(images, weights):
+    """Returns Images where class c keeps the share weights[c] of its pictures (a fixed choice), in their old order.
+
+    Raises:
+        utils.Error: some pictures have no class.
+    """
+    if len(images) and images.labels.min() < 0:
+        raise utils.Error('p_unlabeled needs the class of every unlabelled image, and some here have none')
+    keep = np.zeros(len(images), bool)
+    for label, weight in enumerate(weights):
+        members = np.flatnonzero(images.labels == label)
+        keep[np.random.RandomState(label).permutation(members)[: round(weight * len(members))]] = True
+    return images.select(np.flatnonzero(keep))
+
+
+class DataSet:
+    """The four sets of images of a semi-supervised experiment.
+
+    Attributes:
+        name: such as 'cifar10.3@250-5000'.
+        labeled, unlabeled, validation, testing: Images. Those of `unlabeled` may have no class (stl10).
+        height, width, colors, nclass: ints.
+        mean, std: float32 [C] of the training images on the [-1, 1] scale if `whiten`, otherwise zeros and ones.
+        mirror, shift: the augmentation, see `augment`.
+
+    The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
+    dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
+    train_* are endless, shuffled and augmented; the others run once through.
+    """
+
+    def __init__(
+        self, name, labeled, unlabeled, validation, testing, nclass, mirror=False, shift=0, whiten=False, seed=0
+    ):
+        self.name = name
+        self.labeled, self.unlabeled, self.validation, self.testing = labeled, unlabeled, validation, testing
+        self.height, self.width, self.colors = labeled.shape
+        self.nclass = nclass
+        self.mirror, self.shift = mirror, shift
+        self.mean, self.std = np.zeros(self.colors, np.float32), np.ones(self.colors, np.float32)
+        if whiten:
+            self.mean, self.std = mean_std(labeled, unlabeled)
+        self._seed = seed
+
+    def _endless(self, images, stream_id):
+        @tf.autograph.experimental.do_not_convert
+        def augmented(number, batch):
+            image = augment(batch['image'], tf.stack([self._seed * 2 + stream_id, number]), self.mirror, self.shift)
+            return {'image': image, 'label': tf.cast(batch['label'], tf.int64)}
+
+        size = min(VIEW_BATCH, max(1, len(images)))
+        return stream(images, size, self._seed, stream_id).enumerate().map(augmented).unbatch()
+
+    def _once(self, images):
+        @tf.autograph.experimental.do_not_convert
+        def scaled(batch):
+            return {'image': to_float(batch['image']), 'label': tf.cast(batch['label'], tf.int64)}
+
+        return once(images, VIEW_BATCH).map(scaled).unbatch()
+
+    train_labeled = property(lambda self: self._endless(self.labeled, LABELED))
+    train_unlabeled = property(lambda self: self._endless(self.unlabeled, UNLABELED))
+    eval_labeled = property(lambda self: self._once(self.labeled))
+    eval_unlabeled = property(lambda self: self._once(self.unlabeled))
+    valid = property(lambda self: self._once(self.validation))
+    test = property(lambda self: self._once(self.testing))

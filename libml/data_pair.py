@@ -1,0 +1,277 @@
+"""The datasets by name: `DATASETS['cifar10.3@250-5000']()` reads one. Imports utils, records and data of libml.
+
+Families of datasets are declared in one table, FAMILIES; one of the user's own is known by its <data_dir>/<name>.json.
+Any split that is on disk can be read. Nothing is read, listed or checked at import.
+"""
+
+import dataclasses
+import functools
+import glob
+import json
+import os
+import re
+
+from absl import flags
+
+from libml import data, records, utils
+
+flags.DEFINE_string('dataset', 'cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.')
+flags.DEFINE_string('data_dir', None, 'Folder of the datasets; default: the environment variable ML_DATA.')
+flags.DEFINE_boolean('whiten', False, "Normalise by the training images' mean and standard deviation.")
+flags.DEFINE_string('p_unlabeled', '', 'Comma-separated weight of each class among the unlabelled images, any scale.')
+UNUSED = ' Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
+flags.DEFINE_integer('shuffle', 8192, 'Size of the shuffle buffer.' + UNUSED, lower_bound=1)
+flags.DEFINE_integer('para_parse', 4, 'Parallel parsing.' + UNUSED, lower_bound=1)
+flags.DEFINE_integer('para_augment', 4, 'Parallel augmentation.' + UNUSED, lower_bound=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the datasets of one name have in common.
+
+    Attributes:
+        height, width, colors, nclass: ints.
+        mirror, shift: the augmentation, see data.augment.
+        parts: the record files that splits are made of, `<source>-<part>.tfrecord`. The test set is always
+            `<name>-test.tfrecord`.
+        source: the name that the parts bear, if it is another's.
+        classes: names of the classes, where they are kept.
+    """
+
+    height: int
+    width: int
+    colors: int
+    nclass: int
+    mirror: bool
+    shift: int
+    parts: tuple = ('train',)
+    source: str = ''
+    classes: tuple = ()
+
+    @property
+    def shape(self):
+        return self.height, self.width, self.colors
+
+
+FAMILIES = {
+    'cifar10': Family(32, 32, 3, 10, mirror=True, shift=4),
+    'cifar100': Family(32, 32, 3, 100, mirror=True, shift=4),
+    'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra')),
+    'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn'),
+    'stl10': Family(96, 96, 3, 10, mirror=True, shift=12, parts=('train', 'unlabeled')),
+    'digits': Family(8, 8, 1, 10, mirror=False, shift=1),
+}
+
+NAME = r'[A-Za-z0-9_][A-Za-z0-9_-]*'
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The parts of a dataset's name, `<name>.<seed>@<size>-<valid>`."""
+
+    name: str
+    seed: int
+    size: int
+    valid: int
+
+    def __str__(self):
+        return '%s.%d@%d-%d' % (self.name, self.seed, self.size, self.valid)
+
+
+def parse(text):
+    """Returns the Split that a name such as 'cifar10.3@250-5000' means.
+
+    Raises:
+        utils.Error: it is not of that form.
+    """
+    match = re.fullmatch(r'(%s)\.([0-9]{1,9})@([0-9]{1,9})-([0-9]{1,9})' % NAME, text)
+    if not match or int(match[3]) < 1:
+        form = '<name>.<split seed>@<labels>-<validation images>, such as cifar10.3@250-5000'
+        raise utils.Error('dataset %r is not of the form %s' % (text, form))
+    return Split(match[1], *map(int, match.groups()[1:]))
+
+
+# --- Files ---
+
+
+def find_data_dir(data_dir=None, create=False):
+    """Returns the folder of the datasets: `data_dir`, or else what the environment variable ML_DATA says now.
+
+    Args:
+        data_dir: path, None or ''.
+        create: whether to make the folder where it is missing.
+
+    Raises:
+        utils.Error: none is given, or it is no folder.
+    """
+    data_dir = data_dir or os.environ.get('ML_DATA')
+    if not data_dir:
+        raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
+    if create:
+        os.makedirs(data_dir, exist_ok=True)
+    if not os.path.isdir(data_dir):
+        raise utils.Error(
+            'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it' % data_dir
+        )
+    return data_dir
+
+
+def record_file(data_dir, name, part):
+    """Returns the path of a dataset's record file."""
+    return os.path.join(data_dir, '%s-%s.tfrecord' % (name, part))
+
+
+def family_file(data_dir, name):
+    """Returns the path of the description of a dataset of the user's own."""
+    return os.path.join(data_dir, name + '.json')
+
+
+def train_files(data_dir, name):
+    """Returns the record files that a dataset's splits are made of; errors as of find_family."""
+    family = find_family(data_dir, name)
+    return [record_file(data_dir, family.source or name, part) for part in family.parts]
+
+
+def split_files(data_dir, name, seed, size):
+    """Returns the paths of a split: labelled records, unlabelled records, map."""
+    prefix = os.path.join(data_dir, 'SSL', '%s.%d@%d' % (name, seed, size))
+    return prefix + '-label.tfrecord', prefix + '-unlabel.tfrecord', prefix + '-map.json'
+
+
+def installed_splits(data_dir):
+    """Returns the names, such as 'digits.1@20', of the splits on disk, sorted."""
+    maps = glob.glob(os.path.join(glob.escape(data_dir), 'SSL', '*-map.json'))
+    return sorted(os.path.basename(path).removesuffix('-map.json') for path in maps)
+
+
+def known_names(data_dir):
+    """Returns the names of the families: those of the table, then the user's own."""
+    paths = glob.glob(os.path.join(glob.escape(data_dir), '*.json'))
+    names = sorted(os.path.basename(path).removesuffix('.json') for path in paths)
+    return list(FAMILIES) + [name for name in names if name not in FAMILIES and re.fullmatch(NAME, name)]
+
+
+# --- Families ---
+
+
+def find_family(data_dir, name):
+    """Returns the Family of a name.
+
+    Raises:
+        utils.Error: it is unknown, or its .json is damaged.
+    """
+    if name in FAMILIES:
+        return FAMILIES[name]
+    path = family_file(data_dir, name)
+    if re.fullmatch(NAME, name) and os.path.isfile(path):
+        return read_family(path)
+    splits = ', '.join(installed_splits(data_dir)) or 'none'
+    known = ', '.join(known_names(data_dir))
+    raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, splits))
+
+
+def read_family(path):
+    """Reads the Family in a .json file that scripts/create_datasets.py --from_folder wrote.
+
+    Raises:
+        utils.Error: it is damaged or says what cannot be.
+    """
+    try:
+        with open(path, encoding='utf-8') as f:
+            found = json.load(f)
+        family = Family(**found)
+        family = dataclasses.replace(family, classes=tuple(family.classes), parts=tuple(family.parts))
+        numbers = (family.height, family.width, family.colors, family.nclass, family.shift)
+        if not all(type(x) is int for x in numbers) or type(family.mirror) is not bool:
+            raise TypeError('a number or truth value is of another type')
+        if not all(1 <= side <= records.MAX_SIDE for side in numbers[:2]):
+            raise ValueError('height and width must be 1 to %d' % records.MAX_SIDE)
+        if family.colors not in (1, 3) or family.nclass < 2 or len(family.classes) not in (0, family.nclass):
+            raise ValueError('colors must be 1 or 3, nclass at least 2 and the number of classes')
+        if not set(family.parts) <= {'train', 'unlabeled'} or family.source:
+            raise ValueError('parts must be train, or train and unlabeled')
+        data.check_shift(family.shift, family.height, family.width)
+    except (OSError, ValueError, TypeError) as error:
+        raise utils.Error('%s does not describe a dataset (%s): make the dataset again' % (path, error)) from error
+    return family
+
+
+# --- Reading a dataset ---
+
+
+def install_hint(name, seed, size):
+    """Returns the two commands that install a split, as one line."""
+    source = name if name in FAMILIES else '--from_folder PICTURES --name ' + name
+    split = 'python scripts/create_split.py --seed=%d --size=%d %s' % (seed, size, name)
+    return '`python scripts/create_datasets.py %s` and then `%s`' % (source, split)
+
+
+def check_map(path, nlabel, nunlabel, size):
+    """Raises utils.Error unless a split's map.json counts the records that its files hold."""
+    try:
+        with open(path, encoding='utf-8') as f:
+            found = json.load(f)
+        counts = len(found['label']), len(found['unlabel'])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise utils.Error('%s is not the map of a split (%s): make the split again' % (path, error)) from error
+    if counts != (nlabel, nunlabel) or nlabel != size:
+        text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
+        raise utils.Error(text % (path, *counts, nlabel, nunlabel))
+
+
+def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
+    """Reads a dataset.
+
+    Args:
+        split: Split.
+        data_dir: folder of the datasets; None: $ML_DATA.
+        whiten: see data.DataSet.
+        p_unlabeled: text, the weights of the classes among the unlabelled images; '': keep all.
+        seed: int, of the shuffling and augmentation in the properties of data.DataSet.
+
+    Returns:
+        data.DataSet.
+
+    Raises:
+        utils.Error: it is unknown, not installed or damaged; or what is asked of it cannot be.
+    """
+    data_dir = find_data_dir(data_dir)
+    family = find_family(data_dir, split.name)
+    weights = data.parse_weights(p_unlabeled, family.nclass) if p_unlabeled else None
+    label, unlabel, map_file = split_files(data_dir, split.name, split.seed, split.size)
+    test = record_file(data_dir, split.name, 'test')
+    missing = [path for path in (label, unlabel, map_file, test) if not os.path.isfile(path)]
+    if missing:
+        hint = install_hint(split.name, split.seed, split.size)
+        raise utils.Error('%s is not installed, as %s is missing: run %s' % (split, missing[0], hint))
+    nunlabel = len(records.boundaries(unlabel)) - 1
+    check_map(map_file, len(records.boundaries(label)) - 1, nunlabel, split.size)
+    if split.valid > nunlabel:
+        text = '%s asks for %d validation images, but only %d images are not labelled ones'
+        raise utils.Error(text % (split, split.valid, nunlabel))
+
+    load = functools.partial(data.load, nclass=family.nclass, shape=family.shape)
+    rest = load(unlabel, unlabeled='unlabeled' in family.parts)
+    validation, unlabeled = rest.select(slice(split.valid)), rest.select(slice(split.valid, None))
+    if len(validation) and validation.labels.min() < 0:
+        classless = int((rest.labels < 0).argmax())
+        raise utils.Error('%s: only the first %d images left can validate, the next has no class' % (split, classless))
+    if weights is not None:
+        unlabeled = data.thin(unlabeled, weights)
+    sets = load(label), unlabeled, validation, load(test)
+    return data.DataSet(str(split), *sets, family.nclass, family.mirror, family.shift, whiten, seed)
+
+
+class Registry:
+    """Maps the name of a dataset to the function that reads it; see read_dataset for its arguments."""
+
+    def __getitem__(self, name):
+        """Returns a callable (data_dir=None, whiten=False, p_unlabeled='', seed=0) -> data.DataSet.
+
+        Raises:
+            utils.Error: the name is not of the form `<name>.<seed>@<size>-<valid>`.
+        """
+        return functools.partial(read_dataset, parse(name))
+
+
+DATASETS = Registry()
