@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from libml import records, utils
 
 LABELED, UNLABELED = 0, 1  # Numbers of the two training streams.
+TRAINING = dict(labeled=LABELED, unlabeled=UNLABELED)
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
 SMALL = 4096  # Permutations up to this length are quicker to draw again than worth keeping.
 
@@ -268,6 +269,16 @@ class DataSet:
         if whiten:
             self.mean, self.std = mean_std(labeled, unlabeled)
         self._seed = seed
+
+    def stream(self, name, batch, seed, start=0):
+        """Returns the endless shuffled batches of `labeled` or `unlabeled` training images, see `stream` above."""
+        return stream(getattr(self, name), batch, seed, TRAINING[name], start)
+
+    def augment(self, images, seed):
+        """Augments uint8 [n, H, W, C] as this dataset's training images are, see `augment` above."""
+        return augment(images, seed, self.mirror, self.shift)
+
+    to_float = staticmethod(to_float)
 
     def _endless(self, images, stream_id):
         @tf.autograph.experimental.do_not_convert
