@@ -251,6 +251,7 @@ class DataSet:
         height, width, colors, nclass: ints.
         mean, std: float32 [C] of the training images on the [-1, 1] scale if `whiten`, otherwise zeros and ones.
         mirror, shift: the augmentation, see `augment`.
+        whiten, p_unlabeled: how the images were chosen and are normalised, for the record.
 
     The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
     dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
@@ -258,13 +259,25 @@ class DataSet:
     """
 
     def __init__(
-        self, name, labeled, unlabeled, validation, testing, nclass, mirror=False, shift=0, whiten=False, seed=0
+        self,
+        name,
+        labeled,
+        unlabeled,
+        validation,
+        testing,
+        nclass,
+        mirror=False,
+        shift=0,
+        whiten=False,
+        p_unlabeled='',
+        seed=0,
     ):
         self.name = name
         self.labeled, self.unlabeled, self.validation, self.testing = labeled, unlabeled, validation, testing
         self.height, self.width, self.colors = labeled.shape
         self.nclass = nclass
         self.mirror, self.shift = mirror, shift
+        self.whiten, self.p_unlabeled = whiten, p_unlabeled
         self.mean, self.std = np.zeros(self.colors, np.float32), np.ones(self.colors, np.float32)
         if whiten:
             self.mean, self.std = mean_std(labeled, unlabeled)

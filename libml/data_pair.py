@@ -259,7 +259,7 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
     if weights is not None:
         unlabeled = data.thin(unlabeled, weights)
     sets = load(label), unlabeled, validation, load(test)
-    return data.DataSet(str(split), *sets, family.nclass, family.mirror, family.shift, whiten, seed)
+    return data.DataSet(str(split), *sets, family.nclass, family.mirror, family.shift, whiten, p_unlabeled, seed)
 
 
 class Registry:
