@@ -6,13 +6,13 @@ python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 import functools
 import os
 
+from libml import layers, models, utils
+from libml.data_pair import DATASETS
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 from easydict import EasyDict
-
-from libml import layers, models, utils
-from libml.data_pair import DATASETS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('arch', 'resnet', models.MODELS, 'Classifier.')

@@ -7,10 +7,10 @@ have seen had it never stopped. Images stay uint8 until they are augmented, and 
 import functools
 import sys
 
+from libml import records, utils
+
 import numpy as np
 import tensorflow.compat.v1 as tf
-
-from libml import records, utils
 
 LABELED, UNLABELED = 0, 1  # Numbers of the two training streams.
 TRAINING = dict(labeled=LABELED, unlabeled=UNLABELED)

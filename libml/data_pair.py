@@ -11,9 +11,9 @@ import json
 import os
 import re
 
-from absl import flags
-
 from libml import data, records, utils
+
+from absl import flags
 
 flags.DEFINE_string('dataset', 'cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.')
 flags.DEFINE_string('data_dir', None, 'Folder of the datasets; default: the environment variable ML_DATA.')

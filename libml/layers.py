@@ -7,10 +7,10 @@ interchangeable with the published code's. Every random draw is a function of a 
 import itertools
 import zlib
 
+from libml import utils
+
 import numpy as np
 import tensorflow.compat.v1 as tf
-
-from libml import utils
 
 BN_MOMENTUM = 0.999
 BN_EPSILON = 1e-3

@@ -5,10 +5,10 @@ A new architecture is a function here and a row in ARCHS.
 
 import functools
 
+from libml import layers, train, utils
+
 import numpy as np
 import tensorflow.compat.v1 as tf
-
-from libml import layers, train, utils
 
 
 def check_size(arch, x, fits, allowed):

@@ -7,13 +7,13 @@ import secrets
 import signal
 import socket
 
+from libml import layers, utils
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 from easydict import EasyDict
 from tqdm import tqdm
-
-from libml import layers, utils
 
 flags.DEFINE_string('train_dir', './experiments', 'Folder of all runs: this one goes to <train_dir>/<dataset>/<name>.')
 flags.DEFINE_integer('train_kimg', 1 << 16, 'Training duration in kibi-images (kimg, 1024 labelled images).', 1)

@@ -5,11 +5,11 @@ import os
 import re
 import sys
 
+from libml import muted
+
 import tensorflow.compat.v1 as tf
 from absl import app, flags
 from tensorflow.core.protobuf import rewriter_config_pb2
-
-from libml import muted
 
 flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
 flags.DEFINE_boolean('log_device_placement', False, 'Debugging: print the device of every operation.')

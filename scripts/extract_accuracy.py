@@ -7,10 +7,10 @@ The paper reports last20.
 
 import os
 
+from libml import utils
+
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from libml import utils
 
 LAST = (1, 10, 20, 50)
 
