@@ -72,6 +72,13 @@ def variables(session):
     return session.run({v.op.name: v for v in tf.global_variables()})
 
 
+def assign(session, values):
+    """Gives values, by name, to variables."""
+    chosen = [v for v in tf.global_variables() if v.op.name in values]
+    assert len(chosen) == len(values)
+    session.run([v.initializer for v in chosen], {v.initializer.inputs[1]: values[v.op.name] for v in chosen})
+
+
 def changed(before, after):
     """Returns the names of the variables that differ."""
     assert set(before) == set(after)
