@@ -1,8 +1,67 @@
-"""The networks in NumPy, float64 or complex128, written from their description. Imports nothing of libml."""
+"""The method and the networks in NumPy, float64, written from their description. Imports nothing of libml."""
 
 import collections
 
 import numpy as np
+
+# --- The method ---
+
+
+def interleaved(xy):
+    """Swaps the groups by index, one example after the other."""
+    result = [v.copy() for v in xy]
+    nu, batch = len(xy) - 1, len(xy[0])
+    sizes = np.full(nu + 1, batch // (nu + 1))
+    sizes[nu + 1 - batch % (nu + 1) :] += 1
+    group = np.repeat(np.arange(nu + 1), sizes)
+    for position in range(batch):
+        i = group[position]
+        if i:
+            result[0][position], result[i][position] = xy[i][position], xy[0][position]
+    return result
+
+
+def rows(weights, a, b):
+    """Returns w a + (1 - w) b, a weight for each example."""
+    weights = weights.reshape([-1] + [1] * (a.ndim - 1))
+    return weights * a + (1 - weights) * b
+
+
+def mixed(mode, v, m, partner):
+    """Mixes [x, y_1, ..], float [B, ...] each: the table of mix modes written out, mode by mode.
+
+    Args:
+        mode: its name.
+        v: list of nu + 1 arrays.
+        m, partner: lists of what was drawn, the labelled side first; for 'x and y' they cover the concatenation.
+    """
+    x, y, xy = v[0], np.concatenate(v[1:]), np.concatenate(v)
+
+    def split(a):
+        return list(a.reshape(-1, *x.shape))
+
+    if mode == '.':
+        return v
+    if mode == 'xx.':
+        return [rows(m[0], x, x[partner[0]]), *v[1:]]
+    if mode == '.yy':
+        return [x, *split(rows(m[0], y, y[partner[0]]))]
+    if mode == 'xx.yy':
+        return [rows(m[0], x, x[partner[0]]), *split(rows(m[1], y, y[partner[1]]))]
+    if mode == 'xxy.':
+        return split(rows(m[0], xy, xy[partner[0]]))[:1] + v[1:]
+    if mode == '.yxy':
+        return [x, *split(rows(m[0], xy, xy[partner[0]]))[1:]]
+    if mode == 'xxy.yxy':
+        return split(rows(m[0], xy, xy[partner[0]]))
+    if mode == 'xx.yxy':
+        return [rows(m[0], x, x[partner[0]]), *split(rows(m[1], xy, xy[partner[1]]))[1:]]
+    if mode == 'xx.yx':
+        return [rows(m[0], x, x[partner[0]]), *split(rows(m[1], y, np.concatenate([x[p] for p in partner[1:]])))]
+    raise AssertionError(mode)
+
+
+# --- The networks ---
 
 
 def leaky(x, slope):
@@ -21,13 +80,8 @@ def convolve(x, kernel, strides=1, padding='same'):
     if padding == 'same':
         total = [max((-(-side // strides) - 1) * strides + k - side, 0) for side in x.shape[1:3]]
         x = np.pad(x, [(0, 0), *[(t // 2, t - t // 2) for t in total], (0, 0)])
-    height, width = [(side - k) // strides + 1 for side in x.shape[1:3]]
-    result = 0
-    for i in range(k):
-        for j in range(k):
-            seen = x[:, i : i + strides * height : strides, j : j + strides * width : strides]
-            result = result + seen @ kernel[i, j]
-    return result
+    windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), (1, 2))[:, ::strides, ::strides]  # [N, H, W, C, k, k]
+    return np.tensordot(windows, kernel, ([4, 5, 3], [0, 1, 2]))
 
 
 def pool(x, reduce):
@@ -131,3 +185,86 @@ class Network:
                 x = leaky(self.conv(x), 0.2)
             x = pool(x, np.mean)
         return self.conv(x).mean((1, 2))
+
+
+# --- One update ---
+
+
+def guess(values, ys, scales, filters, repeat, T, mean, std):
+    """Returns the sharpened mean prediction over the augmentations, [B, nclass]."""
+    networks = [Network(values, True, mean, std) for _ in ys]
+    p = sum(softmax(net.resnet(y, scales, filters, repeat)) for net, y in zip(networks, ys, strict=True)) / len(ys)
+    return p ** (1 / T) / (p ** (1 / T)).sum(1, keepdims=True)
+
+
+def losses(values, batches, labels, scales, filters, repeat, mean, std):
+    """Returns L_x, L_u of mixed and interleaved batches, and what the first batch says of the moving averages."""
+    networks = [Network(values, True, mean, std) for _ in batches]
+    logits = [net.resnet(b, scales, filters, repeat) for net, b in zip(networks, batches, strict=True)]
+    p = [softmax(v) for v in interleaved(logits)]
+    loss_xe = -(labels[0] * np.log(p[0])).sum() / len(labels[0])
+    loss_l2u = np.mean([(l - q) ** 2 for l, q in zip(labels[1:], p[1:], strict=True)])
+    return loss_xe, loss_l2u, networks[0].moments
+
+
+def complex_step_gradient(f, values, names):
+    """Returns the derivative of the real function f(values) by each entry of the named arrays, exact to rounding."""
+    gradients = {}
+    for name in names:
+        gradients[name] = np.zeros_like(values[name])
+        for index in np.ndindex(values[name].shape):
+            moved = values[name].astype(complex)
+            moved[index] += 1e-30j
+            gradients[name][index] = f({**values, name: moved}).imag / 1e-30
+    return gradients
+
+
+AVERAGE = '/ExponentialMovingAverage'
+
+
+def update(values, x, y, label, m, partner, params, nclass, mean, std):
+    """Makes one update.
+
+    Args:
+        values: all variables by name, float64 arrays.
+        x [B, H, W, C], y [B, nu, H, W, C], label [B]: the batch.
+        m, partner: what MixMode drew, see `mixed`.
+        params: dict of the model's arguments.
+
+    Returns:
+        losses: (L_x, L_u).
+        after: the variables after the update.
+        gradients: by name.
+    """
+    size = [params[name] for name in ('scales', 'filters', 'repeat')]
+    trained = [name.removesuffix(AVERAGE) for name in values if name.endswith(AVERAGE)]
+    averaged = {name: values[name + AVERAGE] for name in trained}
+
+    ys = list(np.moveaxis(y, 1, 0))
+    q = guess({**values, **averaged} if params['use_ema_guess'] else values, ys, *size, params['T'], mean, std)
+    labels = mixed(params['mixmode'], [np.eye(nclass)[label]] + [q] * len(ys), m, partner)
+    batches = interleaved(mixed(params['mixmode'], [x, *ys], m, partner))
+    step, warmup = values['global_step'], 1024 * params['warmup_kimg']
+    weight = params['w_match'] * (min(step / warmup, 1) if warmup else 1)
+
+    def loss(values):
+        loss_xe, loss_l2u, _ = losses(values, batches, labels, *size, mean, std)
+        return loss_xe + weight * loss_l2u
+
+    loss_xe, loss_l2u, moments = losses(values, batches, labels, *size, mean, std)
+    gradients = complex_step_gradient(loss, values, trained)
+
+    after = dict(values)
+    rate = params['lr'] * np.sqrt(1 - values['beta2_power']) / (1 - values['beta1_power'])
+    for name in trained:
+        first = after[name + '/Adam'] = 0.9 * values[name + '/Adam'] + 0.1 * gradients[name]
+        second = after[name + '/Adam_1'] = 0.999 * values[name + '/Adam_1'] + 0.001 * gradients[name] ** 2
+        after[name] = values[name] - rate * first / (np.sqrt(second) + 1e-8)
+        if name.endswith('/kernel'):
+            after[name] *= 1 - params['wd'] * params['lr']
+        after[name + AVERAGE] = params['ema'] * averaged[name] + (1 - params['ema']) * after[name]
+    for name, value in moments.items():
+        after[name] = 0.999 * values[name] + 0.001 * value
+    after['beta1_power'], after['beta2_power'] = 0.9 * values['beta1_power'], 0.999 * values['beta2_power']
+    after['global_step'] = step + params['batch']
+    return (loss_xe, loss_l2u), after, gradients

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from conftest import evaluate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import interleaved, mixed, rows
 
 # --- Interleaving ---
 
@@ -25,20 +26,6 @@ def test_offsets_of_the_default_batch():
     assert layers.interleave_offsets(64, 2) == [0, 21, 42, 64]
 
 
-def interleaved(xy):
-    """Swaps the groups by index, one example after the other."""
-    result = [v.copy() for v in xy]
-    nu, batch = len(xy) - 1, len(xy[0])
-    sizes = np.full(nu + 1, batch // (nu + 1))
-    sizes[nu + 1 - batch % (nu + 1) :] += 1
-    group = np.repeat(np.arange(nu + 1), sizes)
-    for position in range(batch):
-        i = group[position]
-        if i:
-            result[0][position], result[i][position] = xy[i][position], xy[0][position]
-    return result
-
-
 @settings(max_examples=25, deadline=None)
 @given(batch=st.integers(1, 40), nu=st.integers(1, 6))
 def test_interleave_swaps_groups_and_is_its_own_inverse(batch, nu):
@@ -51,46 +38,6 @@ def test_interleave_swaps_groups_and_is_its_own_inverse(batch, nu):
 
 
 # --- Mixing ---
-
-
-def rows(weights, a, b):
-    """Returns w a + (1 - w) b, a weight for each example."""
-    weights = weights.reshape([-1] + [1] * (a.ndim - 1))
-    return weights * a + (1 - weights) * b
-
-
-def mixed(mode, v, m, partner):
-    """Mixes [x, y_1, ..], float [B, ...] each: the table of mix modes written out, mode by mode.
-
-    Args:
-        mode: its name.
-        v: list of nu + 1 arrays.
-        m, partner: lists of what was drawn, the labelled side first; for 'x and y' they cover the concatenation.
-    """
-    x, y, xy = v[0], np.concatenate(v[1:]), np.concatenate(v)
-
-    def split(a):
-        return list(a.reshape(-1, *x.shape))
-
-    if mode == '.':
-        return v
-    if mode == 'xx.':
-        return [rows(m[0], x, x[partner[0]]), *v[1:]]
-    if mode == '.yy':
-        return [x, *split(rows(m[0], y, y[partner[0]]))]
-    if mode == 'xx.yy':
-        return [rows(m[0], x, x[partner[0]]), *split(rows(m[1], y, y[partner[1]]))]
-    if mode == 'xxy.':
-        return split(rows(m[0], xy, xy[partner[0]]))[:1] + v[1:]
-    if mode == '.yxy':
-        return [x, *split(rows(m[0], xy, xy[partner[0]]))[1:]]
-    if mode == 'xxy.yxy':
-        return split(rows(m[0], xy, xy[partner[0]]))
-    if mode == 'xx.yxy':
-        return [rows(m[0], x, x[partner[0]]), *split(rows(m[1], xy, xy[partner[1]]))[1:]]
-    if mode == 'xx.yx':
-        return [rows(m[0], x, x[partner[0]]), *split(rows(m[1], y, np.concatenate([x[p] for p in partner[1:]])))]
-    raise AssertionError(mode)
 
 
 BATCH = 5
