@@ -42,4 +42,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+    utils.setup_tf()
     utils.run(main)
