@@ -8,11 +8,11 @@ Without a name, all of them. What is installed already is skipped; a file bears 
 import functools
 import os
 
-import numpy as np
-from absl import flags
-
 from libml import archives, data_pair, records, utils
 from libml.archives import Archive
+
+import numpy as np
+from absl import flags
 
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
 CIFAR10 = Archive(
