@@ -127,6 +127,28 @@ ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
 
 
+def count_flop(arch, shape, **size):
+    """Returns the floating-point operations of classifying one image, int.
+
+    Args:
+        arch: one of MODELS.
+        shape: (H, W, C).
+        **size: nclass, scales, filters, repeat.
+    """
+    with tf.Graph().as_default() as graph:
+        build(ARCHS[arch], tf.placeholder(tf.float32, [1, *shape]), whiten=tf.identity, **size)
+        options = tf.profiler.ProfileOptionBuilder.float_operation()
+        options = tf.profiler.ProfileOptionBuilder(options).with_empty_output().build()
+        return tf.profiler.profile(graph, options=options).total_float_ops
+
+
+def build(arch, x, training=False, key=None, moments=None, getter=None, **size):
+    """Builds a network in scope `classify`. Arguments as for resnet and for MultiModel.classifier."""
+    with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+        batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
+        return arch(x, batch_norm=batch_norm, training=training, key=key, **size)
+
+
 class Network:
     """A classifier as a function of images and weights, traced once for training and once for inference.
 
@@ -144,7 +166,7 @@ class Network:
     """
 
     def __init__(self, arch, shape, xla, **size):
-        self.arch = functools.partial(arch, **size)
+        self.build = functools.partial(build, arch, **size)
         self.images = tf.TensorSpec([None, *shape], tf.float32)
         self.variables = self.find_variables()
         self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
@@ -166,18 +188,15 @@ class Network:
             variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
             return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
 
-        with tf.Graph().as_default(), tf.variable_scope('classify', custom_getter=note):
-            batch_norm = functools.partial(layers.batch_norm, training=False)
-            self.arch(tf.placeholder(tf.float32, self.images.shape), batch_norm=batch_norm, training=False, key=None)
+        with tf.Graph().as_default():
+            self.build(tf.placeholder(tf.float32, self.images.shape), getter=note)
         return variables
 
     def trace(self, training, x, key, weights):
         """Builds the network on weights that are given. Returns the logits, and batch norm's statistics if training."""
         values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
         moments = []
-        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=lambda getter, name, **_: values[name]):
-            batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
-            logits = self.arch(x, batch_norm=batch_norm, training=training, key=key)
+        logits = self.build(x, training, key, moments, getter=lambda getter, name, **_: values[name])
         return logits, [value for _, value in moments]
 
     def __call__(self, x, training, key, getter=None, moments=None):
