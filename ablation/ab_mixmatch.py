@@ -6,7 +6,7 @@ python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 import functools
 import os
 
-from libml import layers, models, utils
+from libml import layers, models, train, utils
 from libml.data_pair import DATASETS
 
 import numpy as np
@@ -123,6 +123,12 @@ class AblationMixMatch(models.MultiModel):
     def augment(self, *args, **kwargs):
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
+    @staticmethod
+    def flop(shape, nu, arch, nclass, scales, filters, repeat, **_):
+        """Returns the floating-point operations of an update per labelled image; a backward pass counts twice."""
+        forward = models.count_flop(arch, shape, nclass=nclass, scales=scales, filters=filters, repeat=repeat)
+        return forward * (nu + 3 * (nu + 1))
+
     @classmethod
     def check(cls, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, **kwargs):
         """Raises utils.Error where an argument is out of range; see the flags for what they are."""
@@ -152,7 +158,10 @@ def main(argv):
     dataset = load(FLAGS.data_dir, whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled, seed=FLAGS.seed or 0)
     params['scales'] = params['scales'] or max(1, utils.ilog2(dataset.width) - 2)
     train_dir = os.path.join(FLAGS.train_dir, dataset.name)
-    model = AblationMixMatch(train_dir, dataset, nclass=dataset.nclass, seed=FLAGS.seed, **params)
+    params['nclass'] = dataset.nclass
+    flop = AblationMixMatch.flop(dataset.shape, **params) * (FLAGS.train_kimg << 10)
+    xla = train.compiling_pays(flop) if FLAGS.xla is None else FLAGS.xla
+    model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, xla=xla and not FLAGS.eval_ckpt, **params)
     model.config.log_device_placement = FLAGS.log_device_placement
     if FLAGS.eval_ckpt:
         model.eval_checkpoint(FLAGS.eval_ckpt)

@@ -274,7 +274,7 @@ class DataSet:
     ):
         self.name = name
         self.labeled, self.unlabeled, self.validation, self.testing = labeled, unlabeled, validation, testing
-        self.height, self.width, self.colors = labeled.shape
+        self.shape = self.height, self.width, self.colors = labeled.shape
         self.nclass = nclass
         self.mirror, self.shift = mirror, shift
         self.whiten, self.p_unlabeled = whiten, p_unlabeled

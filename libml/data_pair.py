@@ -132,10 +132,15 @@ def train_files(data_dir, name):
     return [record_file(data_dir, family.source or name, part) for part in family.parts]
 
 
-def split_files(data_dir, name, seed, size):
-    """Returns the paths of a split: labelled records, unlabelled records, map."""
-    prefix = os.path.join(data_dir, 'SSL', '%s.%d@%d' % (name, seed, size))
+def split_files(folder, name, seed, size):
+    """Returns the paths of a split, labelled records, unlabelled records and map, in `folder`, <data_dir>/SSL."""
+    prefix = os.path.join(folder, '%s.%d@%d' % (name, seed, size))
     return prefix + '-label.tfrecord', prefix + '-unlabel.tfrecord', prefix + '-map.json'
+
+
+def stl10_folds(data_dir):
+    """Returns the path of the folds that stl10's archive publishes: a line holds the positions of 1000 pictures."""
+    return os.path.join(data_dir, 'stl10_fold_indices.txt')
 
 
 def installed_splits(data_dir):
@@ -238,7 +243,7 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
     data_dir = find_data_dir(data_dir)
     family = find_family(data_dir, split.name)
     weights = data.parse_weights(p_unlabeled, family.nclass) if p_unlabeled else None
-    label, unlabel, map_file = split_files(data_dir, split.name, split.seed, split.size)
+    label, unlabel, map_file = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
     test = record_file(data_dir, split.name, 'test')
     missing = [path for path in (label, unlabel, map_file, test) if not os.path.isfile(path)]
     if missing:

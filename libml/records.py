@@ -7,6 +7,7 @@ is told with the file's name and the record's number, counted from 0. PNGs are e
 import contextlib
 import functools
 import itertools
+import mmap
 import os
 import struct
 
@@ -60,7 +61,7 @@ def _decoder(shape):
         def decode_one(png):
             return tf.ensure_shape(tf.image.decode_png(png, channels=shape[-1]), shape)
 
-        images = tf.map_fn(decode_one, pngs, dtype=tf.uint8, parallel_iterations=16)
+        images = tf.map_fn(decode_one, pngs, fn_output_signature=tf.uint8, parallel_iterations=16)
         return _session(graph).make_callable(images, [pngs])
 
 
@@ -312,3 +313,37 @@ def decode_checked(pngs, shape, path, numbers):
             except tf.errors.OpError as error:
                 raise damaged(path, number, 'has a picture that does not decode') from error
         raise
+
+
+class RecordFile:
+    """Random access to the records of a file, which is checked once from end to end (but for the pixels) when opened.
+
+    Attributes:
+        path: the file.
+        labels: int32 [n]; NO_CLASS where a record has none.
+        shape: (H, W, C) of the images.
+    """
+
+    def __init__(self, path, nclass=None, shape=None, unlabeled=False):
+        """Arguments and errors: those of `examples`."""
+        self.path = path
+        self._begin = boundaries(path)
+        self.labels = np.empty([len(self._begin) - 1], np.int32)
+        for number, (png, label) in enumerate(examples(path, nclass, shape, unlabeled)):
+            self.labels[number] = label
+            shape = shape or png_shape(png)
+        self.shape = tuple(shape)
+        with open(path, 'rb') as f:
+            self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def serialized(self, number):
+        """Returns the bytes of a record's tf.train.Example."""
+        return self._bytes[self._begin[number] + 12 : self._begin[number + 1] - 4]
+
+    def gather(self, numbers):
+        """Returns the decoded images of some records, uint8 [k, H, W, C]; errors as of `read`."""
+        pngs = [parse(self.serialized(number))[0] for number in numbers]
+        return decode_checked(pngs, self.shape, self.path, numbers)

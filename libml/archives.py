@@ -1,0 +1,190 @@
+"""Archives of published datasets: downloaded or taken from a folder, verified, and read without unpacking them to disk.
+
+Imports utils only. Nothing is unpickled, and archives that hold links or names that would leave a folder are refused.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+
+from libml import utils
+
+from tqdm import tqdm
+
+CHUNK = 1 << 20
+MAX_MEMBER = 1 << 28  # Bytes of a member read whole; the largest here are 150 MB.
+TIMEOUT = 60  # Seconds without an answer.
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A published file: where it is, its length in bytes and its sha256."""
+
+    url: str
+    size: int
+    sha256: str
+
+    @property
+    def name(self):
+        return self.url.rsplit('/', 1)[1]
+
+
+# --- Getting them ---
+
+
+def take(archive, folder, verify=True):
+    """Returns the path of an archive that lies in `folder` already, verified.
+
+    Raises:
+        utils.Error: it is missing, or (if `verify`) not the published one.
+    """
+    path = os.path.join(folder, archive.name)
+    if not os.path.isfile(path):
+        raise utils.Error('%s is missing: get it from %s' % (path, archive.url))
+    if verify:
+        check(archive, path, digest(path))
+    return path
+
+
+def download(archive, folder, verify=True):
+    """Returns the path of an archive in `folder`, downloaded unless it is there. A broken download is gone on with.
+
+    Raises:
+        utils.Error: the server does not answer or breaks off, or (if `verify`) sends another file, which is removed.
+    """
+    path = os.path.join(folder, archive.name)
+    if os.path.isfile(path):
+        return take(archive, folder, verify)
+    os.makedirs(folder, exist_ok=True)
+    part = path + '.download'
+    sha = _download(archive, part)
+    if verify:
+        try:
+            check(archive, part, sha)
+        except utils.Error:
+            os.remove(part)
+            raise
+    os.replace(part, path)
+    return path
+
+
+def _download(archive, part):
+    """Downloads to `part` from where it ends; returns the sha256 of the whole."""
+    sha, have = hashlib.sha256(), 0
+    if os.path.isfile(part):
+        sha, have = digest(part), os.path.getsize(part)
+    if have == archive.size:
+        return sha
+    request = urllib.request.Request(archive.url, headers={'Range': 'bytes=%d-' % have} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            if have and response.status != 206:  # The server sends it from its beginning.
+                sha, have = hashlib.sha256(), 0
+            total = have + int(response.headers.get('Content-Length') or archive.size - have)
+            with open(part, 'r+b' if have else 'wb') as f, bytes_bar(archive.name, total, have) as bar:
+                f.seek(have)
+                while chunk := response.read(CHUNK):
+                    f.write(chunk)
+                    sha.update(chunk)
+                    bar.update(len(chunk))
+                done = f.tell()
+    except (urllib.error.URLError, OSError) as error:
+        text = 'cannot download %s (%s): try again, it goes on where it broke, or get it elsewhere and use --source'
+        raise utils.Error(text % (archive.url, error)) from error
+    if done < total:
+        raise utils.Error('%s broke off after %d of %d bytes: try again, it goes on there' % (archive.url, done, total))
+    return sha
+
+
+def bytes_bar(name, total, initial=0):
+    """Returns a progress bar of bytes."""
+    return tqdm(desc=name, total=total, initial=initial, unit='B', unit_scale=True, unit_divisor=1024, leave=False)
+
+
+def digest(path):
+    """Returns the hashlib object of a file's sha256."""
+    sha = hashlib.sha256()
+    with open(path, 'rb') as f, bytes_bar('sha256 of ' + os.path.basename(path), os.path.getsize(path)) as bar:
+        while chunk := f.read(CHUNK):
+            sha.update(chunk)
+            bar.update(len(chunk))
+    return sha
+
+
+def check(archive, path, sha):
+    """Raises utils.Error unless the file at `path`, whose sha256 is given, is the published one."""
+    size = os.path.getsize(path)
+    if size != archive.size:
+        found = 'has %d bytes, not the published %d' % (size, archive.size)
+    elif sha.hexdigest() != archive.sha256:
+        found = 'has the sha256 %s, not the published %s' % (sha.hexdigest(), archive.sha256)
+    else:
+        return
+    raise utils.Error('%s %s: it is damaged or another file (--noverify accepts it all the same)' % (path, found))
+
+
+# --- Reading tar archives ---
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Turns what goes wrong while an archive is read into a utils.Error that names it."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise utils.Error('%s cannot be read (%s): it is cut or damaged, get it again' % (path, error)) from error
+
+
+def members(path, names):
+    """Yields (base name, size, binary file) of the members of a tar archive whose base names are in `names`.
+
+    They come in the archive's order, and each is to be read before the next is asked for.
+
+    Raises:
+        utils.Error: the archive is cut or damaged, lacks one of them, or holds a link, a device or a name that would
+            leave the folder it is unpacked in.
+    """
+    missing = set(names)
+    with tarfile.open(path, 'r|*') as tar:
+        for member in tar:
+            _refuse_hostile(path, member)
+            name = member.name.rsplit('/', 1)[-1]
+            if name in missing and member.isfile():
+                missing.remove(name)
+                yield name, member.size, tar.extractfile(member)
+                if not missing:
+                    return
+    raise utils.Error('%s lacks %s: it is not the published archive' % (path, ', '.join(sorted(missing))))
+
+
+def _refuse_hostile(path, member):
+    name = pathlib.PurePosixPath(member.name)
+    if not (member.isfile() or member.isdir()):
+        raise utils.Error('%s holds %r, a link or a device: refused' % (path, member.name))
+    if name.is_absolute() or '..' in name.parts or '\\' in member.name:
+        raise utils.Error('%s holds %r, a name that leads out of its folder: refused' % (path, member.name))
+
+
+def contents(path, names):
+    """Returns {base name: bytes} of the members `names` of a tar archive; errors as of `members`."""
+    found = {}
+    with reading(path):
+        for name, size, f in members(path, names):
+            if size > MAX_MEMBER:
+                raise utils.Error('%s: %s is too large (%d bytes): not the published archive' % (path, name, size))
+            found[name] = f.read()
+    return found
+
+
+def chunks(path, name, size):
+    """Yields the bytes of one member of a tar archive, `size` at a time (the last: what is left)."""
+    with reading(path):
+        for _, _, f in members(path, [name]):
+            while chunk := f.read(size):
+                yield chunk
