@@ -201,6 +201,13 @@ def read_family(path):
     return family
 
 
+def write_family(path, family):
+    """Writes what read_family reads."""
+    fields = {key: value for key, value in dataclasses.asdict(family).items() if key != 'source'}
+    with open(path, 'w', encoding='utf-8') as f:
+        json.dump(fields, f, indent=2)
+
+
 # --- Reading a dataset ---
 
 
