@@ -7,12 +7,13 @@ have seen had it never stopped. Images stay uint8 until they are augmented, and 
 import functools
 import sys
 
+from libml import records, utils
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from libml import records, utils
-
 LABELED, UNLABELED = 0, 1  # Numbers of the two training streams.
+TRAINING = dict(labeled=LABELED, unlabeled=UNLABELED)
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
 SMALL = 4096  # Permutations up to this length are quicker to draw again than worth keeping.
 
@@ -250,6 +251,7 @@ class DataSet:
         height, width, colors, nclass: ints.
         mean, std: float32 [C] of the training images on the [-1, 1] scale if `whiten`, otherwise zeros and ones.
         mirror, shift: the augmentation, see `augment`.
+        whiten, p_unlabeled: how the images were chosen and are normalised, for the record.
 
     The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
     dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
@@ -257,17 +259,39 @@ class DataSet:
     """
 
     def __init__(
-        self, name, labeled, unlabeled, validation, testing, nclass, mirror=False, shift=0, whiten=False, seed=0
+        self,
+        name,
+        labeled,
+        unlabeled,
+        validation,
+        testing,
+        nclass,
+        mirror=False,
+        shift=0,
+        whiten=False,
+        p_unlabeled='',
+        seed=0,
     ):
         self.name = name
         self.labeled, self.unlabeled, self.validation, self.testing = labeled, unlabeled, validation, testing
         self.height, self.width, self.colors = labeled.shape
         self.nclass = nclass
         self.mirror, self.shift = mirror, shift
+        self.whiten, self.p_unlabeled = whiten, p_unlabeled
         self.mean, self.std = np.zeros(self.colors, np.float32), np.ones(self.colors, np.float32)
         if whiten:
             self.mean, self.std = mean_std(labeled, unlabeled)
         self._seed = seed
+
+    def stream(self, name, batch, seed, start=0):
+        """Returns the endless shuffled batches of `labeled` or `unlabeled` training images, see `stream` above."""
+        return stream(getattr(self, name), batch, seed, TRAINING[name], start)
+
+    def augment(self, images, seed):
+        """Augments uint8 [n, H, W, C] as this dataset's training images are, see `augment` above."""
+        return augment(images, seed, self.mirror, self.shift)
+
+    to_float = staticmethod(to_float)
 
     def _endless(self, images, stream_id):
         @tf.autograph.experimental.do_not_convert

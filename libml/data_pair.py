@@ -11,9 +11,9 @@ import json
 import os
 import re
 
-from absl import flags
-
 from libml import data, records, utils
+
+from absl import flags
 
 flags.DEFINE_string('dataset', 'cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.')
 flags.DEFINE_string('data_dir', None, 'Folder of the datasets; default: the environment variable ML_DATA.')
@@ -271,7 +271,7 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
     if weights is not None:
         unlabeled = data.thin(unlabeled, weights)
     sets = load(label), unlabeled, validation, load(test)
-    return data.DataSet(str(split), *sets, family.nclass, family.mirror, family.shift, whiten, seed)
+    return data.DataSet(str(split), *sets, family.nclass, family.mirror, family.shift, whiten, p_unlabeled, seed)
 
 
 class Registry:

@@ -1,14 +1,15 @@
 """What everything else stands on: errors, sessions, variables, checkpoints' names. Imports nothing else of libml."""
 
+import json
 import os
 import re
 import sys
 
+from libml import muted
+
 import tensorflow.compat.v1 as tf
 from absl import app, flags
 from tensorflow.core.protobuf import rewriter_config_pb2
-
-from libml import muted
 
 flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
 flags.DEFINE_boolean('log_device_placement', False, 'Debugging: print the device of every operation.')
@@ -16,6 +17,12 @@ flags.DEFINE_boolean('log_device_placement', False, 'Debugging: print the device
 
 class Error(ValueError):
     """What the user can mend: its text is one line that says what is wrong and what to do."""
+
+
+def check(name, value, valid, allowed):
+    """Raises Error, saying what is allowed, where a named value is not valid."""
+    if not valid:
+        raise Error('%s=%s is not allowed: it must be %s' % (name, value, allowed))
 
 
 def run(main):
@@ -97,6 +104,41 @@ def getter_ema(ema, getter, name, *args, **kwargs):
     return variable if average is None else average
 
 
+def in_order(*steps):
+    """Returns an op that runs what each step makes, a step after the one before.
+
+    Args:
+        *steps: functions that make an op, or a list of ops, from what variables hold when its turn comes.
+    """
+    done = []
+    for step in steps:
+        with tf.control_dependencies(done):
+            done = [tf.group(step())]
+    return done[0]
+
+
+def read_json(path, default):
+    """Returns what a JSON file holds; default where there is no file, or, with a warning, where it cannot be read."""
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return default
+    except ValueError as error:
+        print('Ignoring %s, which is not JSON: %s' % (path, error), file=sys.stderr)
+        return default
+
+
+def write_json(path, value):
+    """Writes a JSON file, whole or not at all."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    aside = '%s.part-%d' % (path, os.getpid())
+    with open(aside, 'w') as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write('\n')
+    os.replace(aside, path)
+
+
 CHECKPOINT = 'model.ckpt'  # Followed by - and the global step in ten digits.
 
 
@@ -106,6 +148,13 @@ def checkpoints(folder):
     names = os.listdir(folder) if os.path.isdir(folder) else []
     found = sorted((int(match.group(1)), name) for name in names if (match := pattern.match(name)))
     return [os.path.join(folder, name.removesuffix('.index')) for _, name in found]
+
+
+def check_checkpoint(ckpt):
+    """Reads a checkpoint through, checksums included; raises tf.errors.OpError where it is not whole."""
+    reader = tf.train.load_checkpoint(ckpt)
+    for name in reader.get_variable_to_shape_map():
+        reader.get_tensor(name)
 
 
 def checkpoint_step(ckpt):

@@ -1,0 +1,159 @@
+"""MixMatch: A Holistic Approach to Semi-Supervised Learning (Berthelot et al. 2019), and every ablation of it.
+
+python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
+"""
+
+import functools
+import os
+
+from libml import layers, models, utils
+from libml.data_pair import DATASETS
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import flags
+from easydict import EasyDict
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum('arch', 'resnet', models.MODELS, 'Classifier.')
+flags.DEFINE_integer('batch', 64, 'Labelled images in an update, and as many unlabelled ones.')
+flags.DEFINE_float('lr', 0.002, "Adam's learning rate.")
+flags.DEFINE_float('wd', 0.02, 'Weight decay, times lr, at each update.')
+flags.DEFINE_float('ema', 0.999, 'Decay of the moving average of the weights.')
+flags.DEFINE_float('beta', 0.5, "Both parameters of MixUp's Beta distribution.")
+flags.DEFINE_integer('nu', 2, "Augmentations of each unlabelled image (the paper's K).")
+flags.DEFINE_float('T', 0.5, 'Sharpening temperature; 1 leaves the guess as it is.')
+flags.DEFINE_bool('use_ema_guess', False, 'Guess labels with the averaged weights.')
+flags.DEFINE_enum('mixmode', 'xxy.yxy', layers.MixMode.MODES, 'What is mixed with what: <labelled>.<unlabelled>.')
+flags.DEFINE_float('w_match', 100, "Weight of the unlabelled loss (the paper's lambda_U).")
+flags.DEFINE_integer('warmup_kimg', 128, 'kimg over which the unlabelled loss gains its weight.')
+flags.DEFINE_integer('scales', 0, "Stages of the classifier; 0 for ilog2 of the images' width less 2.")
+flags.DEFINE_integer('filters', 32, 'Width of the classifier.')
+flags.DEFINE_integer('repeat', 4, 'Residual blocks a stage.')
+
+
+class AblationMixMatch(models.MultiModel):
+    """MixMatch. Every ablation is a value of an argument."""
+
+    def guess_label(self, y, classifier, T, getter=None, **kwargs):
+        """Guesses one label for all augmentations of each unlabelled image (section 3.2 of the paper).
+
+        Args:
+            y: list of nu float32 [B, H, W, C], augmentations of the same images.
+            classifier: function of one of them, see MultiModel.classifier; kwargs are for it.
+            T: float, sharpening temperature.
+            getter: custom getter for the classifier's variables, or None.
+
+        Returns:
+            EasyDict of p_target, the sharpened guess, and p_model, the mean prediction, both float32 [B, nclass].
+        """
+        with tf.name_scope('guess_label'):
+            logits = [classifier(y_k, training=True, getter=getter, **kwargs) for y_k in y]  # nu * [B, nclass]
+            p_model = tf.reduce_mean(tf.nn.softmax(tf.stack(logits)), axis=0)  # [B, nclass]
+            p_target = layers.sharpen(p_model, T)  # [B, nclass]
+        return EasyDict(p_target=p_target, p_model=p_model)
+
+    def model(self, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, nclass, **kwargs):
+        """Builds one update: Algorithm 1 of the paper, its losses (equations 2 to 5), and what the update moves.
+
+        Args:
+            nu, w_match, ...: the flags of the same names.
+            nclass: int, classes.
+            kwargs: the classifier's arch, scales, filters, repeat.
+
+        Returns:
+            EasyDict of x, y, label, train_op, tune_op, classify_raw, classify_op, losses; see the README.
+        """
+        x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
+        classifier = functools.partial(self.classifier, **kwargs)
+        classify_raw = tf.nn.softmax(classifier(x))  # [B, nclass]
+        average = tf.train.ExponentialMovingAverage(ema)
+        average.apply(utils.model_vars())  # Makes the averages; it is average_op below that moves them.
+        getter_ema = functools.partial(utils.getter_ema, average)
+        classify_op = tf.nn.softmax(classifier(x, getter=getter_ema))  # [B, nclass]
+
+        y = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
+        guess = self.guess_label(y, classifier, T, getter=getter_ema if use_ema_guess else None)
+        label_x = tf.one_hot(label, nclass)  # [B, nclass]
+        label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
+        with tf.name_scope('mixup'):
+            mix = layers.MixMode(mixmode)
+            xy, labels = mix([x] + y, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
+
+        with tf.name_scope('interleave'):
+            batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
+        moments = []  # Of the first batch alone: each batch has statistics of its own, the averages need one stream.
+        logits = [classifier(batches[0], training=True, moments=moments)]
+        logits += [classifier(b, training=True) for b in batches[1:]]
+        with tf.name_scope('interleave'):
+            logits = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
+
+        with tf.name_scope('losses'):
+            loss_xe = layers.labeled_loss(labels[0], logits[0])
+            loss_l2u = layers.unlabeled_loss(tf.concat(labels[1:], 0), tf.concat(logits[1:], 0))
+            loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
+
+        with tf.name_scope('update'):
+            weights = utils.model_vars('classify')
+            kernels = [v for v in weights if v.op.name.endswith('kernel')]
+            train_op = utils.in_order(
+                lambda: tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights),
+                lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
+                lambda: average.apply(weights),
+                lambda: layers.update_moments(moments),
+                lambda: self.step.assign_add(batch),
+            )
+        return EasyDict(
+            x=x,
+            y=y,
+            label=label,
+            train_op=train_op,
+            tune_op=layers.update_moments(moments),
+            classify_raw=classify_raw,
+            classify_op=classify_op,
+            losses={'losses/xe': loss_xe, 'losses/l2u': loss_l2u},
+        )
+
+    def augment(self, *args, **kwargs):
+        raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
+
+    @classmethod
+    def check(cls, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, **kwargs):
+        """Raises utils.Error where an argument is out of range; see the flags for what they are."""
+        super().check(**kwargs)
+        layers.MixMode(mixmode)
+        utils.check('nu', nu, nu >= 1, 'at least 1')
+        utils.check('batch', batch, batch >= nu + 1, 'at least nu + 1 = %d, to be interleaved' % (nu + 1))
+        utils.check('lr', lr, 0 < lr < np.inf, 'a number above 0')
+        utils.check('wd', wd, 0 <= wd * lr < 1, 'at least 0, and below 1 when multiplied by lr')
+        utils.check('ema', ema, 0 <= ema < 1, 'at least 0 and below 1')
+        utils.check('beta', beta, 0 < beta < np.inf, 'a number above 0')
+        utils.check('T', T, 0 < T < np.inf, 'a number above 0')
+        utils.check('w_match', w_match, 0 <= w_match < np.inf, 'a number of at least 0')
+        utils.check('warmup_kimg', warmup_kimg, 0 <= warmup_kimg < np.inf, 'at least 0')
+
+
+MODEL_FLAGS = (
+    'arch batch beta ema filters lr mixmode nu repeat scales T use_ema_guess w_match warmup_kimg wd'  # One a parameter.
+)
+
+
+def main(argv):
+    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
+    params = {name: FLAGS[name].value for name in MODEL_FLAGS.split()}
+    AblationMixMatch.check(**params)
+    load = DATASETS[FLAGS.dataset]
+    dataset = load(FLAGS.data_dir, whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled, seed=FLAGS.seed or 0)
+    params['scales'] = params['scales'] or max(1, utils.ilog2(dataset.width) - 2)
+    train_dir = os.path.join(FLAGS.train_dir, dataset.name)
+    model = AblationMixMatch(train_dir, dataset, nclass=dataset.nclass, seed=FLAGS.seed, **params)
+    model.config.log_device_placement = FLAGS.log_device_placement
+    if FLAGS.eval_ckpt:
+        model.eval_checkpoint(FLAGS.eval_ckpt)
+    else:
+        model.train(FLAGS.train_kimg << 10, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt)
+
+
+if __name__ == '__main__':
+    utils.setup_tf()
+    utils.run(main)

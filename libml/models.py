@@ -1,0 +1,168 @@
+"""The classifiers: plain functions of images, in one table. May import layers and train.
+
+A new architecture is a function here and a row in ARCHS.
+"""
+
+import functools
+
+from libml import layers, train, utils
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+
+def check_size(arch, x, fits, allowed):
+    """Raises utils.Error where the height or width of x, [N, H, W, C], does not fit the architecture."""
+    for name, side in (('height', int(x.shape[1])), ('width', int(x.shape[2]))):
+        utils.check('image ' + name, side, fits(side), '%s for %s' % (allowed, arch))
+
+
+def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
+    """Wide ResNet (Zagoruyko and Komodakis 2016); WRN-28-2 with filters 32, repeat 4, scales 3.
+
+    The arguments of every architecture, of which each takes what it needs:
+        x: float32 [N, H, W, C] in [-1, 1].
+        nclass: int, classes.
+        scales: int, stages, between which height and width are halved.
+        filters: int, width of the first stage; doubled at each of the next.
+        repeat: int, residual blocks a stage.
+        batch_norm: function float32 [N, H, W, C] -> the same.
+        whiten: function that normalises x by the data's mean and standard deviation.
+        training: bool.
+        key: integer [2], for random draws.
+
+    Returns:
+        float32 [N, nclass], the logits.
+    """
+
+    def conv(x, filters, size, strides=1):
+        deviation = np.sqrt(2 / (size * size * filters))  # He's, counted over the outputs.
+        normal = functools.partial(tf.random_normal_initializer, stddev=deviation)
+        return layers.conv2d(x, filters, size, strides, initializer=normal)
+
+    def activate(x):
+        return tf.nn.leaky_relu(batch_norm(x), 0.1)
+
+    def block(x, filters, strides, activate_first):
+        branch = activate(x)
+        shortcut = branch if activate_first else x
+        branch = conv(branch, filters, 3, strides)
+        branch = conv(activate(branch), filters, 3)
+        if shortcut.shape[3] != filters:
+            shortcut = conv(shortcut, filters, 1, strides)
+        return shortcut + branch
+
+    x = conv(whiten(x), 16, 3)  # [N, H, W, 16]
+    for stage in range(scales):
+        for i in range(repeat):
+            strides = 2 if stage and i == 0 else 1
+            x = block(x, filters << stage, strides, activate_first=stage == i == 0)  # [N, H/2^s, W/2^s, f·2^s]
+    x = tf.reduce_mean(activate(x), [1, 2])  # [N, f·2^(scales-1)]
+    return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
+
+
+def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, key):
+    """Shake-Shake (Gastaldi 2017). Arguments and result as for resnet."""
+    halvings = 2 ** (scales - 1)
+    check_size('shake', x, lambda side: side % halvings == 0, 'a multiple of 2^(scales - 1) = %d' % halvings)
+    conv = functools.partial(layers.conv2d, use_bias=False)
+
+    def branch(x, filters, strides):
+        x = batch_norm(conv(tf.nn.relu(x), filters, 3, strides))
+        return batch_norm(conv(tf.nn.relu(x), filters, 3))
+
+    def shortcut(x, filters, strides):
+        if strides == 2:
+            x = tf.nn.relu(x)
+            even, odd = x[:, ::2, ::2], x[:, 1::2, 1::2]
+            return batch_norm(tf.concat([conv(even, filters // 2, 1), conv(odd, filters // 2, 1)], axis=3))
+        return x if x.shape[3] == filters else batch_norm(conv(x, filters, 1))
+
+    x = conv(whiten(x), 16, 3)  # [N, H, W, 16]
+    for stage in range(scales):
+        for i in range(repeat):
+            with tf.variable_scope('layer%d.%d' % (stage + 1, i)):
+                width, strides = filters << stage, 2 if stage and i == 0 else 1
+                a, b = branch(x, width, strides), branch(x, width, strides)
+                block_key = tf.random.fold_in(key, tf.constant(stage * repeat + i, tf.int64))
+                blend = layers.shakeshake(a, b, training, block_key)
+                x = shortcut(x, width, strides) + blend  # [N, H/2^s, W/2^s, f·2^s]
+    x = tf.reduce_mean(x, [1, 2])  # [N, f·2^(scales-1)]
+    return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
+
+
+def cnn13(x, nclass, scales, filters, batch_norm, **_):
+    """Mean Teacher's 13 layers (Tarvainen and Valpola 2017), simplified. Arguments and result as for resnet."""
+    utils.check('scales', scales, scales == 3, '3 for cnn13')
+    check_size('cnn13', x, lambda side: side >= 12, 'at least 12')
+
+    def conv(x, filters, size=3, padding='same'):
+        return batch_norm(tf.nn.leaky_relu(layers.conv2d(x, filters, size, padding=padding), 0.2))
+
+    for width in (filters, 2 * filters):
+        for _ in range(3):
+            x = conv(x, width)
+        x = tf.nn.max_pool2d(x, 2, 2, 'VALID')  # [N, H/2, W/2, f], then [N, H/4, W/4, 2f]
+    x = conv(x, 4 * filters, padding='valid')  # [N, H/4-2, W/4-2, 4f]
+    x = conv(x, 2 * filters, 1)
+    x = conv(x, filters, 1)  # [N, H/4-2, W/4-2, f]
+    return layers.dense(tf.reduce_mean(x, [1, 2]), nclass)  # [N, nclass]
+
+
+def convnet(x, nclass, scales, filters, **_):
+    """Convolutions and average pooling, no batch norm. Arguments and result as for resnet."""
+    check_size('convnet', x, lambda side: side >= 2**scales, 'at least 2^scales = %d' % 2**scales)
+
+    def conv(x, filters):
+        return tf.nn.leaky_relu(layers.conv2d(x, filters, 3), 0.2)
+
+    x = conv(x, filters)  # [N, H, W, f]
+    for scale in range(scales):
+        x = conv(conv(x, filters << scale), filters << (scale + 1))
+        x = tf.nn.avg_pool2d(x, 2, 2, 'VALID')  # [N, H/2^(s+1), W/2^(s+1), f·2^(s+1)]
+    return tf.reduce_mean(layers.conv2d(x, nclass, 3), [1, 2])  # [N, nclass]
+
+
+ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
+MODELS = tuple(ARCHS)
+
+
+class MultiModel(train.ClassifySemi):
+    """A semi-supervised model whose classifier is any of ARCHS."""
+
+    MODELS = MODELS
+
+    def classifier(self, x, arch, scales, filters, repeat, training=False, getter=None, moments=None):
+        """Classifies images with the variables of scope `classify`, which the first call creates.
+
+        Args:
+            x: float32 [N, H, W, C] in [-1, 1].
+            arch: one of MODELS; scales, filters and repeat: its size, see resnet.
+            training: True for batch norm by the batch's own statistics, and random draws.
+            getter: a custom getter for the variables, such as utils.getter_ema with its average filled in.
+            moments: a list for batch norm's statistics, see layers.batch_norm.
+
+        Returns:
+            float32 [N, nclass], the logits.
+        """
+        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+            return ARCHS[arch](
+                x,
+                nclass=self.nclass,
+                scales=scales,
+                filters=filters,
+                repeat=repeat,
+                batch_norm=functools.partial(layers.batch_norm, training=training, moments=moments),
+                whiten=lambda x: (x - self.dataset.mean) / self.dataset.std,
+                training=training,
+                key=self.keys(),
+            )
+
+    @classmethod
+    def check(cls, arch, scales, filters, repeat, **kwargs):
+        """Raises utils.Error where an argument of the classifier is out of range."""
+        super().check(**kwargs)
+        utils.check('arch', arch, arch in MODELS, 'one of %s' % ', '.join(MODELS))
+        utils.check('scales', scales, scales >= 0, 'at least 0')
+        utils.check('filters', filters, filters >= 1, 'at least 1')
+        utils.check('repeat', repeat, repeat >= 1, 'at least 1')

@@ -1,0 +1,374 @@
+"""The training loop and what surrounds it: run folder, checkpoints, reports. May import utils and layers."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import socket
+
+from libml import layers, utils
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import flags
+from easydict import EasyDict
+from tqdm import tqdm
+
+flags.DEFINE_string('train_dir', './experiments', 'Folder of all runs: this one goes to <train_dir>/<dataset>/<name>.')
+flags.DEFINE_integer('train_kimg', 1 << 16, 'Training duration in kibi-images (kimg, 1024 labelled images).', 1)
+flags.DEFINE_integer('report_kimg', 64, 'Report period in kimg.', 1)
+flags.DEFINE_integer('save_kimg', 64, 'Checkpoint period in kimg.', 1)
+flags.DEFINE_integer('keep_ckpt', 50, 'Number of checkpoints to keep.', 1)
+flags.DEFINE_string(
+    'eval_ckpt', '', 'Only evaluate this checkpoint: raw, averaged, and both after re-tuning batch norm.'
+)
+flags.DEFINE_integer('seed', None, 'Fixes every random choice; a new one for each run where it is not given.', 0)
+
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved, go on by the same command.
+SUBSETS = dict(train='labeled', valid='validation', test='testing')  # What a report evaluates.
+
+
+class Model:
+    """A model, its run folder and its training loop. A subclass's `model(**params)` builds the graph.
+
+    Args:
+        train_dir: folder under which the run's own folder goes.
+        dataset: data.DataSet.
+        seed: int that fixes every random choice, None for another at each run.
+        **params: the arguments of `model`; with the class they name the run's folder.
+    """
+
+    def __init__(self, train_dir, dataset, seed=None, **params):
+        self.check(**params)
+        given = params if seed is None else dict(params, seed=seed)
+        self.train_dir = os.path.join(train_dir, self.experiment_name(**given))
+        self.dataset = dataset
+        self.params = EasyDict(params)
+        self.seed = secrets.randbits(31) if seed is None else seed
+        self.config = utils.get_config()
+        self.session = None
+        self.graph = tf.get_default_graph()
+        tf.set_random_seed(self.seed)
+        self.step = tf.train.get_or_create_global_step()  # In images.
+        self.update_key = tf.identity(self.step, name='update_key')  # What the draws of an update depend on.
+        self.keys = layers.Keys(self.seed, self.update_key)
+        self.iterators = []
+        self.ops = self.model(**params)
+        self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
+        self.init_op = tf.global_variables_initializer()
+        self.init_input_op = tf.group(*[iterator.initializer for iterator in self.iterators])
+
+    @property
+    def checkpoint_dir(self):
+        """Folder of the checkpoints and TensorBoard's event files."""
+        return os.path.join(self.train_dir, 'tf')
+
+    @property
+    def arg_dir(self):
+        """Folder of args.json."""
+        return os.path.join(self.train_dir, 'args')
+
+    def experiment_name(self, **params):
+        """Returns the name of the run's folder: the class and the arguments sorted by name."""
+        return '_'.join([type(self).__name__] + ['%s%s' % item for item in sorted(params.items())])
+
+    @classmethod
+    def check(cls, **params):
+        """Raises utils.Error where an argument of the model is out of range."""
+
+    def model(self, **params):
+        """Builds the graph and returns its tensors and ops as an EasyDict."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def open_session(self):
+        """Opens self.session over the model's graph, variables at their first values."""
+        with tf.Session(graph=self.graph, config=self.config) as self.session:
+            self.session.run(self.init_op)
+            yield self.session
+        self.session = None
+
+    # The run's folder.
+
+    def args(self, train_nimg, report_nimg, save_nimg, keep_ckpt):
+        """Returns all that is needed to start the run again, the contents of args.json."""
+        return dict(
+            self.params,
+            **{'class': type(self).__name__, 'dataset': self.dataset.name, 'seed': self.seed},
+            whiten=self.dataset.whiten,
+            p_unlabeled=self.dataset.p_unlabeled,
+            train_kimg=train_nimg / 1024,
+            report_kimg=report_nimg / 1024,
+            save_kimg=save_nimg / 1024,
+            keep_ckpt=keep_ckpt,
+        )
+
+    def save_args(self, args):
+        """Writes args.json; raises utils.Error where the folder holds a run with other arguments."""
+        path = os.path.join(self.arg_dir, 'args.json')
+        free = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt')  # May change when a run is continued.
+        for name, value in utils.read_json(path, default={}).items():
+            if name in args and name not in free and args[name] != value:
+                text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
+                raise utils.Error(text % (self.train_dir, name, value, args[name]))
+        utils.write_json(path, args)
+
+    @contextlib.contextmanager
+    def lock(self):
+        """Keeps every other process from writing this run; raises utils.Error where one does so already."""
+        os.makedirs(self.train_dir, exist_ok=True)
+        with open(os.path.join(self.train_dir, 'lock'), 'a+') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise utils.Error('%s is being trained by %s' % (self.train_dir, file.read().strip())) from None
+            file.truncate(0)
+            print('process %d on %s' % (os.getpid(), socket.gethostname()), file=file, flush=True)
+            yield
+
+    def restore(self, ckpt):
+        """Takes all variables from a checkpoint; raises utils.Error where it does not fit the model."""
+        shapes = tf.train.load_checkpoint(ckpt).get_variable_to_shape_map()
+        for variable in tf.global_variables():
+            if shapes.get(variable.op.name) != variable.shape:
+                text = '%s does not fit: it holds %s with shape %s, the model needs %s'
+                raise utils.Error(text % (ckpt, variable.op.name, shapes.get(variable.op.name), variable.shape))
+        self.saver.restore(self.session, ckpt)
+
+    def resume(self):
+        """Restores the newest whole checkpoint, if any, and returns the step that the run is at."""
+        ckpts = utils.checkpoints(self.checkpoint_dir)
+        while ckpts:
+            try:
+                utils.check_checkpoint(ckpts[-1])
+                break
+            except (tf.errors.OpError, ValueError) as error:
+                print('Skipping %s, which is damaged: %s' % (ckpts.pop(), error))
+        if ckpts:
+            self.restore(ckpts[-1])
+            print('Going on from %s' % ckpts[-1])
+        return int(self.session.run(self.step))
+
+    def save(self, step, keep):
+        """Writes a checkpoint and removes the oldest ones over `keep`."""
+        self.saver.save(
+            self.session,
+            os.path.join(self.checkpoint_dir, '%s-%010d' % (utils.CHECKPOINT, step)),
+            write_meta_graph=False,
+        )
+        for old in utils.checkpoints(self.checkpoint_dir)[:-keep]:
+            tf.train.remove_checkpoint(old)
+
+    # The loop.
+
+    def train(self, train_nimg, report_nimg, save_nimg=None, keep_ckpt=50):
+        """Trains until so many labelled images have been seen, going on from the newest whole checkpoint.
+
+        Args:
+            train_nimg: int, duration in images.
+            report_nimg: int, images between reports.
+            save_nimg: int, images between checkpoints; None for report_nimg.
+            keep_ckpt: int, checkpoints kept.
+
+        Raises:
+            utils.Error: the folder is another run's or another process's, or the loss is not finite.
+            SystemExit: a signal asked to stop; a checkpoint is saved, the code is EXIT_INTERRUPTED.
+        """
+        save_nimg = save_nimg or report_nimg
+        with self.lock(), stop_signals() as stopped, self.open_session():
+            args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt)
+            self.save_args(args)
+            self.print_start(args)
+            step = self.resume()
+            self.session.run(self.init_input_op)
+            self.graph.finalize()
+            update = self.session.make_callable([self.ops.losses, self.ops.train_op])
+            with EventLog(self.checkpoint_dir, self.graph, step) as log, progress_bar(step, train_nimg) as bar:
+                while step < train_nimg and not stopped:
+                    before = step
+                    losses, _ = update()
+                    step += self.params.batch
+                    self.check_finite(losses, step)
+                    bar.update(step - before)
+                    done = step >= train_nimg
+                    if done or step // report_nimg > before // report_nimg:
+                        log.scalars(step, dict(losses, **self.report(step)))
+                    if done or stopped or step // save_nimg > before // save_nimg:
+                        self.save(step, keep_ckpt)
+        if stopped and step < train_nimg:
+            print('Stopped by %s at step %d; the same command goes on from there.' % (stopped[0], step))
+            raise SystemExit(EXIT_INTERRUPTED)
+
+    def print_start(self, args):
+        """Prints the configuration and the table of variables."""
+        rows = [('train_dir', self.train_dir), *sorted(args.items())]
+        print_table('Configuration', rows)
+        variables = [(v.op.name, 'x'.join(map(str, v.shape)), v.shape.num_elements()) for v in utils.model_vars()]
+        print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
+
+    def check_finite(self, losses, step):
+        """Raises utils.Error where a loss is not finite."""
+        if not np.all(np.isfinite(list(losses.values()))):
+            values = ', '.join('%s %g' % item for item in losses.items())
+            last = utils.find_latest_checkpoint(self.checkpoint_dir)
+            text = 'the loss is not finite at step %d (%s); the last good checkpoint is %s; try a smaller --lr'
+            raise utils.Error(text % (step, values, last or 'none'))
+
+    def report(self, step):
+        """Evaluates, prints a line, and returns more scalars for TensorBoard."""
+        raise NotImplementedError
+
+
+class ClassifySemi(Model):
+    """A semi-supervised classifier: its inputs and its evaluation.
+
+    Args:
+        train_dir, dataset, seed, params: see Model.
+        nclass: int, classes.
+    """
+
+    def __init__(self, train_dir, dataset, nclass, seed=None, **params):
+        self.nclass = nclass
+        super().__init__(train_dir, dataset, seed=seed, nclass=nclass, **params)
+
+    def inputs(self, batch, nu):
+        """Returns x, y and label of an update; what is not fed comes from the dataset, augmented.
+
+        Args:
+            batch: int, labelled images, and as many unlabelled ones.
+            nu: int, augmentations of each unlabelled image.
+
+        Returns:
+            x: float32 [None, H, W, C], named `x`.
+            y: float32 [None, nu, H, W, C], named `y`.
+            label: int32 [None], named `labels`.
+        """
+        shape = [self.dataset.height, self.dataset.width, self.dataset.colors]
+        labeled, unlabeled = (self.next_batch(name, batch) for name in ('labeled', 'unlabeled'))
+        x = self.dataset.augment(labeled['image'], self.keys())  # [B, H, W, C]
+        y = self.dataset.augment(tf.repeat(unlabeled['image'], nu, axis=0), self.keys())  # [B * nu, H, W, C]
+        y = tf.reshape(y, [batch, nu] + shape)  # [B, nu, H, W, C]
+        return (
+            tf.placeholder_with_default(x, [None] + shape, 'x'),
+            tf.placeholder_with_default(y, [None, nu] + shape, 'y'),
+            tf.placeholder_with_default(labeled['label'], [None], 'labels'),
+        )
+
+    def next_batch(self, name, batch):
+        """Returns a batch of the dataset's images `name`: dict(image uint8 [B, H, W, C], label int32 [B])."""
+        stream = self.dataset.stream(name, batch, self.seed, start=self.step)
+        self.iterators.append(tf.data.make_initializable_iterator(stream))
+        return self.iterators[-1].get_next()
+
+    def report(self, step):
+        train, valid, test = self.eval_stats()
+        tqdm.write('kimg %-5d  accuracy train/valid/test  %.2f  %.2f  %.2f' % (step >> 10, train, valid, test))
+        return {'accuracy': test, 'accuracy/valid': valid, 'accuracy/train_labeled': train}
+
+    def eval_stats(self, batch=None, feed_extra=None, classify_op=None):
+        """Returns the accuracies on the labelled, validation and test images, percent, float [3].
+
+        Args:
+            batch: int, images at a time.
+            feed_extra: dict of further tensors to feed.
+            classify_op: float32 [None, nclass], class probabilities; None for the averaged weights'.
+        """
+        classify_op = self.ops.classify_op if classify_op is None else classify_op
+
+        def accuracy(images):
+            hits = []
+            for pixels, labels in images.batches(batch or EVAL_BATCH):
+                feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
+                hits += list(self.session.run(classify_op, feed).argmax(1) == labels)
+            return 100 * np.mean(hits) if hits else np.nan
+
+        return np.array([accuracy(getattr(self.dataset, name)) for name in SUBSETS.values()])
+
+    def tune(self, nimg):
+        """Moves batch norm's averages over so many training images, weights untouched."""
+        for step in range(0, nimg, self.params.batch):
+            self.session.run(self.ops.tune_op, {self.update_key: step})
+
+    def eval_checkpoint(self, ckpt):
+        """Prints the accuracies of a checkpoint: raw and averaged weights, before and after tuning batch norm.
+
+        Args:
+            ckpt: path prefix of a checkpoint, such as <run>/tf/model.ckpt-0000065536.
+
+        Returns:
+            dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
+        """
+        with self.open_session():
+            try:
+                utils.check_checkpoint(ckpt)
+            except (tf.errors.OpError, ValueError) as error:
+                raise utils.Error('%s is not a whole checkpoint: %s' % (ckpt, error)) from error
+            self.restore(ckpt)
+            self.session.run(self.init_input_op)
+            which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)
+            results = {name: self.eval_stats(classify_op=op) for name, op in which.items()}
+            self.tune(16384)
+            results.update({'tuned_' + name: self.eval_stats(classify_op=op) for name, op in which.items()})
+        print('%-12s' % 'accuracy' + ''.join('%8s' % name for name in SUBSETS))
+        for name, accuracies in results.items():
+            print('%-12s' % name + ''.join('%8.2f' % accuracy for accuracy in accuracies))
+        return results
+
+
+EVAL_BATCH = 512
+
+
+class EventLog:
+    """TensorBoard's event file of a run that starts or goes on at `step`; used in a `with`."""
+
+    def __init__(self, folder, graph, step):
+        self.writer = tf.summary.FileWriter(folder, graph)
+        # TensorBoard forgets what an earlier process logged from here on: those updates are made again.
+        self.writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), step + 1)
+
+    def scalars(self, step, values):
+        """Writes named floats, to disk before it returns."""
+        values = [tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.writer.add_summary(tf.Summary(value=values), step)
+        self.writer.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.writer.close()
+
+
+def print_table(title, rows):
+    """Prints rows of equal length under a title, columns aligned."""
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    print('\n%s' % title)
+    for row in rows:
+        print('  ' + '  '.join(str(value).ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+    print(flush=True)
+
+
+def progress_bar(step, train_nimg):
+    """Returns a tqdm bar over images; on a log file it writes a line a minute."""
+    interval = 0.5 if os.isatty(2) else 60
+    return tqdm(initial=step, total=train_nimg, unit='img', mininterval=interval, dynamic_ncols=True, smoothing=0.05)
+
+
+@contextlib.contextmanager
+def stop_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
+    """Yields a list to which the name of a stop signal is added when it comes; a second one acts as ever."""
+    stopped = []
+
+    def handler(number, _):
+        stopped.append(signal.Signals(number).name)
+        for s in previous:
+            signal.signal(s, previous[s])
+
+    previous = {s: signal.signal(s, handler) for s in signals}
+    try:
+        yield stopped
+    finally:
+        for s in previous:
+            signal.signal(s, previous[s])

@@ -1,0 +1,14 @@
+# Sourced by the scripts that a user starts: makes .venv, installs the package with the extra named in $1 (if any), and
+# puts its python first in PATH. What is installed already is reused, until setup.py changes. PYTHON names the
+# interpreter that makes the environment.
+
+if [ ! -x .venv/bin/python ]; then
+  "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo 'Error: Python 3.10 or newer is needed; PYTHON=... names one.' >&2; exit 1; }
+  "${PYTHON:-python3}" -m venv .venv
+fi
+if ! cmp -s setup.py ".venv/installed-${1:-base}"; then
+  echo 'Installing into .venv (TensorFlow is about 600 MB) ...'
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}"
+  cp setup.py ".venv/installed-${1:-base}"
+fi
+PATH="$PWD/.venv/bin:$PATH"

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Installs what the tests need into .venv, checks the code's form and runs all tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh test
+ruff check .
+ruff format --check .
+python -m pytest "$@"
