@@ -14,11 +14,11 @@ import functools
 import os
 import shutil
 
-import numpy as np
-from absl import flags
-
 from libml import archives, data_pair, pictures, records, utils
 from libml.archives import Archive
+
+import numpy as np
+from absl import flags
 
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
 STANFORD = 'http://ufldl.stanford.edu/housenumbers/'
