@@ -94,12 +94,12 @@ def parse(text):
 # --- Files ---
 
 
-def find_data_dir(data_dir=None, create=False):
+def find_data_dir(data_dir=None, exists=True):
     """Returns the folder of the datasets: `data_dir`, or else what the environment variable ML_DATA says now.
 
     Args:
         data_dir: path, None or ''.
-        create: whether to make the folder where it is missing.
+        exists: whether it must be there already.
 
     Raises:
         utils.Error: none is given, or it is no folder.
@@ -107,9 +107,7 @@ def find_data_dir(data_dir=None, create=False):
     data_dir = data_dir or os.environ.get('ML_DATA')
     if not data_dir:
         raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
-    if create:
-        os.makedirs(data_dir, exist_ok=True)
-    if not os.path.isdir(data_dir):
+    if exists and not os.path.isdir(data_dir):
         raise utils.Error(
             'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it' % data_dir
         )

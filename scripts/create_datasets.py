@@ -11,6 +11,7 @@ makes a dataset of the user's own pictures; see libml/pictures.py for how the fo
 
 import contextlib
 import functools
+import itertools
 import os
 import shutil
 
@@ -169,17 +170,21 @@ def encoded(batches):
 
 def install(name, data_dir, fetch):
     """Writes the files of a dataset that are not there yet; returns whether there were any."""
-    before = set(os.listdir(data_dir))
+    before = os.listdir(data_dir)
     for part, (total, reader) in DATASETS[name].items():
         path = os.path.join(data_dir, part + '.tfrecord')
         if not os.path.exists(path):
-            count = records.write(path, encoded(reader(fetch)), total)
+            batches = reader(fetch)
+            first = next(batches, None)  # Fetches the archive, before the file and its progress bar are there.
+            if first is None:
+                raise utils.Error('the archive holds no pictures for %s' % path)
+            count = records.write(path, encoded(itertools.chain([first], batches)), total)
             print('%s: %d pictures' % (path, count))
     if name in ('svhn', 'svhn_noextra'):  # Both have the same test set, and each reads a file of its own name.
         link(data_pair.record_file(data_dir, 'svhn', 'test'), data_pair.record_file(data_dir, 'svhn_noextra', 'test'))
     if name == 'stl10':
         keep_folds(data_pair.stl10_folds(data_dir), fetch)
-    return set(os.listdir(data_dir)) != before
+    return len(os.listdir(data_dir)) > len(before)
 
 
 def link(path, other):
@@ -204,21 +209,20 @@ def keep_folds(path, fetch):
 @contextlib.contextmanager
 def fetching(data_dir, source, verify):
     """Gives the function from an Archive to its verified path. What was downloaded is removed once all went well."""
-    downloads = os.path.join(data_dir, 'downloads')
     taken = {}
 
     def fetch(archive):
         if archive not in taken:
-            get = archives.take if source else archives.download
-            taken[archive] = get(archive, source or downloads, verify)
+            get, folder = (archives.take, source) if source else (archives.download, downloads)
+            taken[archive] = get(archive, folder, verify)
         return taken[archive]
 
-    yield fetch
-    if not source:
-        for path in taken.values():
-            os.remove(path)
-        with contextlib.suppress(OSError):
-            os.rmdir(downloads)
+    with records.made(os.path.join(data_dir, 'downloads')) as downloads:
+        yield fetch
+    for path in taken.values() if not source else ():
+        os.remove(path)
+    with contextlib.suppress(OSError):  # Other downloads may be there, to be gone on with.
+        os.rmdir(downloads)
 
 
 def define_flags():
@@ -266,13 +270,13 @@ def main(argv):
         raise utils.Error('give either names of datasets or --from_folder, not both')
     if FLAGS.source and not os.path.isdir(FLAGS.source):
         raise utils.Error('--source %s is no folder' % FLAGS.source)
-    data_dir = data_pair.find_data_dir(FLAGS.data_dir, create=True)
-    if FLAGS.from_folder:
-        return from_folder(FLAGS, data_dir)
-    for name in names:
-        with fetching(data_dir, FLAGS.source, FLAGS.verify) as fetch:
-            if not install(name, data_dir, fetch):
-                print('%s is installed in %s already' % (name, data_dir))
+    with records.made(data_pair.find_data_dir(FLAGS.data_dir, exists=False)) as data_dir:
+        if FLAGS.from_folder:
+            return from_folder(FLAGS, data_dir)
+        for name in names:
+            with fetching(data_dir, FLAGS.source, FLAGS.verify) as fetch:
+                if not install(name, data_dir, fetch):
+                    print('%s is installed in %s already' % (name, data_dir))
 
 
 if __name__ == '__main__':
