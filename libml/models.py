@@ -84,7 +84,7 @@ def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, key)
             with tf.variable_scope('layer%d.%d' % (stage + 1, i)):
                 width, strides = filters << stage, 2 if stage and i == 0 else 1
                 a, b = branch(x, width, strides), branch(x, width, strides)
-                block_key = tf.random.fold_in(key, tf.constant(stage * repeat + i, tf.int64))
+                block_key = tf.random.fold_in(key, tf.constant(stage * repeat + i, tf.int64)) if training else None
                 blend = layers.shakeshake(a, b, training, block_key)
                 x = shortcut(x, width, strides) + blend  # [N, H/2^s, W/2^s, f·2^s]
     x = tf.reduce_mean(x, [1, 2])  # [N, f·2^(scales-1)]
@@ -127,10 +127,78 @@ ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
 
 
+class Network:
+    """A classifier as a function of images and weights, traced once for training and once for inference.
+
+    One trace serves every call: raw or averaged weights, guess or update. It makes the graph small, and one program of
+    it where XLA compiles it.
+
+    Args:
+        arch: function of images and the arguments described at resnet.
+        shape: (H, W, C) of the images.
+        xla: bool, whether to compile it.
+        **size: the other arguments of arch but batch_norm, training and key.
+
+    Attributes:
+        variables: the arguments of tf.get_variable for each variable, in the order in which the network asks for them.
+    """
+
+    def __init__(self, arch, shape, xla, **size):
+        self.arch = functools.partial(arch, **size)
+        self.images = tf.TensorSpec([None, *shape], tf.float32)
+        self.variables = self.find_variables()
+        self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
+        weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
+        signature = [self.images, tf.TensorSpec([2], tf.int64), weights]
+        self.functions = {
+            training: tf.function(
+                functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
+            )
+            for training in (False, True)
+        }
+
+    def find_variables(self):
+        """Builds the network in a graph that is thrown away, and returns what it asked tf.get_variable for."""
+        variables = []
+
+        def note(getter, name, shape=None, initializer=None, trainable=True, **kwargs):
+            relative = name.removeprefix('classify/')
+            variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
+            return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
+
+        with tf.Graph().as_default(), tf.variable_scope('classify', custom_getter=note):
+            batch_norm = functools.partial(layers.batch_norm, training=False)
+            self.arch(tf.placeholder(tf.float32, self.images.shape), batch_norm=batch_norm, training=False, key=None)
+        return variables
+
+    def trace(self, training, x, key, weights):
+        """Builds the network on weights that are given. Returns the logits, and batch norm's statistics if training."""
+        values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
+        moments = []
+        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=lambda getter, name, **_: values[name]):
+            batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
+            logits = self.arch(x, batch_norm=batch_norm, training=training, key=key)
+        return logits, [value for _, value in moments]
+
+    def __call__(self, x, training, key, getter=None, moments=None):
+        """See MultiModel.classifier."""
+        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+            weights = [tf.get_variable(**variable) for variable in self.variables]
+        logits, statistics = self.functions[training](x, key, [tf.convert_to_tensor(w) for w in weights])
+        if moments is not None:
+            moments += zip([weights[i] for i in self.moving], statistics, strict=True)
+        return logits
+
+
 class MultiModel(train.ClassifySemi):
     """A semi-supervised model whose classifier is any of ARCHS."""
 
     MODELS = MODELS
+
+    @functools.cached_property
+    def networks(self):
+        """The networks that were called, by their arguments: almost always one."""
+        return {}
 
     def classifier(self, x, arch, scales, filters, repeat, training=False, getter=None, moments=None):
         """Classifies images with the variables of scope `classify`, which the first call creates.
@@ -140,23 +208,24 @@ class MultiModel(train.ClassifySemi):
             arch: one of MODELS; scales, filters and repeat: its size, see resnet.
             training: True for batch norm by the batch's own statistics, and random draws.
             getter: a custom getter for the variables, such as utils.getter_ema with its average filled in.
-            moments: a list for batch norm's statistics, see layers.batch_norm.
+            moments: a list for batch norm's statistics in training, see layers.batch_norm.
 
         Returns:
             float32 [N, nclass], the logits.
         """
-        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
-            return ARCHS[arch](
-                x,
+        size = (arch, scales, filters, repeat)
+        if size not in self.networks:
+            self.networks[size] = Network(
+                ARCHS[arch],
+                self.dataset.shape,
+                self.xla,
                 nclass=self.nclass,
                 scales=scales,
                 filters=filters,
                 repeat=repeat,
-                batch_norm=functools.partial(layers.batch_norm, training=training, moments=moments),
                 whiten=lambda x: (x - self.dataset.mean) / self.dataset.std,
-                training=training,
-                key=self.keys(),
             )
+        return self.networks[size](x, training, self.keys(), getter, moments)
 
     @classmethod
     def check(cls, arch, scales, filters, repeat, **kwargs):

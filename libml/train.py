@@ -36,14 +36,16 @@ class Model:
         train_dir: folder under which the run's own folder goes.
         dataset: data.DataSet.
         seed: int that fixes every random choice, None for another at each run.
+        xla: bool, whether XLA compiles the networks: faster updates after a slower start.
         **params: the arguments of `model`; with the class they name the run's folder.
     """
 
-    def __init__(self, train_dir, dataset, seed=None, **params):
+    def __init__(self, train_dir, dataset, seed=None, xla=False, **params):
         self.check(**params)
         given = params if seed is None else dict(params, seed=seed)
         self.train_dir = os.path.join(train_dir, self.experiment_name(**given))
         self.dataset = dataset
+        self.xla = xla
         self.params = EasyDict(params)
         self.seed = secrets.randbits(31) if seed is None else seed
         self.config = utils.get_config()
@@ -225,13 +227,13 @@ class ClassifySemi(Model):
     """A semi-supervised classifier: its inputs and its evaluation.
 
     Args:
-        train_dir, dataset, seed, params: see Model.
+        train_dir, dataset, seed, xla, params: see Model.
         nclass: int, classes.
     """
 
-    def __init__(self, train_dir, dataset, nclass, seed=None, **params):
+    def __init__(self, train_dir, dataset, nclass, seed=None, xla=False, **params):
         self.nclass = nclass
-        super().__init__(train_dir, dataset, seed=seed, nclass=nclass, **params)
+        super().__init__(train_dir, dataset, seed, xla, nclass=nclass, **params)
 
     def inputs(self, batch, nu):
         """Returns x, y and label of an update; what is not fed comes from the dataset, augmented.
@@ -245,7 +247,7 @@ class ClassifySemi(Model):
             y: float32 [None, nu, H, W, C], named `y`.
             label: int32 [None], named `labels`.
         """
-        shape = [self.dataset.height, self.dataset.width, self.dataset.colors]
+        shape = list(self.dataset.shape)
         labeled, unlabeled = (self.next_batch(name, batch) for name in ('labeled', 'unlabeled'))
         x = self.dataset.augment(labeled['image'], self.keys())  # [B, H, W, C]
         y = self.dataset.augment(tf.repeat(unlabeled['image'], nu, axis=0), self.keys())  # [B * nu, H, W, C]

@@ -8,7 +8,7 @@ import sys
 from libml import muted
 
 import tensorflow.compat.v1 as tf
-from absl import app, flags
+from absl import app, flags, logging
 from tensorflow.core.protobuf import rewriter_config_pb2
 
 flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
@@ -62,6 +62,7 @@ def setup_tf():
     tf.disable_eager_execution()
     tf.enable_resource_variables()
     tf.logging.set_verbosity(tf.logging.ERROR)
+    logging.set_verbosity(logging.ERROR)
     with muted(), tf.Graph().as_default(), tf.Session(config=get_config()) as session:
         session.run(tf.constant(0))  # The first session complains of missing drivers; later ones are silent.
 

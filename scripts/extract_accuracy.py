@@ -20,8 +20,10 @@ def read_accuracy(run):
 
     Raises utils.Error where the folder holds no report.
     """
-    events = EventAccumulator(os.path.join(run, 'tf'), size_guidance={'scalars': 0})  # 0: all of them.
-    events.Reload()
+    folder = os.path.join(run, 'tf')
+    events = EventAccumulator(folder, size_guidance={'scalars': 0})  # 0: all of them.
+    if os.path.isdir(folder):
+        events.Reload()
     if 'accuracy' not in events.Tags()['scalars']:
         raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
     return [(event.step, event.value) for event in events.Scalars('accuracy')]
@@ -42,4 +44,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+    utils.setup_tf()
     utils.run(main)
