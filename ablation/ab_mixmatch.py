@@ -32,6 +32,12 @@ flags.DEFINE_integer('filters', 32, 'Width of the classifier.')
 flags.DEFINE_integer('repeat', 4, 'Residual blocks a stage.')
 
 
+def adam(loss, weights, lr):
+    """Returns the op of one step of Adam; it stands outside all name scopes, which `beta1_power` would be named by."""
+    with tf.name_scope(None):
+        return tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights, name='update/Adam')
+
+
 class AblationMixMatch(models.MultiModel):
     """MixMatch. Every ablation is a value of an argument."""
 
@@ -72,13 +78,13 @@ class AblationMixMatch(models.MultiModel):
         getter_ema = functools.partial(utils.getter_ema, average)
         classify_op = tf.nn.softmax(classifier(x, getter=getter_ema))  # [B, nclass]
 
-        y = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
-        guess = self.guess_label(y, classifier, T, getter=getter_ema if use_ema_guess else None)
+        views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
+        guess = self.guess_label(views, classifier, T, getter=getter_ema if use_ema_guess else None)
         label_x = tf.one_hot(label, nclass)  # [B, nclass]
         label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
         with tf.name_scope('mixup'):
             mix = layers.MixMode(mixmode)
-            xy, labels = mix([x] + y, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
+            xy, labels = mix([x] + views, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
 
         with tf.name_scope('interleave'):
             batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
@@ -97,7 +103,7 @@ class AblationMixMatch(models.MultiModel):
             weights = utils.model_vars('classify')
             kernels = [v for v in weights if v.op.name.endswith('kernel')]
             train_op = utils.in_order(
-                lambda: tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights),
+                lambda: adam(loss, weights, lr),
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
                 lambda: average.apply(weights),
                 lambda: layers.update_moments(moments),

@@ -221,7 +221,8 @@ class MixMode:
             key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
         rules = dict(zip('xy', self.mode.split('.'), strict=True))
         images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
-        keys = dict(zip(images, tf.unstack(tf.random.split(key, len(images)), num=len(images)), strict=True))
+        # A key for each pool that one permutation mixes, and one for y's permutations of x.
+        keys = dict(zip([*images, 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
         mixed_images, mixed_labels = [], []
         for who, rule in rules.items():
             if not rule:
@@ -229,7 +230,7 @@ class MixMode:
                 mixed_labels += labels[who]
                 continue
             pool = rule[1:]
-            m, partner = self.draw(who, pool, images, self.beta(rules, who, betal), keys[pool])
+            m, partner = self.draw(who, pool, images, self.beta(rules, who, betal), keys[pool if who in pool else rule])
             mixed_images += mix(images[who], images[pool], m, partner)
             mixed_labels += mix(labels[who], labels[pool], m, partner)
         return mixed_images, mixed_labels
