@@ -6,8 +6,7 @@ python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 import functools
 import os
 
-from libml import layers, models, train, utils
-from libml.data_pair import DATASETS
+from libml import data_pair, layers, models, train, utils
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -154,19 +153,25 @@ def main(argv):
     utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
     params = {name: FLAGS[name].value for name in MODEL_FLAGS.split()}
     AblationMixMatch.check(**params)
-    load = DATASETS[FLAGS.dataset]
-    dataset = load(FLAGS.data_dir, whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled, seed=FLAGS.seed or 0)
-    params['scales'] = params['scales'] or max(1, utils.ilog2(dataset.width) - 2)
-    train_dir = os.path.join(FLAGS.train_dir, dataset.name)
-    params['nclass'] = dataset.nclass
-    flop = AblationMixMatch.flop(dataset.shape, **params) * (FLAGS.train_kimg << 10)
+    split = data_pair.parse(FLAGS.dataset)
+    family = data_pair.find_family(data_pair.find_data_dir(FLAGS.data_dir), split.name)
+    params['scales'] = params['scales'] or max(1, utils.ilog2(family.width) - 2)
+    params['nclass'] = family.nclass
+    train_dir = os.path.join(FLAGS.train_dir, str(split))
+    run, train_nimg = AblationMixMatch.run_dir(train_dir, FLAGS.seed, **params), FLAGS.train_kimg << 10
+    chosen = dict(whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
+    if not FLAGS.eval_ckpt and train.is_finished(run, train_nimg, **chosen):
+        print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
+        return
+    dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)
+    flop = AblationMixMatch.flop(dataset.shape, **params) * train_nimg
     xla = train.compiling_pays(flop) if FLAGS.xla is None else FLAGS.xla
     model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, xla=xla and not FLAGS.eval_ckpt, **params)
     model.config.log_device_placement = FLAGS.log_device_placement
     if FLAGS.eval_ckpt:
         model.eval_checkpoint(FLAGS.eval_ckpt)
     else:
-        model.train(FLAGS.train_kimg << 10, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt)
+        model.train(train_nimg, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt)
 
 
 if __name__ == '__main__':
