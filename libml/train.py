@@ -53,7 +53,7 @@ def is_finished(run, train_nimg, **args):
     saved, ckpt = read_args(run), utils.find_latest_checkpoint(os.path.join(run, 'tf'))
     if not ckpt or utils.checkpoint_step(ckpt) < train_nimg or any(saved.get(k) != v for k, v in args.items()):
         return False
-    with contextlib.suppress(tf.errors.OpError, ValueError):  # Model.resume says that it is damaged.
+    with contextlib.suppress(utils.Error):  # Model.resume says that it is damaged.
         utils.check_checkpoint(ckpt)
         return True
     return False
@@ -180,8 +180,9 @@ class Model:
             try:
                 utils.check_checkpoint(ckpts[-1])
                 break
-            except (tf.errors.OpError, ValueError) as error:
-                print('Skipping %s, which is damaged: %s' % (ckpts.pop(), error))
+            except utils.Error as error:
+                print('Skipping a checkpoint: %s' % error)
+                ckpts.pop()
         if ckpts:
             self.restore(ckpts[-1])
             print('Going on from %s' % ckpts[-1])
@@ -339,10 +340,7 @@ class ClassifySemi(Model):
             dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
         """
         with self.open_session():
-            try:
-                utils.check_checkpoint(ckpt)
-            except (tf.errors.OpError, ValueError) as error:
-                raise utils.Error('%s is not a whole checkpoint: %s' % (ckpt, error)) from error
+            utils.check_checkpoint(ckpt)
             self.restore(ckpt)
             self.session.run(self.init_input_op)
             which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)
