@@ -1,7 +1,9 @@
 """Small archives in the layouts of the published ones, and folders of pictures; each with what is in it."""
 
+import contextlib
 import io
 import os
+import resource
 import tarfile
 
 import numpy as np
@@ -93,3 +95,14 @@ def save_picture(path, pixels):
     """Saves uint8 [H, W, C] in the format that the path's ending names."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file can grow beyond `size` bytes inside: what a full disk looks like to a writer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
