@@ -31,6 +31,12 @@ flags.DEFINE_integer('filters', 32, 'Width of the classifier.')
 flags.DEFINE_integer('repeat', 4, 'Residual blocks a stage.')
 
 
+def adam(loss, weights, lr):
+    """Returns the op of one step of Adam; it stands outside all name scopes, which `beta1_power` would be named by."""
+    with tf.name_scope(None):
+        return tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights, name='update/Adam')
+
+
 class AblationMixMatch(models.MultiModel):
     """MixMatch. Every ablation is a value of an argument."""
 
@@ -71,13 +77,13 @@ class AblationMixMatch(models.MultiModel):
         getter_ema = functools.partial(utils.getter_ema, average)
         classify_op = tf.nn.softmax(classifier(x, getter=getter_ema))  # [B, nclass]
 
-        y = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
-        guess = self.guess_label(y, classifier, T, getter=getter_ema if use_ema_guess else None)
+        views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
+        guess = self.guess_label(views, classifier, T, getter=getter_ema if use_ema_guess else None)
         label_x = tf.one_hot(label, nclass)  # [B, nclass]
         label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
         with tf.name_scope('mixup'):
             mix = layers.MixMode(mixmode)
-            xy, labels = mix([x] + y, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
+            xy, labels = mix([x] + views, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
 
         with tf.name_scope('interleave'):
             batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
@@ -96,7 +102,7 @@ class AblationMixMatch(models.MultiModel):
             weights = utils.model_vars('classify')
             kernels = [v for v in weights if v.op.name.endswith('kernel')]
             train_op = utils.in_order(
-                lambda: tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights),
+                lambda: adam(loss, weights, lr),
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
                 lambda: average.apply(weights),
                 lambda: layers.update_moments(moments),
@@ -115,6 +121,12 @@ class AblationMixMatch(models.MultiModel):
 
     def augment(self, *args, **kwargs):
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
+
+    @staticmethod
+    def flop(shape, nu, arch, nclass, scales, filters, repeat, **_):
+        """Returns the floating-point operations of an update per labelled image; a backward pass counts twice."""
+        forward = models.count_flop(arch, shape, nclass=nclass, scales=scales, filters=filters, repeat=repeat)
+        return forward * (nu + 3 * (nu + 1))
 
     @classmethod
     def check(cls, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, **kwargs):
@@ -152,7 +164,9 @@ def main(argv):
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
         return
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)
-    model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, **params)
+    flop = AblationMixMatch.flop(dataset.shape, **params) * train_nimg
+    xla = train.compiling_pays(flop) if FLAGS.xla is None else FLAGS.xla
+    model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, xla=xla and not FLAGS.eval_ckpt, **params)
     model.config.log_device_placement = FLAGS.log_device_placement
     if FLAGS.eval_ckpt:
         model.eval_checkpoint(FLAGS.eval_ckpt)

@@ -48,7 +48,8 @@ def take(archive, folder, verify=True):
     if not os.path.isfile(path):
         raise utils.Error('%s is missing: get it from %s' % (path, archive.url))
     if verify:
-        check(archive, path, digest(path))
+        check_size(archive, path)
+        check_sha(archive, path, digest(path))
     return path
 
 
@@ -61,15 +62,15 @@ def download(archive, folder, verify=True):
     path = os.path.join(folder, archive.name)
     if os.path.isfile(path):
         return take(archive, folder, verify)
-    os.makedirs(folder, exist_ok=True)
     part = path + '.download'
     sha = _download(archive, part)
-    if verify:
-        try:
-            check(archive, part, sha)
-        except utils.Error:
-            os.remove(part)
-            raise
+    try:
+        if verify:
+            check_size(archive, part)
+            check_sha(archive, part, sha)
+    except utils.Error:
+        os.remove(part)  # Or the next try would go on from what is wrong.
+        raise
     os.replace(part, path)
     return path
 
@@ -117,16 +118,21 @@ def digest(path):
     return sha
 
 
-def check(archive, path, sha):
-    """Raises utils.Error unless the file at `path`, whose sha256 is given, is the published one."""
+def check_size(archive, path):
+    """Raises utils.Error unless the file at `path` has the published length."""
     size = os.path.getsize(path)
     if size != archive.size:
-        found = 'has %d bytes, not the published %d' % (size, archive.size)
-    elif sha.hexdigest() != archive.sha256:
-        found = 'has the sha256 %s, not the published %s' % (sha.hexdigest(), archive.sha256)
-    else:
-        return
-    raise utils.Error('%s %s: it is damaged or another file (--noverify accepts it all the same)' % (path, found))
+        raise _unpublished(path, 'has %d bytes, not the published %d' % (size, archive.size))
+
+
+def check_sha(archive, path, sha):
+    """Raises utils.Error unless the sha256 (a hashlib object) of the file at `path` is the published one."""
+    if sha.hexdigest() != archive.sha256:
+        raise _unpublished(path, 'has the sha256 %s, not the published %s' % (sha.hexdigest(), archive.sha256))
+
+
+def _unpublished(path, how):
+    return utils.Error('%s %s: it is damaged or another file (--noverify accepts it all the same)' % (path, how))
 
 
 # --- Reading tar archives ---

@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 
 LABELED, UNLABELED = 0, 1  # Numbers of the two training streams.
 TRAINING = dict(labeled=LABELED, unlabeled=UNLABELED)
+MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; larger files are read as they are used.
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
 SMALL = 4096  # Permutations up to this length are quicker to draw again than worth keeping.
 
@@ -52,8 +53,31 @@ class Images:
             yield self.gather(indices), self.labels[indices]
 
 
-def load(path, nclass, shape, unlabeled=False):
-    """Reads the Images of a record file. Arguments and errors: those of records.read."""
+class StreamedImages(Images):
+    """Images that stay on disk, for files too large to hold: decoded whenever they are asked for."""
+
+    def __init__(self, file, indices=None):
+        """Takes a records.RecordFile and the numbers of its records, int [n]; None: all."""
+        self._file = file
+        self._indices = np.arange(len(file)) if indices is None else indices
+        self.labels = file.labels[self._indices]
+        self.shape = file.shape
+
+    def gather(self, indices):
+        return self._file.gather(self._indices[indices])
+
+    def select(self, indices):
+        return StreamedImages(self._file, self._indices[indices])
+
+
+def load(path, nclass, shape, unlabeled=False, limit=MEMORY):
+    """Reads the Images of a record file.
+
+    Args:
+        limit: bytes of pixels above which they stay on disk. The other arguments, and errors: those of records.read.
+    """
+    if (len(records.boundaries(path)) - 1) * int(np.prod(shape)) > limit:
+        return StreamedImages(records.RecordFile(path, nclass, shape, unlabeled))
     return Images(*records.read(path, nclass, shape, unlabeled))
 
 

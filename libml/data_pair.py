@@ -53,12 +53,14 @@ class Family:
         return self.height, self.width, self.colors
 
 
+CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+STL10 = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
 FAMILIES = {
-    'cifar10': Family(32, 32, 3, 10, mirror=True, shift=4),
+    'cifar10': Family(32, 32, 3, 10, mirror=True, shift=4, classes=CIFAR10),
     'cifar100': Family(32, 32, 3, 100, mirror=True, shift=4),
     'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra')),
     'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn'),
-    'stl10': Family(96, 96, 3, 10, mirror=True, shift=12, parts=('train', 'unlabeled')),
+    'stl10': Family(96, 96, 3, 10, mirror=True, shift=12, parts=('train', 'unlabeled'), classes=STL10),
     'digits': Family(8, 8, 1, 10, mirror=False, shift=1),
 }
 
@@ -94,12 +96,12 @@ def parse(text):
 # --- Files ---
 
 
-def find_data_dir(data_dir=None, create=False):
+def find_data_dir(data_dir=None, exists=True):
     """Returns the folder of the datasets: `data_dir`, or else what the environment variable ML_DATA says now.
 
     Args:
         data_dir: path, None or ''.
-        create: whether to make the folder where it is missing.
+        exists: whether it must be there already.
 
     Raises:
         utils.Error: none is given, or it is no folder.
@@ -107,9 +109,7 @@ def find_data_dir(data_dir=None, create=False):
     data_dir = data_dir or os.environ.get('ML_DATA')
     if not data_dir:
         raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
-    if create:
-        os.makedirs(data_dir, exist_ok=True)
-    if not os.path.isdir(data_dir):
+    if exists and not os.path.isdir(data_dir):
         raise utils.Error(
             'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it' % data_dir
         )
@@ -199,6 +199,13 @@ def read_family(path):
     except (OSError, ValueError, TypeError) as error:
         raise utils.Error('%s does not describe a dataset (%s): make the dataset again' % (path, error)) from error
     return family
+
+
+def write_family(path, family):
+    """Writes what read_family reads."""
+    fields = {key: value for key, value in dataclasses.asdict(family).items() if key != 'source'}
+    with open(path, 'w', encoding='utf-8') as f:
+        json.dump(fields, f, indent=2)
 
 
 # --- Reading a dataset ---

@@ -29,7 +29,8 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
         batch_norm: function float32 [N, H, W, C] -> the same.
         whiten: function that normalises x by the data's mean and standard deviation.
         training: bool.
-        key: integer [2], for random draws.
+        noise: float32 [N, scales * repeat, 2], uniform in [0, 1): each block's random draws. They come from outside,
+            as XLA would draw other ones than TensorFlow.
 
     Returns:
         float32 [N, nclass], the logits.
@@ -61,7 +62,7 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
     return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
 
 
-def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, key):
+def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, noise):
     """Shake-Shake (Gastaldi 2017). Arguments and result as for resnet."""
     halvings = 2 ** (scales - 1)
     check_size('shake', x, lambda side: side % halvings == 0, 'a multiple of 2^(scales - 1) = %d' % halvings)
@@ -84,8 +85,7 @@ def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, key)
             with tf.variable_scope('layer%d.%d' % (stage + 1, i)):
                 width, strides = filters << stage, 2 if stage and i == 0 else 1
                 a, b = branch(x, width, strides), branch(x, width, strides)
-                block_key = tf.random.fold_in(key, tf.constant(stage * repeat + i, tf.int64)) if training else None
-                blend = layers.shakeshake(a, b, training, block_key)
+                blend = layers.shakeshake(a, b, training, noise[:, stage * repeat + i])
                 x = shortcut(x, width, strides) + blend  # [N, H/2^s, W/2^s, f·2^s]
     x = tf.reduce_mean(x, [1, 2])  # [N, f·2^(scales-1)]
     return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
@@ -127,6 +127,29 @@ ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
 
 
+def count_flop(arch, shape, **size):
+    """Returns the floating-point operations of classifying one image, int.
+
+    Args:
+        arch: one of MODELS.
+        shape: (H, W, C).
+        **size: nclass, scales, filters, repeat.
+    """
+    with tf.Graph().as_default() as graph:
+        noise = tf.zeros([1, size['scales'] * size['repeat'], 2])
+        build(ARCHS[arch], tf.zeros([1, *shape]), noise, whiten=tf.identity, **size)
+        options = tf.profiler.ProfileOptionBuilder.float_operation()
+        options = tf.profiler.ProfileOptionBuilder(options).with_empty_output().build()
+        return tf.profiler.profile(graph, options=options).total_float_ops
+
+
+def build(arch, x, noise, training=False, moments=None, getter=None, **size):
+    """Builds a network in scope `classify`. Arguments as for resnet and for MultiModel.classifier."""
+    with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+        batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
+        return arch(x, batch_norm=batch_norm, training=training, noise=noise, **size)
+
+
 class Network:
     """A classifier as a function of images and weights, traced once for training and once for inference.
 
@@ -137,19 +160,20 @@ class Network:
         arch: function of images and the arguments described at resnet.
         shape: (H, W, C) of the images.
         xla: bool, whether to compile it.
-        **size: the other arguments of arch but batch_norm, training and key.
+        scales, repeat: ints, and **size: the other arguments of arch but batch_norm, training and noise.
 
     Attributes:
         variables: the arguments of tf.get_variable for each variable, in the order in which the network asks for them.
     """
 
-    def __init__(self, arch, shape, xla, **size):
-        self.arch = functools.partial(arch, **size)
+    def __init__(self, arch, shape, xla, scales, repeat, **size):
+        self.build = functools.partial(build, arch, scales=scales, repeat=repeat, **size)
         self.images = tf.TensorSpec([None, *shape], tf.float32)
+        self.noise = tf.TensorSpec([None, scales * repeat, 2], tf.float32)
         self.variables = self.find_variables()
         self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
-        signature = [self.images, tf.TensorSpec([2], tf.int64), weights]
+        signature = [self.images, self.noise, weights]
         self.functions = {
             training: tf.function(
                 functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
@@ -166,25 +190,23 @@ class Network:
             variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
             return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
 
-        with tf.Graph().as_default(), tf.variable_scope('classify', custom_getter=note):
-            batch_norm = functools.partial(layers.batch_norm, training=False)
-            self.arch(tf.placeholder(tf.float32, self.images.shape), batch_norm=batch_norm, training=False, key=None)
+        with tf.Graph().as_default():
+            self.build(*(tf.placeholder(spec.dtype, spec.shape) for spec in (self.images, self.noise)), getter=note)
         return variables
 
-    def trace(self, training, x, key, weights):
+    def trace(self, training, x, noise, weights):
         """Builds the network on weights that are given. Returns the logits, and batch norm's statistics if training."""
         values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
         moments = []
-        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=lambda getter, name, **_: values[name]):
-            batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
-            logits = self.arch(x, batch_norm=batch_norm, training=training, key=key)
+        logits = self.build(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
         return logits, [value for _, value in moments]
 
     def __call__(self, x, training, key, getter=None, moments=None):
         """See MultiModel.classifier."""
         with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
             weights = [tf.get_variable(**variable) for variable in self.variables]
-        logits, statistics = self.functions[training](x, key, [tf.convert_to_tensor(w) for w in weights])
+        noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
+        logits, statistics = self.functions[training](x, noise, [tf.convert_to_tensor(w) for w in weights])
         if moments is not None:
             moments += zip([weights[i] for i in self.moving], statistics, strict=True)
         return logits

@@ -130,6 +130,20 @@ def aside(path):
             os.remove(part)
 
 
+@contextlib.contextmanager
+def made(folder):
+    """Makes a folder unless it is there. If what is done inside fails, it goes again, if it was made and is empty."""
+    new = not os.path.isdir(folder)
+    os.makedirs(folder, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        raise
+
+
 def serialize(png, label):
     """Returns the bytes of a tf.train.Example."""
     feature = {

@@ -3,23 +3,49 @@
     python scripts/create_datasets.py [--data_dir DIR] [--source DIR] [--noverify] [NAME ...]
 
 Without a name, all of them. What is installed already is skipped; a file bears its name only once it is whole.
+
+    python scripts/create_datasets.py --from_folder PICTURES --name birds [--size 32x32] [--colors 3]
+
+makes a dataset of the user's own pictures; see libml/pictures.py for how the folder is laid out.
 """
 
+import contextlib
 import functools
+import itertools
 import os
+import shutil
 
-from libml import archives, data_pair, records, utils
+from libml import archives, data_pair, pictures, records, utils
 from libml.archives import Archive
 
 import numpy as np
 from absl import flags
 
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
+STANFORD = 'http://ufldl.stanford.edu/housenumbers/'
 CIFAR10 = Archive(
     TORONTO + 'cifar-10-binary.tar.gz', 170052171, 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
 )
+CIFAR100 = Archive(
+    TORONTO + 'cifar-100-binary.tar.gz', 168513733, '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec'
+)
+SVHN_TRAIN = Archive(
+    STANFORD + 'train_32x32.mat', 182040794, '435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8'
+)
+SVHN_TEST = Archive(
+    STANFORD + 'test_32x32.mat', 64275384, 'cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b'
+)
+SVHN_EXTRA = Archive(
+    STANFORD + 'extra_32x32.mat', 1329278602, 'a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3'
+)
+STL10 = Archive(
+    'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz',
+    2640397119,
+    'f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866',
+)
 
 BATCH = 1000  # Pictures converted at a time.
+BATCH_STL10 = 200  # They are nine times as large.
 
 
 # --- Readers: each yields (images uint8 [k, H, W, C], labels int [k]) ---
@@ -61,25 +87,70 @@ def checked_labels(path, name, labels, nclass):
     return labels
 
 
-# The digits come block by block: each block is one form, filled in by one writer, and begins with the same sequence
-# '0123456789' three times over. Ten blocks make 1287 pictures; the four others, from other hands, are the test set.
+def read_svhn(fetch, archive):
+    """MATLAB's layout of SVHN: X [32, 32, 3, n], y [n, 1] from 1 to 10, where 10 is the digit 0. Stored as y - 1."""
+    from scipy.io import loadmat  # Slow to import, and only needed here.
+
+    path = fetch(archive)
+    try:
+        found = loadmat(path, variable_names=['X', 'y'])
+        images, labels = found['X'], found['y'].ravel().astype(np.int64) - 1
+    except Exception as error:  # Whatever a damaged file makes SciPy's reader stumble over.
+        raise utils.Error('%s cannot be read (%r): it is cut or damaged, get it again' % (path, error)) from error
+    if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
+        raise utils.Error('%s holds %s pictures %s and %d labels' % (path, images.dtype, images.shape, len(labels)))
+    labels = checked_labels(path, 'y', labels, 10)
+    for i in range(0, len(labels), BATCH):
+        yield images[..., i : i + BATCH].transpose(3, 0, 1, 2), labels[i : i + BATCH]
+
+
+def read_stl10(fetch, part, labeled):
+    """The binary layout of STL-10: planes of 96x96 by columns; labels from 1, in a file of their own."""
+    path, label_name, image_name = fetch(STL10), part + '_y.bin', part + '_X.bin'
+    labels = None
+    if labeled:
+        labels = np.frombuffer(archives.contents(path, [label_name])[label_name], np.uint8).astype(np.int64) - 1
+        labels = checked_labels(path, label_name, labels, 10)
+    first = 0
+    for chunk in archives.chunks(path, image_name, BATCH_STL10 * 3 * 96 * 96):
+        images = rows_of(path, image_name, chunk, 3 * 96 * 96).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+        stop = first + len(images)
+        yield images, labels[first:stop] if labeled else np.full(len(images), records.NO_CLASS)
+        first = stop
+    if labeled and first != len(labels):
+        raise utils.Error('%s holds %d pictures but %d labels in %s' % (path, first, len(labels), part))
+
+
+# The digits come block by block: each block begins with 0 to 9 three times over, as a form that one writer fills in.
+# The first ten blocks are for training; the last four, from other hands as far as the file tells, are the test set.
 DIGITS_TRAIN = 1287
 DIGITS_ALL = 1797
 
 read_cifar10 = functools.partial(read_cifar, archive=CIFAR10, label_bytes=1, nclass=10)
+read_cifar100 = functools.partial(read_cifar, archive=CIFAR100, label_bytes=2, nclass=100)  # Coarse, then fine label.
 CIFAR10_TRAIN = tuple('data_batch_%d.bin' % i for i in range(1, 6))
+
+SVHN_NOEXTRA = {
+    'svhn-train': (73257, functools.partial(read_svhn, archive=SVHN_TRAIN)),
+    'svhn-test': (26032, functools.partial(read_svhn, archive=SVHN_TEST)),
+}
 
 # Dataset -> record file -> (number of pictures, reader). A reader is called with the function that fetches an archive.
 DATASETS = {
     'cifar10': {
-        'cifar10-train': (
-            50000,
-            functools.partial(read_cifar, archive=CIFAR10, names=CIFAR10_TRAIN, label_bytes=1, nclass=10),
-        ),
-        'cifar10-test': (
-            10000,
-            functools.partial(read_cifar, archive=CIFAR10, names=('test_batch.bin',), label_bytes=1, nclass=10),
-        ),
+        'cifar10-train': (50000, functools.partial(read_cifar10, names=CIFAR10_TRAIN)),
+        'cifar10-test': (10000, functools.partial(read_cifar10, names=('test_batch.bin',))),
+    },
+    'cifar100': {
+        'cifar100-train': (50000, functools.partial(read_cifar100, names=('train.bin',))),
+        'cifar100-test': (10000, functools.partial(read_cifar100, names=('test.bin',))),
+    },
+    'svhn_noextra': SVHN_NOEXTRA,
+    'svhn': {**SVHN_NOEXTRA, 'svhn-extra': (531131, functools.partial(read_svhn, archive=SVHN_EXTRA))},
+    'stl10': {
+        'stl10-train': (5000, functools.partial(read_stl10, part='train', labeled=True)),
+        'stl10-test': (8000, functools.partial(read_stl10, part='test', labeled=True)),
+        'stl10-unlabeled': (100000, functools.partial(read_stl10, part='unlabeled', labeled=False)),
     },
     'digits': {
         'digits-train': (DIGITS_TRAIN, functools.partial(read_digits, start=0, stop=DIGITS_TRAIN)),
@@ -98,32 +169,95 @@ def encoded(batches):
 
 
 def install(name, data_dir, fetch):
-    """Writes the record files of a dataset that are not there yet; returns their paths."""
-    written = []
+    """Writes the files of a dataset that are not there yet; returns whether there were any."""
+    before = os.listdir(data_dir)
     for part, (total, reader) in DATASETS[name].items():
         path = os.path.join(data_dir, part + '.tfrecord')
         if not os.path.exists(path):
-            count = records.write(path, encoded(reader(fetch)), total)
+            batches = reader(fetch)
+            first = next(batches, None)  # Fetches the archive, before the file and its progress bar are there.
+            if first is None:
+                raise utils.Error('the archive holds no pictures for %s' % path)
+            count = records.write(path, encoded(itertools.chain([first], batches)), total)
             print('%s: %d pictures' % (path, count))
-            written.append(path)
-    return written
+    if name in ('svhn', 'svhn_noextra'):  # Both have the same test set, and each reads a file of its own name.
+        link(data_pair.record_file(data_dir, 'svhn', 'test'), data_pair.record_file(data_dir, 'svhn_noextra', 'test'))
+    if name == 'stl10':
+        keep_folds(data_pair.stl10_folds(data_dir), fetch)
+    return len(os.listdir(data_dir)) > len(before)
 
 
-def fetcher(data_dir, source, verify):
-    """Returns the function from an Archive to its verified path, which looks at each archive once."""
+def link(path, other):
+    """Makes `other` the same file as `path`, by a copy where the disk knows no links."""
+    if os.path.exists(other):
+        return
+    with records.aside(other) as part:
+        try:
+            os.link(path, part)
+        except OSError:
+            shutil.copyfile(path, part)
 
-    @functools.cache
+
+def keep_folds(path, fetch):
+    """Keeps the published folds of stl10's labelled pictures, which its splits of 1000 labels take."""
+    if not os.path.exists(path):
+        folds = archives.contents(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
+        with records.aside(path) as part, open(part, 'wb') as f:
+            f.write(folds)
+
+
+@contextlib.contextmanager
+def fetching(data_dir, source, verify):
+    """Gives the function from an Archive to its verified path. What was downloaded is removed once all went well."""
+    taken = {}
+
     def fetch(archive):
-        if source:
-            return archives.take(archive, source, verify)
-        return archives.download(archive, os.path.join(data_dir, 'downloads'), verify)
+        if archive not in taken:
+            get, folder = (archives.take, source) if source else (archives.download, downloads)
+            taken[archive] = get(archive, folder, verify)
+        return taken[archive]
 
-    return fetch
+    with records.made(os.path.join(data_dir, 'downloads')) as downloads:
+        yield fetch
+    for path in taken.values() if not source else ():
+        os.remove(path)
+    with contextlib.suppress(OSError):  # Other downloads may be there, to be gone on with.
+        os.rmdir(downloads)
 
 
 def define_flags():
     flags.DEFINE_string('source', None, 'Folder that holds the published archives already: nothing is downloaded.')
     flags.DEFINE_boolean('verify', True, "Refuse archives whose length or sha256 differ from the published ones'.")
+    flags.DEFINE_string('from_folder', None, 'Folder with train/<class>/*, test/<class>/* and perhaps unlabeled/**.')
+    flags.DEFINE_string('name', None, 'Name of the dataset made by --from_folder.')
+    flags.DEFINE_string('size', '32x32', 'Its pictures are cropped and resized to this width and height.')
+    flags.DEFINE_integer('colors', 3, '1 (grey) or 3.', 1, 3)
+    flags.DEFINE_string('augment', None, "How it is augmented, such as 'mirror,shift4' (default at 32x32) or ''.")
+    flags.DEFINE_float('test_fraction', None, 'Share of train to set aside where there is no folder test.')
+    flags.DEFINE_boolean('skip_bad', False, 'Leave out the pictures that cannot be read.')
+    flags.DEFINE_integer('seed', 0, 'Of the order of its pictures, and of what test_fraction sets aside.', 0, 2**32 - 1)
+
+
+def from_folder(FLAGS, data_dir):
+    """Makes a dataset of the user's own, as the flags say."""
+    if not FLAGS.name:
+        raise utils.Error('--from_folder needs --name, such as --name birds')
+    if FLAGS.colors == 2:
+        raise utils.Error('--colors must be 1 (grey) or 3')
+    size = pictures.parse_size(FLAGS.size)
+    augment = 'mirror,shift%d' % (min(size) // 8) if FLAGS.augment is None else FLAGS.augment  # As the published ones.
+    augment = pictures.parse_augment(augment, size)
+    pictures.make(
+        FLAGS.from_folder,
+        FLAGS.name,
+        data_dir,
+        size,
+        FLAGS.colors,
+        augment,
+        test_fraction=FLAGS.test_fraction,
+        seed=FLAGS.seed,
+        skip_bad=FLAGS.skip_bad,
+    )
 
 
 def main(argv):
@@ -132,11 +266,17 @@ def main(argv):
     unknown = [name for name in names if name not in DATASETS]
     if unknown:
         raise utils.Error('unknown dataset %s: known are %s' % (', '.join(unknown), ', '.join(DATASETS)))
-    data_dir = data_pair.find_data_dir(FLAGS.data_dir, create=True)
-    fetch = fetcher(data_dir, FLAGS.source, FLAGS.verify)
-    for name in names:
-        if not install(name, data_dir, fetch):
-            print('%s is installed in %s already' % (name, data_dir))
+    if argv[1:] and FLAGS.from_folder:
+        raise utils.Error('give either names of datasets or --from_folder, not both')
+    if FLAGS.source and not os.path.isdir(FLAGS.source):
+        raise utils.Error('--source %s is no folder' % FLAGS.source)
+    with records.made(data_pair.find_data_dir(FLAGS.data_dir, exists=False)) as data_dir:
+        if FLAGS.from_folder:
+            return from_folder(FLAGS, data_dir)
+        for name in names:
+            with fetching(data_dir, FLAGS.source, FLAGS.verify) as fetch:
+                if not install(name, data_dir, fetch):
+                    print('%s is installed in %s already' % (name, data_dir))
 
 
 if __name__ == '__main__':

@@ -73,8 +73,8 @@ def pick_labeled(labels, stats, size, seed):
     for _ in range(size):
         label = turn.next()
         if turn.counts[label] == len(members[label]):
-            text = 'size=%d: class %d has only %d pictures, which is reached after %d labels: choose a smaller size'
-            raise utils.Error(text % (size, label, len(members[label]), len(picked)))
+            text = 'size=%d: the %d pictures of class %d are used up after %d labels: choose a smaller size'
+            raise utils.Error(text % (size, len(members[label]), label, len(picked)))
         picked.append(int(members[label][turn.counts[label]]))
         turn.counts[label] += 1
     return picked
@@ -191,9 +191,13 @@ def create(source, targets, size, seed):
         raise utils.Error('%s exists already and is never overwritten: remove the split first' % existing[0])
     labeled = source.pick(size, seed)
     unlabeled = order_unlabeled(source.labels, source.stats, labeled)
-    os.makedirs(os.path.dirname(targets[0]) or '.', exist_ok=True)
     label, unlabel, map_file = map(records.aside, targets)
-    with map_file as map_part, unlabel as unlabel_part, label as label_part:  # Named in the end, the map last.
+    with (
+        records.made(os.path.dirname(targets[0]) or '.'),
+        map_file as map_part,  # All are named in the end, the map last.
+        unlabel as unlabel_part,
+        label as label_part,
+    ):
         for part, positions in (label_part, labeled), (unlabel_part, unlabeled):
             desc = os.path.basename(part).rsplit('.part', 1)[0]
             records.write_part(part, source.serialized(positions), len(positions), desc)

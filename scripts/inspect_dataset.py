@@ -1,0 +1,141 @@
+"""Shows what a dataset holds: pictures per class, range, mean and deviation of the pixels, and a sheet to look at.
+
+    python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png
+
+The sheet: a row of labelled pictures for each class; under them, each row one unlabelled picture, first as it is, then
+augmented, as the network sees it.
+"""
+
+import os
+
+from libml import data, data_pair, utils
+from libml.data_pair import DATASETS
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from absl import flags
+from PIL import Image, ImageDraw
+
+COLUMNS = 10
+AUGMENTED_ROWS = 6
+TILE = 64  # Pixels: small pictures are enlarged by a whole factor, to this at most unless they are larger.
+MARGIN = 96  # For the names of the classes.
+SETS = dict(labelled='labeled', unlabelled='unlabeled', validation='validation', test='testing')
+
+
+# --- Numbers ---
+
+
+def counts(dataset):
+    """Returns int [4, nclass + 1]: pictures of each class in each of SETS; the last column: those without a class."""
+    sets = [getattr(dataset, attribute).labels for attribute in SETS.values()]
+    labels = [np.where(labels < 0, dataset.nclass, labels) for labels in sets]
+    return np.stack([np.bincount(found, minlength=dataset.nclass + 1) for found in labels])
+
+
+def print_counts(dataset, names):
+    """Prints the table of `counts`."""
+    print('%-20s' % 'class' + ''.join('%12s' % name for name in SETS))
+    table = counts(dataset)
+    for name, row in zip([*names, 'none'], table.T, strict=True):
+        if name != 'none' or row.any():
+            print('%-20s' % name + ''.join('%12d' % count for count in row))
+    print('%-20s' % 'all' + ''.join('%12d' % count for count in table.sum(1)))
+
+
+def pixel_range(images):
+    """Returns the smallest and the largest pixel of some data.Images."""
+    ranges = [(batch.min(), batch.max()) for batch, _ in images.batches(1024)]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)
+
+
+def print_pixels(dataset):
+    """Prints range, mean and deviation of the training pictures' pixels."""
+    low, high = zip(
+        *[pixel_range(images) for images in (dataset.labeled, dataset.unlabeled) if len(images)], strict=True
+    )
+    print('pixels from %d to %d of 255; on the scale from -1 to 1, for each color:' % (min(low), max(high)))
+    for name, values in zip(('mean', 'deviation'), data.mean_std(dataset.labeled, dataset.unlabeled), strict=True):
+        print('%-20s' % name + ' '.join('%.4f' % value for value in values))
+
+
+# --- The sheet ---
+
+
+def labeled_rows(dataset):
+    """Returns uint8 [nclass, COLUMNS, H, W, C]: labelled pictures of each class, white where there are no more."""
+    rows = np.full([dataset.nclass, COLUMNS, *dataset.labeled.shape], 255, np.uint8)
+    for label in range(dataset.nclass):
+        found = np.flatnonzero(dataset.labeled.labels == label)[:COLUMNS]
+        rows[label, : len(found)] = dataset.labeled.gather(found)
+    return rows
+
+
+def augmented_rows(dataset, seed):
+    """Returns uint8 [k, COLUMNS, H, W, C]: unlabelled pictures, each as it is and then augmented."""
+    first = dataset.unlabeled.gather(np.arange(min(AUGMENTED_ROWS, len(dataset.unlabeled))))
+    with tf.Graph().as_default(), tf.Session(config=utils.get_config()) as session:
+        images = tf.placeholder(tf.uint8, [None, *first.shape[1:]])
+        augmented = data.augment(images, tf.constant([seed, 0]), dataset.mirror, dataset.shift)
+        repeated = np.repeat(first, COLUMNS - 1, 0)
+        found = session.run(augmented, {images: repeated}) if len(first) else repeated
+    pixels = np.round((found + 1) * 127.5).astype(np.uint8).reshape(len(first), COLUMNS - 1, *first.shape[1:])
+    return np.concatenate([first[:, None], pixels], 1)
+
+
+def draw(rows, names):
+    """Returns the PIL.Image of rows of pictures, uint8 [r, k, H, W, C], the r names beside them."""
+    count, columns, height, width, _ = rows.shape
+    scale = max(1, TILE // max(height, width))
+    high, wide = height * scale + 2, width * scale + 2
+    sheet = Image.new('RGB', (MARGIN + columns * wide, count * high), 'white')
+    pen = ImageDraw.Draw(sheet)
+    for i, name in enumerate(names):
+        pen.text((2, i * high + high // 2 - 6), name, 'black')
+        for j in range(columns):
+            pixels = np.broadcast_to(rows[i, j], [height, width, 3])
+            tile = Image.fromarray(np.ascontiguousarray(pixels)).resize((width * scale, height * scale), Image.NEAREST)
+            sheet.paste(tile, (MARGIN + j * wide, i * high))
+    return sheet
+
+
+def save_sheet(path, dataset, names, seed=0):
+    """Writes the sheet of a dataset; an existing file is replaced once the new one is whole."""
+    augmented = augmented_rows(dataset, seed)
+    rows = np.concatenate([labeled_rows(dataset), augmented])
+    sheet = draw(rows, [name[:15] for name in names] + ['augmented'] * len(augmented))
+    part = '%s.part-%d' % (path, os.getpid())
+    try:
+        sheet.save(part, 'PNG')
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+
+
+def define_flags():
+    flags.DEFINE_string('png', None, 'Write the sheet of pictures to this file.')
+
+
+def main(argv):
+    FLAGS = flags.FLAGS
+    if len(argv) != 2:
+        raise utils.Error(
+            'which dataset? Such as: python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png'
+        )
+    data_dir = data_pair.find_data_dir(FLAGS.data_dir)
+    dataset = DATASETS[argv[1]](data_dir)
+    family = data_pair.find_family(data_dir, data_pair.parse(argv[1]).name)
+    names = family.classes or [str(label) for label in range(dataset.nclass)]
+    print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))
+    print_counts(dataset, names)
+    print_pixels(dataset)
+    if FLAGS.png:
+        save_sheet(FLAGS.png, dataset, names)
+        print('sheet: %s' % FLAGS.png)
+
+
+if __name__ == '__main__':
+    define_flags()
+    utils.setup_tf()
+    utils.run(main)

@@ -1,0 +1,95 @@
+"""Small archives in the layouts of the published ones, and folders of pictures; each with what is in it."""
+
+import io
+import os
+import tarfile
+
+import numpy as np
+from PIL import Image
+from scipy.io import savemat
+
+
+def random_images(n, height, width, colors, seed=0):
+    """Returns random uint8 [n, height, width, colors]."""
+    return np.random.RandomState(seed).randint(0, 256, [n, height, width, colors]).astype(np.uint8)
+
+
+def tar_gz(path, members):
+    """Writes a .tar.gz of {name: bytes, or a tarfile.TarInfo without content}."""
+    with tarfile.open(path, 'w:gz') as tar:
+        for name, content in members.items():
+            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            if info is content:
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def cifar_rows(images, *labels):
+    """The binary layout of CIFAR: per picture its labels, then its three planes."""
+    return np.concatenate([np.stack(labels, 1).astype(np.uint8), _planes(images)], 1).tobytes()
+
+
+def _planes(images):
+    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+
+
+def cifar10(folder, more=None, each=4, nclass=10):
+    """Writes cifar-10-binary.tar.gz; returns {part: (images, labels)}. `more` members are added or replaced."""
+    names = ['data_batch_%d.bin' % i for i in range(1, 6)] + ['test_batch.bin']
+    sets = [(random_images(each, 32, 32, 3, i), np.arange(i, i + each) % nclass) for i in range(6)]
+    members = {'cifar-10-batches-bin/' + name: cifar_rows(*pair) for name, pair in zip(names, sets, strict=True)}
+    # Not in the order of their names, as in the published archive.
+    members = dict(sorted(members.items(), key=lambda item: item[0][::-1]), **(more or {}))
+    tar_gz(os.path.join(folder, 'cifar-10-binary.tar.gz'), members)
+    train = [np.concatenate(part) for part in zip(*sets[:5], strict=True)]
+    return {'train': train, 'test': sets[5]}
+
+
+def cifar100(folder):
+    """Writes cifar-100-binary.tar.gz; returns {part: (images, fine labels)}."""
+    sets = {part: (random_images(6, 32, 32, 3, i), np.arange(6) * 19 + i) for i, part in enumerate(('train', 'test'))}
+    members = {
+        'cifar-100-binary/%s.bin' % part: cifar_rows(images, labels // 5, labels)
+        for part, (images, labels) in sets.items()
+    }
+    tar_gz(os.path.join(folder, 'cifar-100-binary.tar.gz'), members)
+    return sets
+
+
+def svhn(folder, n=12):
+    """Writes the three .mat files, labels 1 to 10; returns {part: (images, labels as stored, from 0)}."""
+    sets = {}
+    for i, part in enumerate(('train', 'test', 'extra')):
+        images, labels = random_images(n, 32, 32, 3, i), (np.arange(n) + i) % 10
+        y = (labels + 1).astype(np.uint8)[:, None]
+        path = os.path.join(folder, part + '_32x32.mat')
+        savemat(path, {'X': images.transpose(1, 2, 3, 0), 'y': y}, do_compression=True)
+        sets[part] = images, labels
+    return sets
+
+
+def stl10(folder, each=200, unlabeled=30):
+    """Writes stl10_binary.tar.gz; returns {part: (images, labels)} and the ten folds (list of lists)."""
+    sets = {
+        'train': (random_images(10 * each, 96, 96, 3, 0), np.arange(10 * each) * 7 % 10),
+        'test': (random_images(11, 96, 96, 3, 1), np.arange(11) % 10),
+        'unlabeled': (random_images(unlabeled, 96, 96, 3, 2), np.full(unlabeled, -1)),
+    }
+    folds = [np.random.RandomState(i).permutation(10 * each)[:1000].tolist() for i in range(10)]
+    text = ''.join(' '.join(map(str, fold)) + ' \n' for fold in folds)
+    members = {'stl10_binary/fold_indices.txt': text.encode()}
+    for part, (images, labels) in sets.items():
+        # Planes by columns: [n, C, W, H].
+        members['stl10_binary/%s_X.bin' % part] = images.transpose(0, 3, 2, 1).tobytes()
+        if part != 'unlabeled':
+            members['stl10_binary/%s_y.bin' % part] = (labels + 1).astype(np.uint8).tobytes()
+    tar_gz(os.path.join(folder, 'stl10_binary.tar.gz'), members)
+    return sets, folds
+
+
+def save_picture(path, pixels):
+    """Saves uint8 [H, W, C] in the format that the path's ending names."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
