@@ -6,7 +6,7 @@ python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 import functools
 import os
 
-from libml import data_pair, layers, models, runs, utils
+from libml import data_pair, layers, models, runs, train, utils
 
 import numpy as np
 import tensorflow.compat.v1 as tf
