@@ -6,7 +6,7 @@ python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 import functools
 import os
 
-from libml import data_pair, layers, models, train, utils
+from libml import data_pair, layers, models, runs, train, utils
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -159,7 +159,7 @@ def main(argv):
     train_dir = os.path.join(FLAGS.train_dir, str(split))
     run, train_nimg = AblationMixMatch.run_dir(train_dir, FLAGS.seed, **params), FLAGS.train_kimg << 10
     chosen = dict(whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
-    if not FLAGS.eval_ckpt and train.is_finished(run, train_nimg, **chosen):
+    if not FLAGS.eval_ckpt and runs.is_finished(run, train_nimg, **chosen):
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
         return
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)
