@@ -74,9 +74,10 @@ def variables(session):
 
 def assign(session, values):
     """Gives values, by name, to variables."""
-    chosen = [v for v in tf.global_variables() if v.op.name in values]
+    chosen = {v.op.name: v for v in tf.global_variables() if v.op.name in values}
     assert len(chosen) == len(values)
-    session.run([v.initializer for v in chosen], {v.initializer.inputs[1]: values[v.op.name] for v in chosen})
+    given = {name: tf.placeholder(v.dtype.base_dtype, v.shape) for name, v in chosen.items()}
+    session.run([v.assign(given[name]) for name, v in chosen.items()], {given[name]: values[name] for name in chosen})
 
 
 def changed(before, after):

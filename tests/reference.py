@@ -98,12 +98,13 @@ class Network:
         values: dict from variable names to arrays.
         training: whether batch norm goes by the batch's own statistics.
         mean, std: whitening of the input.
+        noise: [N, scales * repeat, 2], of shake in training: the forward weights come first.
 
     `moments` is filled with what the batch says of each moving average, variance with N - 1 below the line.
     """
 
-    def __init__(self, values, training, mean=0, std=1):
-        self.values, self.training, self.mean, self.std = values, training, mean, std
+    def __init__(self, values, training, mean=0, std=1, noise=None):
+        self.values, self.training, self.mean, self.std, self.noise = values, training, mean, std, noise
         self.scope, self.counts, self.moments = 'classify/', collections.Counter(), {}
 
     def layer(self, kind):
@@ -150,7 +151,6 @@ class Network:
         def relu(v):
             return leaky(v, 0)
 
-        assert not self.training, 'its draws are not known here'
         x = self.conv((x - self.mean) / self.std)
         for stage in range(scales):
             for i in range(repeat):
@@ -165,7 +165,8 @@ class Network:
                     x = self.norm(np.concatenate(halves, 3))
                 elif x.shape[3] != filters * 2**stage:
                     x = self.norm(self.conv(x))
-                x = x + sum(branches) / 2
+                mu = self.noise[:, stage * repeat + i, 0] if self.training else np.full(len(x), 0.5)
+                x = x + rows(mu, branches[1], branches[0])
         self.scope = 'classify/'
         return self.dense(x.mean((1, 2)))
 

@@ -26,7 +26,7 @@ def test_offsets_of_the_default_batch():
     assert layers.interleave_offsets(64, 2) == [0, 21, 42, 64]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(batch=st.integers(1, 40), nu=st.integers(1, 6))
 def test_interleave_swaps_groups_and_is_its_own_inverse(batch, nu):
     xy = list(np.arange(batch * (nu + 1) * 2).reshape(nu + 1, batch, 2))
@@ -299,25 +299,21 @@ def test_kernels_start_from_their_name_and_the_seed():
 
 
 def test_shakeshake_blends_with_other_weights_backward():
-    n = 2000
     random = np.random.RandomState(0)
-    a, b = (random.randn(n, 2, 2, 3).astype(np.float32) for _ in range(2))
+    a, b = (random.randn(20, 2, 2, 3).astype(np.float32) for _ in range(2))
+    noise = random.uniform(size=[20, 2]).astype(np.float32)
     at, bt = tf.constant(a), tf.constant(b)
-    y = layers.shakeshake(at, bt, True, a_key())
+    y = layers.shakeshake(at, bt, True, tf.constant(noise))
     y, da, db = evaluate([y, *tf.gradients(y, [at, bt])])  # Of the sum of y.
-    forward = ((y - a) * (b - a)).sum((1, 2, 3)) / ((b - a) ** 2).sum((1, 2, 3))
-    backward = db[:, 0, 0, 0]
-    np.testing.assert_allclose(y, rows(forward, b, a), atol=1e-5)
-    np.testing.assert_allclose(db, np.broadcast_to(backward[:, None, None, None], b.shape), rtol=1e-6)
-    np.testing.assert_allclose(da + db, 1, rtol=1e-6)
-    for mu in (forward, backward):
-        assert scipy.stats.kstest(mu, 'uniform').pvalue > 1e-3
-    assert scipy.stats.pearsonr(forward, backward).pvalue > 1e-3
+    np.testing.assert_allclose(y, rows(noise[:, 0], b, a), atol=1e-5)
+    ones = np.ones_like(a)
+    np.testing.assert_allclose(db, rows(noise[:, 1], ones, 0 * ones), rtol=1e-5)
+    np.testing.assert_allclose(da, rows(noise[:, 1], 0 * ones, ones), rtol=1e-5)
 
 
 def test_shakeshake_takes_the_middle_outside_training():
     a, b = some_images(), some_images()[::-1]
-    y = evaluate(layers.shakeshake(tf.constant(a), tf.constant(b), False, a_key()))
+    y = evaluate(layers.shakeshake(tf.constant(a), tf.constant(b), False, tf.ones([len(a), 2])))
     np.testing.assert_allclose(y, (a + b) / 2, rtol=1e-6)
 
 

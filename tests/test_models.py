@@ -170,11 +170,23 @@ def test_an_unknown_keyword_is_an_error(name, tmp_path):
         make_model(tmp_path, **{name: 1})
 
 
-NUMPY = [(arch, False) for arch in models.MODELS] + [(arch, True) for arch in models.MODELS if arch != 'shake']
+@pytest.fixture
+def noise(monkeypatch):
+    """The next stateless_uniform that a network draws from, in a list."""
+    drawn = []
+    stateless_uniform = tf.random.stateless_uniform
+
+    def noted(*args, **kwargs):
+        drawn.append(stateless_uniform(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(tf.random, 'stateless_uniform', noted)
+    return drawn
 
 
-@pytest.mark.parametrize('arch, training', NUMPY)
-def test_forward_equals_numpy(arch, training, tmp_path):
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('arch', models.MODELS)
+def test_forward_equals_numpy(arch, training, noise, tmp_path):
     size = (12, 16, 3) if arch == 'cnn13' else (8, 6, 3)
     model = build(tmp_path, arch, size, whiten=True)
     random = np.random.RandomState(0)
@@ -187,10 +199,13 @@ def test_forward_equals_numpy(arch, training, tmp_path):
             if not name.endswith('kernel'):
                 values[name] = random.uniform(0.5, 1.5, value.shape)
         assign(session, values)
-        logits = session.run(model.ops.training_logits if training else model.ops.logits, {model.ops.x: x})
-    network = Network(values, training, model.dataset.mean, model.dataset.std)
+        logits, noise = session.run(
+            [model.ops.training_logits, noise[-1]] if training else [model.ops.logits, noise[0]], {model.ops.x: x}
+        )
+    network = Network(values, training, model.dataset.mean, model.dataset.std, noise)
     params = [model.params[name] for name in ('scales', 'filters', 'repeat')]
     assert model.dataset.std.min() < 0.9  # Whitening is seen.
+    assert noise.min() >= 0 and noise.max() < 1 and len(np.unique(noise)) == noise.size
     np.testing.assert_allclose(logits, getattr(network, arch)(x, *params), rtol=1e-3, atol=1e-4)
 
 

@@ -230,12 +230,12 @@ def test_an_argument_out_of_range_is_refused_before_anything_is_built(name, valu
 # --- Repeatability ---
 
 
-def updates(model, count, state=None):
+def updates(model, count, state=None, feed=None):
     """Makes updates in a new session, from `state`; returns the losses of each, and all variables at the end."""
     with model.graph.as_default(), model.open_session() as session:
         assign(session, state or {})
         session.run(model.init_input_op)
-        losses = [session.run([model.ops.losses, model.ops.train_op])[0] for _ in range(count)]
+        losses = [session.run([model.ops.losses, model.ops.train_op], feed)[0] for _ in range(count)]
         return losses, variables(session)
 
 
@@ -265,8 +265,10 @@ def test_other_seeds_start_and_go_elsewhere(model, tmp_path):
     (losses, state), (other_losses, other_state) = updates(model, 1), updates(other, 1)
     assert losses != other_losses
     assert {name for name in state if name.endswith('/kernel')} <= changed(state, other_state)
-    # From the same weights, other images and draws.
+    # From the same weights, other images; with the same images, other partners.
     assert updates(model, 1, state)[0] != updates(other, 1, state)[0]
+    batch = random_batch(model.dataset, 4, 2)
+    assert updates(model, 1, state, feed(model, *batch))[0] != updates(other, 1, state, feed(other, *batch))[0]
 
 
 def test_compiled_networks_give_the_same_losses_and_averages(model, tmp_path):
