@@ -72,8 +72,7 @@ class AblationMixMatch(models.MultiModel):
         x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
         classifier = functools.partial(self.classifier, **kwargs)
         classify_raw = tf.nn.softmax(classifier(x))  # [B, nclass]
-        average = tf.train.ExponentialMovingAverage(ema)
-        average.apply(utils.model_vars())  # Makes the averages; it is average_op below that moves them.
+        average = layers.MovingAverage(ema, utils.model_vars())
         getter_ema = functools.partial(utils.getter_ema, average)
         classify_op = tf.nn.softmax(classifier(x, getter=getter_ema))  # [B, nclass]
 
@@ -104,7 +103,7 @@ class AblationMixMatch(models.MultiModel):
             train_op = utils.in_order(
                 lambda: adam(loss, weights, lr),
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
-                lambda: average.apply(weights),
+                average.update,
                 lambda: layers.update_moments(moments),
                 lambda: self.step.assign_add(batch),
             )
@@ -125,7 +124,7 @@ class AblationMixMatch(models.MultiModel):
     @staticmethod
     def flop(shape, nu, arch, nclass, scales, filters, repeat, **_):
         """Returns the floating-point operations of an update per labelled image; a backward pass counts twice."""
-        forward = models.count_flop(arch, shape, nclass=nclass, scales=scales, filters=filters, repeat=repeat)
+        _, forward = models.describe(arch, shape, nclass, scales, filters, repeat)
         return forward * (nu + 3 * (nu + 1))
 
     @classmethod
