@@ -6,8 +6,7 @@ python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 import functools
 import os
 
-from libml import layers, models, utils
-from libml.data_pair import DATASETS
+from libml import data_pair, layers, models, runs, train, utils
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -30,6 +29,12 @@ flags.DEFINE_integer('warmup_kimg', 128, 'kimg over which the unlabelled loss ga
 flags.DEFINE_integer('scales', 0, "Stages of the classifier; 0 for ilog2 of the images' width less 2.")
 flags.DEFINE_integer('filters', 32, 'Width of the classifier.')
 flags.DEFINE_integer('repeat', 4, 'Residual blocks a stage.')
+
+
+def adam(loss, weights, lr):
+    """Returns the op of one step of Adam; it stands outside all name scopes, which `beta1_power` would be named by."""
+    with tf.name_scope(None):
+        return tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights, name='update/Adam')
 
 
 class AblationMixMatch(models.MultiModel):
@@ -67,18 +72,17 @@ class AblationMixMatch(models.MultiModel):
         x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
         classifier = functools.partial(self.classifier, **kwargs)
         classify_raw = tf.nn.softmax(classifier(x))  # [B, nclass]
-        average = tf.train.ExponentialMovingAverage(ema)
-        average.apply(utils.model_vars())  # Makes the averages; it is average_op below that moves them.
+        average = layers.MovingAverage(ema, utils.model_vars())
         getter_ema = functools.partial(utils.getter_ema, average)
         classify_op = tf.nn.softmax(classifier(x, getter=getter_ema))  # [B, nclass]
 
-        y = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
-        guess = self.guess_label(y, classifier, T, getter=getter_ema if use_ema_guess else None)
+        views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
+        guess = self.guess_label(views, classifier, T, getter=getter_ema if use_ema_guess else None)
         label_x = tf.one_hot(label, nclass)  # [B, nclass]
         label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
         with tf.name_scope('mixup'):
             mix = layers.MixMode(mixmode)
-            xy, labels = mix([x] + y, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
+            xy, labels = mix([x] + views, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
 
         with tf.name_scope('interleave'):
             batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
@@ -97,9 +101,9 @@ class AblationMixMatch(models.MultiModel):
             weights = utils.model_vars('classify')
             kernels = [v for v in weights if v.op.name.endswith('kernel')]
             train_op = utils.in_order(
-                lambda: tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights),
+                lambda: adam(loss, weights, lr),
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
-                lambda: average.apply(weights),
+                average.update,
                 lambda: layers.update_moments(moments),
                 lambda: self.step.assign_add(batch),
             )
@@ -116,6 +120,12 @@ class AblationMixMatch(models.MultiModel):
 
     def augment(self, *args, **kwargs):
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
+
+    @staticmethod
+    def flop(shape, nu, arch, nclass, scales, filters, repeat, **_):
+        """Returns the floating-point operations of an update per labelled image; a backward pass counts twice."""
+        _, forward = models.describe(arch, shape, nclass, scales, filters, repeat)
+        return forward * (nu + 3 * (nu + 1))
 
     @classmethod
     def check(cls, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, **kwargs):
@@ -142,16 +152,25 @@ def main(argv):
     utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
     params = {name: FLAGS[name].value for name in MODEL_FLAGS.split()}
     AblationMixMatch.check(**params)
-    load = DATASETS[FLAGS.dataset]
-    dataset = load(FLAGS.data_dir, whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled, seed=FLAGS.seed or 0)
-    params['scales'] = params['scales'] or max(1, utils.ilog2(dataset.width) - 2)
-    train_dir = os.path.join(FLAGS.train_dir, dataset.name)
-    model = AblationMixMatch(train_dir, dataset, nclass=dataset.nclass, seed=FLAGS.seed, **params)
+    split = data_pair.parse(FLAGS.dataset)
+    family = data_pair.find_family(data_pair.find_data_dir(FLAGS.data_dir), split.name)
+    params['scales'] = params['scales'] or max(1, utils.ilog2(family.width) - 2)
+    params['nclass'] = family.nclass
+    train_dir = os.path.join(FLAGS.train_dir, str(split))
+    run, train_nimg = AblationMixMatch.run_dir(train_dir, FLAGS.seed, **params), FLAGS.train_kimg << 10
+    chosen = dict(whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
+    if not FLAGS.eval_ckpt and runs.is_finished(run, train_nimg, **chosen):
+        print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
+        return
+    dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)
+    flop = AblationMixMatch.flop(dataset.shape, **params) * train_nimg
+    xla = train.compiling_pays(flop) if FLAGS.xla is None else FLAGS.xla
+    model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, xla=xla and not FLAGS.eval_ckpt, **params)
     model.config.log_device_placement = FLAGS.log_device_placement
     if FLAGS.eval_ckpt:
         model.eval_checkpoint(FLAGS.eval_ckpt)
     else:
-        model.train(FLAGS.train_kimg << 10, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt)
+        model.train(train_nimg, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt)
 
 
 if __name__ == '__main__':

@@ -90,17 +90,17 @@ def update_moments(moments):
     return tf.group(*[average.assign_sub((1 - BN_MOMENTUM) * (average - value)) for average, value in moments])
 
 
-def shakeshake(a, b, training, key):
+def shakeshake(a, b, training, noise):
     """Blends two branches into a + μ (b - a), Shake-Shake regularisation (Gastaldi 2017).
 
     Args:
         a, b: float32 [N, H, W, C].
-        training: True draws μ uniformly for each example, and another one for the gradient; False takes 0.5.
-        key: integer [2], for the draws.
+        training: True takes an example's μ from noise, False 0.5.
+        noise: float32 [N, 2] in [0, 1): μ of the forward pass, and of the backward pass.
     """
     if not training:
         return 0.5 * (a + b)
-    forward, backward = tf.unstack(tf.random.stateless_uniform([2, tf.shape(a)[0], 1, 1, 1], key))
+    forward, backward = tf.unstack(noise[:, :, None, None, None], axis=1)
     seen = a + forward * (b - a)
     felt = a + backward * (b - a)
     return felt + tf.stop_gradient(seen - felt)
@@ -129,6 +129,32 @@ class Keys:
 
 
 # The method.
+
+
+class MovingAverage:
+    """Exponential moving averages of variables, kept in `<variable>/ExponentialMovingAverage`; they start like them.
+
+    Args:
+        decay: float in [0, 1).
+        variables: list of variables.
+    """
+
+    def __init__(self, decay, variables):
+        self.decay = decay
+        self.averages = {
+            v.ref(): tf.get_variable(
+                v.op.name + '/ExponentialMovingAverage', initializer=v.initial_value, trainable=False
+            )
+            for v in variables
+        }
+
+    def average(self, variable):
+        """Returns the average of a variable; None where it has none."""
+        return self.averages.get(variable.ref())
+
+    def update(self):
+        """Returns the ops of average <- decay average + (1 - decay) variable."""
+        return [a.assign_sub((1 - self.decay) * (a - v.deref())) for v, a in self.averages.items()]
 
 
 def sharpen(p, T):
@@ -221,7 +247,8 @@ class MixMode:
             key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
         rules = dict(zip('xy', self.mode.split('.'), strict=True))
         images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
-        keys = dict(zip(images, tf.unstack(tf.random.split(key, len(images)), num=len(images)), strict=True))
+        # A key for each pool that one permutation mixes, and one for y's permutations of x.
+        keys = dict(zip([*images, 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
         mixed_images, mixed_labels = [], []
         for who, rule in rules.items():
             if not rule:
@@ -229,7 +256,7 @@ class MixMode:
                 mixed_labels += labels[who]
                 continue
             pool = rule[1:]
-            m, partner = self.draw(who, pool, images, self.beta(rules, who, betal), keys[pool])
+            m, partner = self.draw(who, pool, images, self.beta(rules, who, betal), keys[pool if who in pool else rule])
             mixed_images += mix(images[who], images[pool], m, partner)
             mixed_labels += mix(labels[who], labels[pool], m, partner)
         return mixed_images, mixed_labels

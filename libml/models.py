@@ -29,7 +29,8 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
         batch_norm: function float32 [N, H, W, C] -> the same.
         whiten: function that normalises x by the data's mean and standard deviation.
         training: bool.
-        key: integer [2], for random draws.
+        noise: float32 [N, scales * repeat, 2], uniform in [0, 1): each block's random draws. They come from outside,
+            as XLA would draw other ones than TensorFlow.
 
     Returns:
         float32 [N, nclass], the logits.
@@ -61,7 +62,7 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
     return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
 
 
-def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, key):
+def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, noise):
     """Shake-Shake (Gastaldi 2017). Arguments and result as for resnet."""
     halvings = 2 ** (scales - 1)
     check_size('shake', x, lambda side: side % halvings == 0, 'a multiple of 2^(scales - 1) = %d' % halvings)
@@ -84,8 +85,7 @@ def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, key)
             with tf.variable_scope('layer%d.%d' % (stage + 1, i)):
                 width, strides = filters << stage, 2 if stage and i == 0 else 1
                 a, b = branch(x, width, strides), branch(x, width, strides)
-                block_key = tf.random.fold_in(key, tf.constant(stage * repeat + i, tf.int64)) if training else None
-                blend = layers.shakeshake(a, b, training, block_key)
+                blend = layers.shakeshake(a, b, training, noise[:, stage * repeat + i])
                 x = shortcut(x, width, strides) + blend  # [N, H/2^s, W/2^s, f·2^s]
     x = tf.reduce_mean(x, [1, 2])  # [N, f·2^(scales-1)]
     return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
@@ -127,6 +127,41 @@ ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
 
 
+def build(arch, x, noise, training=False, moments=None, getter=None, **size):
+    """Builds a network in scope `classify`. Arguments as for resnet and for MultiModel.classifier."""
+    with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+        batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
+        return ARCHS[arch](x, batch_norm=batch_norm, training=training, noise=noise, **size)
+
+
+@functools.lru_cache
+def describe(arch, shape, nclass, scales, filters, repeat):
+    """Builds a network in a graph that is thrown away, to learn what it is made of.
+
+    Args:
+        arch: one of MODELS.
+        shape: (H, W, C) of the images.
+        nclass, scales, filters, repeat: ints, see resnet.
+
+    Returns:
+        The arguments of tf.get_variable for each variable, a list of dicts in the order in which the network asks for
+        them; and the floating-point operations of classifying one image, int.
+    """
+    variables = []
+
+    def note(getter, name, shape=None, initializer=None, trainable=True, **kwargs):
+        relative = name.removeprefix('classify/')
+        variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
+        return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
+
+    with tf.Graph().as_default() as graph:
+        size = dict(nclass=nclass, scales=scales, filters=filters, repeat=repeat)
+        build(arch, tf.zeros([1, *shape]), tf.zeros([1, scales * repeat, 2]), getter=note, whiten=tf.identity, **size)
+        options = tf.profiler.ProfileOptionBuilder(tf.profiler.ProfileOptionBuilder.float_operation())
+        flop = tf.profiler.profile(graph, options=options.with_empty_output().build()).total_float_ops
+    return variables, flop
+
+
 class Network:
     """A classifier as a function of images and weights, traced once for training and once for inference.
 
@@ -134,22 +169,22 @@ class Network:
     it where XLA compiles it.
 
     Args:
-        arch: function of images and the arguments described at resnet.
+        arch: one of MODELS.
         shape: (H, W, C) of the images.
         xla: bool, whether to compile it.
-        **size: the other arguments of arch but batch_norm, training and key.
-
-    Attributes:
-        variables: the arguments of tf.get_variable for each variable, in the order in which the network asks for them.
+        whiten: function that normalises images.
+        **size: nclass, scales, filters, repeat.
     """
 
-    def __init__(self, arch, shape, xla, **size):
-        self.arch = functools.partial(arch, **size)
+    def __init__(self, arch, shape, xla, whiten, **size):
+        self.build = functools.partial(build, arch, whiten=whiten, **size)
         self.images = tf.TensorSpec([None, *shape], tf.float32)
-        self.variables = self.find_variables()
+        self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
+        self.variables, _ = describe(arch, tuple(shape), **size)
         self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
+        self.weights = {}  # By getter. Read once: every reader of an update stands before whatever changes them.
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
-        signature = [self.images, tf.TensorSpec([2], tf.int64), weights]
+        signature = [self.images, self.noise, weights]
         self.functions = {
             training: tf.function(
                 functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
@@ -157,36 +192,28 @@ class Network:
             for training in (False, True)
         }
 
-    def find_variables(self):
-        """Builds the network in a graph that is thrown away, and returns what it asked tf.get_variable for."""
-        variables = []
-
-        def note(getter, name, shape=None, initializer=None, trainable=True, **kwargs):
-            relative = name.removeprefix('classify/')
-            variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
-            return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
-
-        with tf.Graph().as_default(), tf.variable_scope('classify', custom_getter=note):
-            batch_norm = functools.partial(layers.batch_norm, training=False)
-            self.arch(tf.placeholder(tf.float32, self.images.shape), batch_norm=batch_norm, training=False, key=None)
-        return variables
-
-    def trace(self, training, x, key, weights):
+    def trace(self, training, x, noise, weights):
         """Builds the network on weights that are given. Returns the logits, and batch norm's statistics if training."""
         values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
         moments = []
-        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=lambda getter, name, **_: values[name]):
-            batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
-            logits = self.arch(x, batch_norm=batch_norm, training=training, key=key)
+        logits = self.build(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
         return logits, [value for _, value in moments]
+
+    def read(self, getter):
+        """Returns the variables, made where they are missing, and their values, as two lists."""
+        if getter not in self.weights:
+            with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+                variables = [tf.get_variable(**variable) for variable in self.variables]
+            self.weights[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
+        return self.weights[getter]
 
     def __call__(self, x, training, key, getter=None, moments=None):
         """See MultiModel.classifier."""
-        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
-            weights = [tf.get_variable(**variable) for variable in self.variables]
-        logits, statistics = self.functions[training](x, key, [tf.convert_to_tensor(w) for w in weights])
+        variables, values = self.read(getter)
+        noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
+        logits, statistics = self.functions[training](x, noise, values)
         if moments is not None:
-            moments += zip([weights[i] for i in self.moving], statistics, strict=True)
+            moments += zip([variables[i] for i in self.moving], statistics, strict=True)
         return logits
 
 
@@ -216,14 +243,14 @@ class MultiModel(train.ClassifySemi):
         size = (arch, scales, filters, repeat)
         if size not in self.networks:
             self.networks[size] = Network(
-                ARCHS[arch],
+                arch,
                 self.dataset.shape,
                 self.xla,
+                whiten=lambda x: (x - self.dataset.mean) / self.dataset.std,
                 nclass=self.nclass,
                 scales=scales,
                 filters=filters,
                 repeat=repeat,
-                whiten=lambda x: (x - self.dataset.mean) / self.dataset.std,
             )
         return self.networks[size](x, training, self.keys(), getter, moments)
 

@@ -1,4 +1,4 @@
-"""The training loop and what surrounds it: run folder, checkpoints, reports. May import utils and layers."""
+"""The training loop and what surrounds it: run folder, checkpoints, reports. May import utils, layers and runs."""
 
 import contextlib
 import fcntl
@@ -7,12 +7,13 @@ import secrets
 import signal
 import socket
 
-from libml import layers, utils
+from libml import layers, runs, utils
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 from easydict import EasyDict
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tqdm import tqdm
 
 flags.DEFINE_string('train_dir', './experiments', 'Folder of all runs: this one goes to <train_dir>/<dataset>/<name>.')
@@ -24,7 +25,9 @@ flags.DEFINE_string(
     'eval_ckpt', '', 'Only evaluate this checkpoint: raw, averaged, and both after re-tuning batch norm.'
 )
 flags.DEFINE_integer('seed', None, 'Fixes every random choice; a new one for each run where it is not given.', 0)
+flags.DEFINE_bool('xla', None, 'Compile the networks with XLA; by default where it pays: long runs, and GPUs.')
 
+FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt')  # May change when a run is continued.
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved, go on by the same command.
 SUBSETS = dict(train='labeled', valid='validation', test='testing')  # What a report evaluates.
 
@@ -35,19 +38,18 @@ class Model:
     Args:
         train_dir: folder under which the run's own folder goes.
         dataset: data.DataSet.
-        seed: int that fixes every random choice, None for another at each run.
+        seed: int that fixes every random choice; None for the one that the run began with, another for each run.
         xla: bool, whether XLA compiles the networks: faster updates after a slower start.
         **params: the arguments of `model`; with the class they name the run's folder.
     """
 
     def __init__(self, train_dir, dataset, seed=None, xla=False, **params):
         self.check(**params)
-        given = params if seed is None else dict(params, seed=seed)
-        self.train_dir = os.path.join(train_dir, self.experiment_name(**given))
+        self.train_dir = self.run_dir(train_dir, seed, **params)
         self.dataset = dataset
         self.xla = xla
         self.params = EasyDict(params)
-        self.seed = secrets.randbits(31) if seed is None else seed
+        self.seed = runs.read_args(self.train_dir).get('seed', secrets.randbits(31)) if seed is None else seed
         self.config = utils.get_config()
         self.session = None
         self.graph = tf.get_default_graph()
@@ -71,9 +73,16 @@ class Model:
         """Folder of args.json."""
         return os.path.join(self.train_dir, 'args')
 
-    def experiment_name(self, **params):
-        """Returns the name of the run's folder: the class and the arguments sorted by name."""
-        return '_'.join([type(self).__name__] + ['%s%s' % item for item in sorted(params.items())])
+    @classmethod
+    def experiment_name(cls, **params):
+        """Returns the name of a run's folder: the class and the arguments sorted by name."""
+        return '_'.join([cls.__name__] + ['%s%s' % item for item in sorted(params.items())])
+
+    @classmethod
+    def run_dir(cls, train_dir, seed=None, **params):
+        """Returns the folder of the run that such a model would make; the arguments are those of Model."""
+        given = params if seed is None else dict(params, seed=seed)
+        return os.path.join(train_dir, cls.experiment_name(**given))
 
     @classmethod
     def check(cls, **params):
@@ -108,13 +117,11 @@ class Model:
 
     def save_args(self, args):
         """Writes args.json; raises utils.Error where the folder holds a run with other arguments."""
-        path = os.path.join(self.arg_dir, 'args.json')
-        free = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt')  # May change when a run is continued.
-        for name, value in utils.read_json(path, default={}).items():
-            if name in args and name not in free and args[name] != value:
+        for name, value in runs.read_args(self.train_dir).items():
+            if name in args and name not in FREE_ARGS and args[name] != value:
                 text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
                 raise utils.Error(text % (self.train_dir, name, value, args[name]))
-        utils.write_json(path, args)
+        utils.write_json(runs.args_file(self.train_dir), args)
 
     @contextlib.contextmanager
     def lock(self):
@@ -187,7 +194,9 @@ class Model:
             self.session.run(self.init_input_op)
             self.graph.finalize()
             update = self.session.make_callable([self.ops.losses, self.ops.train_op])
-            with EventLog(self.checkpoint_dir, self.graph, step) as log, progress_bar(step, train_nimg) as bar:
+            hparams = {name: value for name, value in args.items() if name not in FREE_ARGS}
+            log = EventLog(self.checkpoint_dir, self.graph, step, hparams)
+            with log, progress_bar(step, train_nimg) as bar:
                 while step < train_nimg and not stopped:
                     before = step
                     losses, _ = update()
@@ -322,13 +331,30 @@ class ClassifySemi(Model):
 EVAL_BATCH = 512
 
 
-class EventLog:
-    """TensorBoard's event file of a run that starts or goes on at `step`; used in a `with`."""
+def compiling_pays(flop):
+    """Returns whether XLA is worth its compilation for so many floating-point operations: on GPUs, and in long runs.
 
-    def __init__(self, folder, graph, step):
+    On 2 cores that do 10^11 a second it costs 10 to 15 s and saves a fifth: 10^13 pay for it twice.
+    """
+    return bool(utils.get_available_gpus()) or flop > 1e13
+
+
+class EventLog:
+    """TensorBoard's event file of a run that starts or goes on at `step`; used in a `with`.
+
+    Args:
+        folder: where it goes.
+        graph: tf.Graph, for the graph page.
+        step: int, in images.
+        hparams: dict of numbers, bools and strings, for the HPARAMS page. TensorBoard keeps what the first event file
+            of a folder says, so these must not change when a run goes on.
+    """
+
+    def __init__(self, folder, graph, step, hparams):
         self.writer = tf.summary.FileWriter(folder, graph)
         # TensorBoard forgets what an earlier process logged from here on: those updates are made again.
         self.writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), step + 1)
+        self.writer.add_summary(hparams_pb(hparams).SerializeToString(), 0)
 
     def scalars(self, step, values):
         """Writes named floats, to disk before it returns."""
@@ -360,13 +386,15 @@ def progress_bar(step, train_nimg):
 
 @contextlib.contextmanager
 def stop_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
-    """Yields a list to which the name of a stop signal is added when it comes; a second one acts as ever."""
+    """Yields a list to which the names of stop signals are added as they come.
+
+    A second Ctrl-C acts as ever. Batch systems send the others more than once, to end it all with a SIGKILL.
+    """
     stopped = []
 
     def handler(number, _):
         stopped.append(signal.Signals(number).name)
-        for s in previous:
-            signal.signal(s, previous[s])
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
     previous = {s: signal.signal(s, handler) for s in signals}
     try:

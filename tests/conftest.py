@@ -1,0 +1,120 @@
+"""What the tests share: TensorFlow in graph mode, a fresh graph for each test, small datasets in memory."""
+
+import os
+import subprocess
+import sys
+
+from ablation.ab_mixmatch import AblationMixMatch
+from libml import data, layers, utils
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PARAMS = dict(
+    **dict(arch='resnet', scales=1, filters=2, repeat=1, batch=4, nu=2, mixmode='xxy.yxy', use_ema_guess=False),
+    **dict(lr=0.002, wd=0.02, ema=0.9, beta=0.5, T=0.5, w_match=100, warmup_kimg=1),
+)
+
+
+def pytest_configure():
+    utils.setup_tf()
+
+
+@pytest.fixture(autouse=True)
+def fresh_graph():
+    """Gives every test a graph of its own."""
+    with tf.Graph().as_default():
+        yield
+
+
+def evaluate(fetches, feed=None):
+    """Returns what tensors of the current graph hold, variables at their first values."""
+    with tf.Session(config=utils.get_config()) as session:
+        session.run(tf.global_variables_initializer())
+        return session.run(fetches, feed)
+
+
+def make_dataset(height=8, width=8, colors=1, nclass=3, count=24, whiten=False):
+    """Returns a data.DataSet of random pictures."""
+    random = np.random.RandomState(0)
+
+    def images(n):
+        pixels = random.randint(0, 256, [n, height, width, colors])
+        return data.Images(pixels.astype(np.uint8), random.randint(0, nclass, n))
+
+    sets = images(count), images(count + 6), images(5), images(7)
+    return data.DataSet('random.1@%d-5' % count, *sets, nclass, mirror=False, shift=1, whiten=whiten)
+
+
+def make_model(train_dir, dataset=None, seed=1, xla=False, cls=AblationMixMatch, **params):
+    """Returns a tiny AblationMixMatch in the current graph; `params` change PARAMS."""
+    dataset = dataset or make_dataset()
+    return cls(str(train_dir), dataset, nclass=dataset.nclass, seed=seed, xla=xla, **{**PARAMS, **params})
+
+
+def random_batch(dataset, batch, nu, seed=0):
+    """Returns x, y, labels to feed, float32 [B, H, W, C], float32 [B, nu, H, W, C], int32 [B]."""
+    random = np.random.RandomState(seed)
+    shape = [dataset.height, dataset.width, dataset.colors]
+    x, y = (random.uniform(-1, 1, [batch, *more, *shape]).astype(np.float32) for more in ([], [nu]))
+    return x, y, random.randint(0, dataset.nclass, batch).astype(np.int32)
+
+
+def feed(model, x, y, label):
+    """Returns the feed_dict of a batch."""
+    return {model.ops.x: x, model.ops.y: y, model.ops.label: label}
+
+
+def variables(session):
+    """Returns all global variables by name."""
+    return session.run({v.op.name: v for v in tf.global_variables()})
+
+
+def assign(session, values):
+    """Gives values, by name, to variables."""
+    chosen = [v for v in tf.global_variables() if v.op.name in values]
+    assert len(chosen) == len(values)
+    session.run([v.initializer for v in chosen], {v.initializer.inputs[1]: values[v.op.name] for v in chosen})
+
+
+def changed(before, after):
+    """Returns the names of the variables that differ."""
+    assert set(before) == set(after)
+    return {name for name in before if not np.array_equal(before[name], after[name])}
+
+
+@pytest.fixture
+def draws(monkeypatch):
+    """Notes what MixMode draws: draws['m'] and draws['partner'], lists of tensors in the order of the calls."""
+    noted = dict(m=[], beta=[], partner=[])
+    mix_weights, permutation = layers.mix_weights, layers.permutation
+
+    def noted_weights(n, beta, key):
+        noted['m'].append(mix_weights(n, beta, key))
+        noted['beta'].append(beta)
+        return noted['m'][-1]
+
+    def noted_permutation(n, key):
+        noted['partner'].append(permutation(n, key))
+        return noted['partner'][-1]
+
+    monkeypatch.setattr(layers, 'mix_weights', noted_weights)
+    monkeypatch.setattr(layers, 'permutation', noted_permutation)
+    return noted
+
+
+def command(*args, **more):
+    """Runs python with arguments from the repository's root; returns subprocess.CompletedProcess with text."""
+    return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, **more)
+
+
+def assert_one_line_error(done, *words, code=1):
+    """Asserts that a process failed with a single `Error:` line that holds the words."""
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith('Error:')]
+    assert len(lines) == 1, done.stderr
+    assert 'Traceback' not in done.stdout + done.stderr
+    for word in words:
+        assert str(word) in lines[0], lines[0]
