@@ -115,13 +115,12 @@ class Model:
             keep_ckpt=keep_ckpt,
         )
 
-    def save_args(self, args):
-        """Writes args.json; raises utils.Error where the folder holds a run with other arguments."""
+    def check_args(self, args):
+        """Raises utils.Error where the folder holds a run with other arguments."""
         for name, value in runs.read_args(self.train_dir).items():
             if name in args and name not in FREE_ARGS and args[name] != value:
                 text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
                 raise utils.Error(text % (self.train_dir, name, value, args[name]))
-        utils.write_json(runs.args_file(self.train_dir), args)
 
     @contextlib.contextmanager
     def lock(self):
@@ -187,9 +186,10 @@ class Model:
             SystemExit: a signal asked to stop; a checkpoint is saved, the code is EXIT_INTERRUPTED.
         """
         save_nimg = save_nimg or report_nimg
+        args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt)
+        self.check_args(args)
         with self.lock(), stop_signals() as stopped, self.open_session():
-            args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt)
-            self.save_args(args)
+            utils.write_json(runs.args_file(self.train_dir), args)
             self.print_start(args)
             step = self.resume()
             self.session.run(self.init_input_op)

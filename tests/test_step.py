@@ -250,13 +250,17 @@ def test_one_seed_gives_bit_identical_updates_across_a_stop(model, tmp_path):
 
 
 def test_random_blends_and_partners_are_the_seeds_too(tmp_path):
-    def run(seed):
-        with tf.Graph().as_default():
-            return updates(make_model(tmp_path, seed=seed, arch='shake', mixmode='xx.yx', warmup_kimg=0), 2)
-
-    (losses, after), (losses_again, after_again) = run(7), run(7)
+    model = make_model(tmp_path, arch='shake', mixmode='xx.yx', warmup_kimg=0)
+    (losses, after), (losses_again, after_again) = updates(model, 2), updates(model, 2)
     assert losses == losses_again
     assert not changed(after, after_again)
+
+
+def labels(model, count):
+    """Returns the classes of the first labelled batches."""
+    with model.open_session() as session:
+        session.run(model.init_input_op)
+        return [session.run(model.ops.label).tolist() for _ in range(count)]
 
 
 def test_other_seeds_start_and_go_elsewhere(model, tmp_path):
@@ -264,8 +268,9 @@ def test_other_seeds_start_and_go_elsewhere(model, tmp_path):
         other = make_model(tmp_path, seed=2)
     (losses, state), (other_losses, other_state) = updates(model, 1), updates(other, 1)
     assert losses != other_losses
+    assert labels(model, 5) != labels(other, 5)
     assert {name for name in state if name.endswith('/kernel')} <= changed(state, other_state)
-    # From the same weights, other images; with the same images, other partners.
+    # Other images come by; from the same weights, other losses; with the same images, other partners.
     assert updates(model, 1, state)[0] != updates(other, 1, state)[0]
     batch = random_batch(model.dataset, 4, 2)
     assert updates(model, 1, state, feed(model, *batch))[0] != updates(other, 1, state, feed(other, *batch))[0]

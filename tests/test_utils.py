@@ -210,20 +210,6 @@ def test_run_shows_a_traceback_of_faults_of_its_own_and_when_asked_to():
             utils.run(failing(error))
 
 
-def test_run_as_a_process(tmp_path):
-    script = tmp_path / 'script.py'
-    script.write_text(
-        'from libml import utils\n'
-        'def main(argv):\n'
-        '    raise utils.Error("no %s" % argv[1])\n'
-        'if __name__ == "__main__":\n'
-        '    utils.setup_tf()\n'
-        '    utils.run(main)\n'
-    )
-    done = command(script, 'cake')
-    assert (done.returncode, done.stdout, done.stderr) == (1, '', 'Error: no cake\n')
-
-
 # --- Imports ---
 
 IMPORT = """

@@ -1,0 +1,327 @@
+"""Whole runs on the digits through the real command line: reports, checkpoints, stops, errors."""
+
+import glob
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+from ablation import ab_mixmatch
+from libml import data_pair, layers, runs, utils
+from scripts import create_datasets, create_split, extract_accuracy
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from absl.testing import flagsaver
+from conftest import ROOT, assert_one_line_error, command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SCRIPT = os.path.join('ablation', 'ab_mixmatch.py')
+KIMG = 4
+TINY = dict(dataset='digits.1@20-100', filters=2, repeat=1, scales=1, batch=16, seed=3)
+SHORT = dict(TINY, report_kimg=1, save_kimg=1, xla='false')
+TAGS = {'losses/xe', 'losses/l2u', 'accuracy', 'accuracy/valid', 'accuracy/train_labeled'}
+
+
+def flags(**values):
+    """Returns a command line."""
+    return ['--%s=%s' % item for item in values.items()]
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    """A folder that holds the split digits.1@20."""
+    folder = str(tmp_path_factory.mktemp('data'))
+    with tf.Graph().as_default():
+        create_datasets.install('digits', folder, None)
+        source = create_split.Source('digits', data_pair.train_files(folder, 'digits'))
+        create_split.create(source, data_pair.split_files(os.path.join(folder, 'SSL'), 'digits', 1, 20), 20, 1)
+    return folder
+
+
+def run_folder(train_dir):
+    """Returns the only run's folder below train_dir."""
+    (folder,) = glob.glob(os.path.join(str(train_dir), TINY['dataset'], '*'))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def finished(data_dir, tmp_path_factory):
+    """An uninterrupted run: what its process said, and its folder."""
+    train_dir = tmp_path_factory.mktemp('finished')
+    done = command(SCRIPT, *flags(**SHORT, data_dir=data_dir, train_dir=train_dir, train_kimg=KIMG))
+    assert done.returncode == 0, done.stderr
+    return done, run_folder(train_dir)
+
+
+def here(capsys, *args):
+    """Gives a command line to the script within this process; returns what a process would have returned."""
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+        patch.setattr(sys, 'argv', [SCRIPT, *args])
+        utils.run(ab_mixmatch.main)
+    return subprocess.CompletedProcess(args, stop.value.code or 0, *capsys.readouterr())
+
+
+def contents(folder):
+    """Returns the bytes and the time of change of each file below a folder."""
+    found = {}
+    for path, _, names in os.walk(folder):
+        for name in names:
+            file = os.path.join(path, name)
+            with open(file, 'rb') as f:
+                found[file] = os.stat(file).st_mtime_ns, f.read()
+    return found
+
+
+def steps(folder):
+    """Returns the steps of a run's checkpoints."""
+    return [utils.checkpoint_step(ckpt) for ckpt in utils.checkpoints(os.path.join(folder, 'tf'))]
+
+
+def scalars(folder):
+    """Returns {tag: [(step, value)]} of a run's event files."""
+    events = EventAccumulator(os.path.join(folder, 'tf'), size_guidance={'scalars': 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()['scalars']}
+
+
+def values(folder):
+    """Returns all that the newest checkpoint of a run holds."""
+    reader = tf.train.load_checkpoint(utils.find_latest_checkpoint(os.path.join(folder, 'tf')))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+# --- What a run leaves ---
+
+
+def test_report_lines(finished):
+    done, folder = finished
+    lines = [line for line in done.stdout.splitlines() if line.startswith('kimg')]
+    matches = [re.fullmatch(r'kimg (.{5})  accuracy train/valid/test  (\S+)  (\S+)  (\S+)', line) for line in lines]
+    assert all(matches), lines
+    found = [m.groups() for m in matches]
+    assert [kimg for kimg, *_ in found] == ['%-5d' % kimg for kimg in range(1, KIMG + 1)]
+    reported = scalars(folder)
+    tags = ('accuracy/train_labeled', 'accuracy/valid', 'accuracy')
+    for i, (_, *accuracies) in enumerate(found):
+        assert accuracies == ['%.2f' % reported[tag][i][1] for tag in tags]
+
+
+def test_the_start_shows_configuration_and_variables(finished):
+    out = finished[0].stdout
+    for name, value in dict(TINY, lr=0.002, mixmode='xxy.yxy').items():
+        assert re.search(r'^ *%s +%s$' % (name, re.escape(str(value))), out, re.MULTILINE), name
+    assert re.search(r'classify/conv2d_1/kernel +3x3x16x2 +288', out)
+
+
+def test_tensorboard_tags_each_step_once(finished):
+    found = scalars(finished[1])
+    assert set(found) >= TAGS
+    for tag in TAGS:
+        assert [step for step, _ in found[tag]] == [1024 * kimg for kimg in range(1, KIMG + 1)]
+        assert np.all(np.isfinite([value for _, value in found[tag]]))
+
+
+def test_checkpoints_bear_the_step_in_ten_digits(finished):
+    names = {os.path.basename(path) for path in glob.glob(os.path.join(finished[1], 'tf', '*.index'))}
+    assert names == {'model.ckpt-%010d.index' % (1024 * kimg) for kimg in range(1, KIMG + 1)}
+    assert values(finished[1])['global_step'] == 1024 * KIMG
+
+
+def test_args_hold_all_that_the_run_depends_on(finished):
+    with open(os.path.join(finished[1], 'args', 'args.json')) as file:
+        args = json.load(file)
+    defaults = dict(lr=0.002, wd=0.02, ema=0.999, beta=0.5, nu=2, T=0.5, use_ema_guess=False, mixmode='xxy.yxy')
+    defaults.update({'arch': 'resnet', 'w_match': 100, 'warmup_kimg': 128, 'nclass': 10, 'class': 'AblationMixMatch'})
+    defaults.update(train_kimg=KIMG, report_kimg=1, save_kimg=1, keep_ckpt=50, whiten=False, p_unlabeled='')
+    assert args == {**defaults, **TINY}
+
+
+def test_the_folder_is_named_by_class_and_sorted_arguments(finished):
+    assert os.path.basename(finished[1]) == (
+        'AblationMixMatch_T0.5_archresnet_batch16_beta0.5_ema0.999_filters2_lr0.002_mixmodexxy.yxy_nclass10_nu2_repeat1'
+        '_scales1_seed3_use_ema_guessFalse_w_match100.0_warmup_kimg128_wd0.02'
+    )
+
+
+def test_eval_ckpt(finished, data_dir, capsys):
+    before = contents(finished[1])
+    ckpt = utils.find_latest_checkpoint(os.path.join(finished[1], 'tf'))
+    train_dir = os.path.dirname(os.path.dirname(finished[1]))
+    done = here(capsys, *flags(**SHORT, data_dir=data_dir, train_dir=train_dir, eval_ckpt=ckpt))
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
+    assert rows['accuracy'] == ['train', 'valid', 'test']
+    assert set(rows) == {'accuracy', 'raw', 'ema', 'tuned_raw', 'tuned_ema'}
+    report = [line for line in finished[0].stdout.splitlines() if line.startswith('kimg')][-1]
+    assert rows['ema'] == report.split()[-3:]
+    assert contents(finished[1]) == before
+
+
+def test_medians_of_the_last_reports(finished):
+    accuracies = [value for _, value in scalars(finished[1])['accuracy']]
+    extract_accuracy.main(['extract_accuracy.py', finished[1]])
+    with open(os.path.join(finished[1], 'stats', 'accuracy.json')) as file:
+        found = json.load(file)
+    median = np.median(accuracies)  # Of all: there are fewer than ten.
+    assert found == pytest.approx(dict(last01=accuracies[-1], last10=median, last20=median, last50=median))
+
+
+def test_a_finished_run_is_left_alone(finished, data_dir, capsys):
+    before = contents(finished[1])
+    train_dir = os.path.dirname(os.path.dirname(finished[1]))
+    done = here(capsys, *flags(**SHORT, data_dir=data_dir, train_dir=train_dir, train_kimg=KIMG))
+    assert done.returncode == 0 and 'is finished' in done.stdout
+    assert contents(finished[1]) == before
+
+
+def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finished, data_dir, capsys):
+    before = contents(finished[1])
+    train_dir = os.path.dirname(os.path.dirname(finished[1]))
+    done = here(capsys, *flags(**SHORT, data_dir=data_dir, train_dir=train_dir, train_kimg=KIMG), '--whiten')
+    assert_one_line_error(done, 'whiten=False, not True', finished[1])
+    assert contents(finished[1]) == before
+
+
+# --- Stops ---
+
+
+def start(log, *args):
+    """Starts the script, its output in a file; returns subprocess.Popen."""
+    with open(log, 'w') as file:
+        environment = dict(os.environ, PYTHONPATH=ROOT)
+        args = [sys.executable, SCRIPT, *args]
+        return subprocess.Popen(args, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+
+
+def wait_for(condition, process, seconds=120):
+    """Waits until condition() holds; the process must go on meanwhile."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, 'it has ended'
+        assert time.monotonic() < end, 'it takes too long'
+        time.sleep(0.005)
+
+
+def test_a_stopped_and_killed_run_ends_like_one_that_was_not(finished, data_dir, tmp_path, capsys):
+    args = flags(**SHORT, data_dir=data_dir, train_dir=tmp_path)
+    folder = os.path.join(str(tmp_path), *finished[1].split(os.sep)[-2:])
+
+    # A second process is refused while the first, here held still, is at work; SIGTERM saves.
+    first = start(tmp_path / 'first.log', *args, '--train_kimg=999')
+    wait_for(lambda: steps(folder), first)
+    first.send_signal(signal.SIGSTOP)
+    before = contents(folder)
+    assert_one_line_error(here(capsys, *args, '--train_kimg=999'), folder, first.pid)
+    assert contents(folder) == before
+    first.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGCONT)
+    assert first.wait() == 75
+    stopped = steps(folder)[-1]
+    assert 'Stopped by SIGTERM at step %d' % stopped in (tmp_path / 'first.log').read_text()
+
+    # SIGKILL, and the last checkpoint is cut.
+    second = start(tmp_path / 'second.log', *args, '--train_kimg=999')
+    wait_for(lambda: steps(folder)[-1] > stopped, second)
+    second.kill()
+    assert second.wait() == -signal.SIGKILL
+    cut = utils.find_latest_checkpoint(os.path.join(folder, 'tf'))
+    assert utils.checkpoint_step(cut) < 1024 * KIMG
+    os.truncate(cut + '.data-00000-of-00001', 1000)
+
+    with tf.Graph().as_default():
+        third = here(capsys, *args, '--train_kimg=%d' % KIMG)
+    assert third.returncode == 0, third.stderr
+    assert 'Going on from' in third.stdout and os.path.basename(cut) in third.stdout
+    expected, found = values(finished[1]), values(folder)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    expected, found = scalars(finished[1]), scalars(folder)
+    for tag in TAGS:
+        assert found[tag] == expected[tag]
+
+
+# --- Errors ---
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_without_a_checkpoint(data_dir, tmp_path, capsys):
+    args = dict(SHORT, batch=1024, lr=1e30, wd=0, data_dir=data_dir, train_dir=tmp_path, train_kimg=5)
+    done = here(capsys, *flags(**args))
+    assert_one_line_error(done, 'not finite at step 2048', '--lr')
+    assert max(steps(run_folder(tmp_path)), default=0) < 2048  # A checkpoint is due at every update.
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for_and_the_last_good_one_is_named(
+    data_dir, tmp_path, capsys, monkeypatch
+):
+    args = flags(**SHORT, data_dir=data_dir, train_dir=tmp_path, keep_ckpt=2)
+    assert here(capsys, *args, '--train_kimg=3').returncode == 0
+    folder = run_folder(tmp_path)
+    assert steps(folder) == [2048, 3072]
+    assert len(glob.glob(os.path.join(folder, 'tf', '*.data-*'))) == 2
+
+    monkeypatch.setattr(layers, 'labeled_loss', lambda labels, logits: np.nan * tf.reduce_mean(logits))
+    with tf.Graph().as_default():
+        done = here(capsys, *args, '--train_kimg=5')
+    assert_one_line_error(done, 'not finite at step 3088', os.path.join(folder, 'tf', 'model.ckpt-0000003072'))
+    assert steps(folder) == [2048, 3072]
+
+
+BAD = {
+    '--nu=0': (1, 'nu=0', 'at least 1'),
+    '--batch=2': (1, 'batch=2', 'at least nu + 1 = 3'),
+    '--lr=0': (1, 'lr=0', 'above 0'),
+    '--lr=nan': (1, 'lr=nan', 'above 0'),
+    '--lr=fast': (2, 'lr', 'fast'),
+    '--T=0': (1, 'T=0', 'above 0'),
+    '--beta=-1': (1, 'beta=-1', 'above 0'),
+    '--ema=1': (1, 'ema=1', 'below 1'),
+    '--w_match=-1': (1, 'w_match=-1', 'at least 0'),
+    '--filters=0': (1, 'filters=0', 'at least 1'),
+    '--scales=-1': (1, 'scales=-1', 'at least 0'),
+    '--mixmode=xyz': (2, 'mixmode', 'xxy.yxy'),
+    '--arch=vgg': (2, 'arch', 'cnn13', 'resnet'),
+    '--arch=cnn13': (1, 'scales=1', '3 for cnn13'),
+    '--train_kimg=0': (2, 'train_kimg', '0'),
+    '--seed=-1': (2, 'seed', '-1'),
+    '--no_such_flag': (2, 'no_such_flag'),
+    'digits': (1, 'digits', '--dataset='),
+    '--dataset=digits': (1, 'digits', '<split seed>@<labels>'),
+    '--dataset=digits.9@20-100': (1, 'digits.9@20', 'create_datasets.py digits', 'create_split.py --seed=9 --size=20'),
+    '--dataset=mnist.1@20-100': (1, 'mnist', 'cifar10', 'digits.1@20'),
+    '--dataset=digits.1@20-2000': (1, '2000', '1267'),
+    '--data_dir=/no/such/folder': (1, '/no/such/folder'),
+    '--eval_ckpt=no/such/checkpoint': (1, 'no/such/checkpoint'),
+    '--p_unlabeled=1,2': (1, 'p_unlabeled', '10'),
+}
+
+
+@pytest.mark.parametrize('flag, words', BAD.items())
+def test_a_bad_flag_is_one_line_and_leaves_nothing(flag, words, data_dir, tmp_path, capsys):
+    code, *words = words
+    done = here(capsys, *flags(**SHORT, data_dir=data_dir, train_dir=tmp_path / 'runs'), flag)
+    assert_one_line_error(done, *words, code=code)
+    assert done.stderr.count('\n') == 1 and not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_flag_of_a_process(tmp_path):
+    done = command(SCRIPT, '--nu=0', '--train_dir=%s' % tmp_path, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr == 'Error: nu=0 is not allowed: it must be at least 1\n'
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_data_dir(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv('ML_DATA', raising=False)
+    assert_one_line_error(here(capsys, *flags(**SHORT, train_dir=tmp_path)), '--data_dir', 'ML_DATA')
+
+
+def test_is_finished_of_a_run_that_is_not(finished):
+    assert runs.is_finished(finished[1], 1024 * KIMG)
+    assert not runs.is_finished(finished[1], 1024 * KIMG + 1)
+    assert not runs.is_finished(finished[1], 1024 * KIMG, whiten=True)
