@@ -54,12 +54,13 @@ class Family:
 
 
 CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+SVHN = tuple('1234567890')  # The archive counts from 1, and its class 10 is the digit 0.
 STL10 = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
 FAMILIES = {
     'cifar10': Family(32, 32, 3, 10, mirror=True, shift=4, classes=CIFAR10),
     'cifar100': Family(32, 32, 3, 100, mirror=True, shift=4),
-    'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra')),
-    'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn'),
+    'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra'), classes=SVHN),
+    'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn', classes=SVHN),
     'stl10': Family(96, 96, 3, 10, mirror=True, shift=12, parts=('train', 'unlabeled'), classes=STL10),
     'digits': Family(8, 8, 1, 10, mirror=False, shift=1),
 }
