@@ -35,7 +35,7 @@ def is_finished(run, train_nimg, **args):
     saved, ckpt = read_args(run), utils.find_latest_checkpoint(os.path.join(run, 'tf'))
     if not ckpt or utils.checkpoint_step(ckpt) < train_nimg or any(saved.get(k) != v for k, v in args.items()):
         return False
-    with contextlib.suppress(tf.errors.OpError, ValueError):  # train.Model.resume says that it is damaged.
+    with contextlib.suppress(utils.Error):  # train.Model.resume says that it is damaged.
         utils.check_checkpoint(ckpt)
         return True
     return False

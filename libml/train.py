@@ -153,8 +153,9 @@ class Model:
             try:
                 utils.check_checkpoint(ckpts[-1])
                 break
-            except (tf.errors.OpError, ValueError) as error:
-                print('Skipping %s, which is damaged: %s' % (ckpts.pop(), error))
+            except utils.Error as error:
+                print('Skipping a checkpoint: %s' % error)
+                ckpts.pop()
         if ckpts:
             self.restore(ckpts[-1])
             print('Going on from %s' % ckpts[-1])
@@ -312,10 +313,7 @@ class ClassifySemi(Model):
             dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
         """
         with self.open_session():
-            try:
-                utils.check_checkpoint(ckpt)
-            except (tf.errors.OpError, ValueError) as error:
-                raise utils.Error('%s is not a whole checkpoint: %s' % (ckpt, error)) from error
+            utils.check_checkpoint(ckpt)
             self.restore(ckpt)
             self.session.run(self.init_input_op)
             which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)

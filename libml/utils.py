@@ -152,10 +152,13 @@ def checkpoints(folder):
 
 
 def check_checkpoint(ckpt):
-    """Reads a checkpoint through, checksums included; raises tf.errors.OpError where it is not whole."""
-    reader = tf.train.load_checkpoint(ckpt)
-    for name in reader.get_variable_to_shape_map():
-        reader.get_tensor(name)
+    """Reads a checkpoint through, checksums included; raises Error where it is not whole."""
+    try:
+        reader = tf.train.load_checkpoint(ckpt)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError, LookupError, RuntimeError) as error:  # A cut file is an IndexError.
+        raise Error('%s is not a whole checkpoint: %s' % (ckpt, error)) from error
 
 
 def checkpoint_step(ckpt):
