@@ -167,9 +167,12 @@ def checkpoints(folder):
 
 def check_checkpoint(ckpt):
     """Reads a checkpoint through, checksums included; raises tf.errors.OpError or ValueError where it is not whole."""
-    reader = tf.train.load_checkpoint(ckpt)
-    for name in reader.get_variable_to_shape_map():
-        reader.get_tensor(name)
+    try:
+        reader = tf.train.load_checkpoint(ckpt)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except IndexError as error:  # So the reader says 'out of range': the data end early.
+        raise ValueError(str(error)) from error
 
 
 def damage(ckpt):

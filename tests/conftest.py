@@ -18,6 +18,10 @@ PARAMS = dict(
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption('--kills', type=int, default=20, help='how often tests/test_survival.py kills a run')
+
+
 def pytest_configure():
     utils.setup_tf()
 
