@@ -1,4 +1,4 @@
-"""Installs libml and what it needs: pip install -e .  (extras: gpu, test)."""
+"""Installs libml and what it needs: pip install -e .  (extras: gpu, report, test)."""
 
 from setuptools import setup
 
@@ -7,7 +7,7 @@ setup(
     version='1.0.0',
     description='MixMatch (Berthelot et al., NeurIPS 2019) and every ablation of it, on current TensorFlow',
     license='Apache-2.0',
-    packages=['libml'],
+    packages=['libml', 'ablation'],
     python_requires='>=3.10',
     install_requires=[
         'tensorflow>=2.18',  # The graph and its session. Tried: 2.21.
@@ -22,7 +22,9 @@ setup(
     ],
     extras_require={
         'gpu': ['tensorflow[and-cuda]>=2.18'],  # The CUDA libraries that TensorFlow's own wheel is built for.
+        'report': ['matplotlib'],  # The pictures of scripts/report.py.
         'test': [
+            'matplotlib',  # See report.
             'pytest',
             'hypothesis',  # Property-based tests.
             'ruff',  # Lint and format.

@@ -6,7 +6,7 @@ python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 import functools
 import os
 
-from libml import data_pair, layers, models, train, utils
+from libml import data_pair, layers, models, runs, train, utils
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -72,8 +72,7 @@ class AblationMixMatch(models.MultiModel):
         x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
         classifier = functools.partial(self.classifier, **kwargs)
         classify_raw = tf.nn.softmax(classifier(x))  # [B, nclass]
-        average = tf.train.ExponentialMovingAverage(ema)
-        average.apply(utils.model_vars())  # Makes the averages; it is average_op below that moves them.
+        average = layers.MovingAverage(ema, utils.model_vars())
         getter_ema = functools.partial(utils.getter_ema, average)
         classify_op = tf.nn.softmax(classifier(x, getter=getter_ema))  # [B, nclass]
 
@@ -104,7 +103,7 @@ class AblationMixMatch(models.MultiModel):
             train_op = utils.in_order(
                 lambda: adam(loss, weights, lr),
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
-                lambda: average.apply(weights),
+                average.update,
                 lambda: layers.update_moments(moments),
                 lambda: self.step.assign_add(batch),
             )
@@ -125,7 +124,7 @@ class AblationMixMatch(models.MultiModel):
     @staticmethod
     def flop(shape, nu, arch, nclass, scales, filters, repeat, **_):
         """Returns the floating-point operations of an update per labelled image; a backward pass counts twice."""
-        forward = models.count_flop(arch, shape, nclass=nclass, scales=scales, filters=filters, repeat=repeat)
+        _, forward = models.describe(arch, shape, nclass, scales, filters, repeat)
         return forward * (nu + 3 * (nu + 1))
 
     @classmethod
@@ -160,7 +159,7 @@ def main(argv):
     train_dir = os.path.join(FLAGS.train_dir, str(split))
     run, train_nimg = AblationMixMatch.run_dir(train_dir, FLAGS.seed, **params), FLAGS.train_kimg << 10
     chosen = dict(whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
-    if not FLAGS.eval_ckpt and train.is_finished(run, train_nimg, **chosen):
+    if not FLAGS.eval_ckpt and runs.is_finished(run, train_nimg, **chosen):
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
         return
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)

@@ -131,6 +131,32 @@ class Keys:
 # The method.
 
 
+class MovingAverage:
+    """Exponential moving averages of variables, kept in `<variable>/ExponentialMovingAverage`; they start like them.
+
+    Args:
+        decay: float in [0, 1).
+        variables: list of variables.
+    """
+
+    def __init__(self, decay, variables):
+        self.decay = decay
+        self.averages = {
+            v.ref(): tf.get_variable(
+                v.op.name + '/ExponentialMovingAverage', initializer=v.initial_value, trainable=False
+            )
+            for v in variables
+        }
+
+    def average(self, variable):
+        """Returns the average of a variable; None where it has none."""
+        return self.averages.get(variable.ref())
+
+    def update(self):
+        """Returns the ops of average <- decay average + (1 - decay) variable."""
+        return [a.assign_sub((1 - self.decay) * (a - v.deref())) for v, a in self.averages.items()]
+
+
 def sharpen(p, T):
     """Returns p^(1/T) normalised over classes (equation 7 of the paper), float32 [B, nclass].
 

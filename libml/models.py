@@ -127,27 +127,39 @@ ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
 
 
-def count_flop(arch, shape, **size):
-    """Returns the floating-point operations of classifying one image, int.
-
-    Args:
-        arch: one of MODELS.
-        shape: (H, W, C).
-        **size: nclass, scales, filters, repeat.
-    """
-    with tf.Graph().as_default() as graph:
-        noise = tf.zeros([1, size['scales'] * size['repeat'], 2])
-        build(ARCHS[arch], tf.zeros([1, *shape]), noise, whiten=tf.identity, **size)
-        options = tf.profiler.ProfileOptionBuilder.float_operation()
-        options = tf.profiler.ProfileOptionBuilder(options).with_empty_output().build()
-        return tf.profiler.profile(graph, options=options).total_float_ops
-
-
 def build(arch, x, noise, training=False, moments=None, getter=None, **size):
     """Builds a network in scope `classify`. Arguments as for resnet and for MultiModel.classifier."""
     with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
         batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
-        return arch(x, batch_norm=batch_norm, training=training, noise=noise, **size)
+        return ARCHS[arch](x, batch_norm=batch_norm, training=training, noise=noise, **size)
+
+
+@functools.lru_cache
+def describe(arch, shape, nclass, scales, filters, repeat):
+    """Builds a network in a graph that is thrown away, to learn what it is made of.
+
+    Args:
+        arch: one of MODELS.
+        shape: (H, W, C) of the images.
+        nclass, scales, filters, repeat: ints, see resnet.
+
+    Returns:
+        The arguments of tf.get_variable for each variable, a list of dicts in the order in which the network asks for
+        them; and the floating-point operations of classifying one image, int.
+    """
+    variables = []
+
+    def note(getter, name, shape=None, initializer=None, trainable=True, **kwargs):
+        relative = name.removeprefix('classify/')
+        variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
+        return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
+
+    with tf.Graph().as_default() as graph:
+        size = dict(nclass=nclass, scales=scales, filters=filters, repeat=repeat)
+        build(arch, tf.zeros([1, *shape]), tf.zeros([1, scales * repeat, 2]), getter=note, whiten=tf.identity, **size)
+        options = tf.profiler.ProfileOptionBuilder(tf.profiler.ProfileOptionBuilder.float_operation())
+        flop = tf.profiler.profile(graph, options=options.with_empty_output().build()).total_float_ops
+    return variables, flop
 
 
 class Network:
@@ -157,21 +169,20 @@ class Network:
     it where XLA compiles it.
 
     Args:
-        arch: function of images and the arguments described at resnet.
+        arch: one of MODELS.
         shape: (H, W, C) of the images.
         xla: bool, whether to compile it.
-        scales, repeat: ints, and **size: the other arguments of arch but batch_norm, training and noise.
-
-    Attributes:
-        variables: the arguments of tf.get_variable for each variable, in the order in which the network asks for them.
+        whiten: function that normalises images.
+        **size: nclass, scales, filters, repeat.
     """
 
-    def __init__(self, arch, shape, xla, scales, repeat, **size):
-        self.build = functools.partial(build, arch, scales=scales, repeat=repeat, **size)
+    def __init__(self, arch, shape, xla, whiten, **size):
+        self.build = functools.partial(build, arch, whiten=whiten, **size)
         self.images = tf.TensorSpec([None, *shape], tf.float32)
-        self.noise = tf.TensorSpec([None, scales * repeat, 2], tf.float32)
-        self.variables = self.find_variables()
+        self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
+        self.variables, _ = describe(arch, tuple(shape), **size)
         self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
+        self.weights = {}  # By getter. Read once: every reader of an update stands before whatever changes them.
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
         signature = [self.images, self.noise, weights]
         self.functions = {
@@ -181,19 +192,6 @@ class Network:
             for training in (False, True)
         }
 
-    def find_variables(self):
-        """Builds the network in a graph that is thrown away, and returns what it asked tf.get_variable for."""
-        variables = []
-
-        def note(getter, name, shape=None, initializer=None, trainable=True, **kwargs):
-            relative = name.removeprefix('classify/')
-            variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
-            return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
-
-        with tf.Graph().as_default():
-            self.build(*(tf.placeholder(spec.dtype, spec.shape) for spec in (self.images, self.noise)), getter=note)
-        return variables
-
     def trace(self, training, x, noise, weights):
         """Builds the network on weights that are given. Returns the logits, and batch norm's statistics if training."""
         values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
@@ -201,14 +199,21 @@ class Network:
         logits = self.build(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
         return logits, [value for _, value in moments]
 
+    def read(self, getter):
+        """Returns the variables, made where they are missing, and their values, as two lists."""
+        if getter not in self.weights:
+            with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+                variables = [tf.get_variable(**variable) for variable in self.variables]
+            self.weights[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
+        return self.weights[getter]
+
     def __call__(self, x, training, key, getter=None, moments=None):
         """See MultiModel.classifier."""
-        with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
-            weights = [tf.get_variable(**variable) for variable in self.variables]
+        variables, values = self.read(getter)
         noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
-        logits, statistics = self.functions[training](x, noise, [tf.convert_to_tensor(w) for w in weights])
+        logits, statistics = self.functions[training](x, noise, values)
         if moments is not None:
-            moments += zip([weights[i] for i in self.moving], statistics, strict=True)
+            moments += zip([variables[i] for i in self.moving], statistics, strict=True)
         return logits
 
 
@@ -238,14 +243,14 @@ class MultiModel(train.ClassifySemi):
         size = (arch, scales, filters, repeat)
         if size not in self.networks:
             self.networks[size] = Network(
-                ARCHS[arch],
+                arch,
                 self.dataset.shape,
                 self.xla,
+                whiten=lambda x: (x - self.dataset.mean) / self.dataset.std,
                 nclass=self.nclass,
                 scales=scales,
                 filters=filters,
                 repeat=repeat,
-                whiten=lambda x: (x - self.dataset.mean) / self.dataset.std,
             )
         return self.networks[size](x, training, self.keys(), getter, moments)
 

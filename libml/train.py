@@ -1,4 +1,4 @@
-"""The training loop and what surrounds it: run folder, checkpoints, reports. May import utils and layers."""
+"""The training loop and what surrounds it: run folder, checkpoints, reports. May import utils, layers and runs."""
 
 import contextlib
 import fcntl
@@ -7,10 +7,9 @@ import re
 import secrets
 import signal
 import socket
-import sys
 import time
 
-from libml import layers, utils
+from libml import layers, runs, utils
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -40,35 +39,6 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved, 
 SUBSETS = dict(train='labeled', valid='validation', test='testing')  # What a report evaluates.
 
 
-def args_file(run):
-    """Returns the path of the args.json in a run's folder."""
-    return os.path.join(run, 'args', 'args.json')
-
-
-def read_args(run):
-    """Returns the args.json in a run's folder; {} where there is none or, with a warning, it cannot be read."""
-    path = args_file(run)
-    args = utils.read_json(path, default={})
-    if not isinstance(args, dict):
-        print('Ignoring %s, which does not hold arguments' % path, file=sys.stderr)
-        return {}
-    return args
-
-
-def is_finished(run, train_nimg, **args):
-    """Returns whether a run has nothing left to do. Reads neither images nor graph.
-
-    Args:
-        run: its folder, see Model.run_dir.
-        train_nimg: int, duration in images.
-        **args: more of args.json that must be so; where it is not, Model.train says what is wrong.
-    """
-    saved, ckpt = read_args(run), utils.find_latest_checkpoint(os.path.join(run, 'tf'))
-    if not ckpt or utils.checkpoint_step(ckpt) < train_nimg or any(saved.get(k) != v for k, v in args.items()):
-        return False
-    return not utils.damage(ckpt)  # Model.resume says what it is.
-
-
 class Model:
     """A model, its run folder and its training loop. A subclass's `model(**params)` builds the graph.
 
@@ -86,7 +56,7 @@ class Model:
         self.dataset = dataset
         self.xla = xla
         self.params = EasyDict(params)
-        self.seed = read_args(self.train_dir).get('seed', secrets.randbits(31)) if seed is None else seed
+        self.seed = runs.read_args(self.train_dir).get('seed', secrets.randbits(31)) if seed is None else seed
         self.config = utils.get_config()
         self.session = None
         self.graph = tf.get_default_graph()
@@ -158,11 +128,11 @@ class Model:
 
     def save_args(self, args):
         """Writes args.json; raises utils.Error where the folder holds a run with other arguments."""
-        for name, value in read_args(self.train_dir).items():
+        for name, value in runs.read_args(self.train_dir).items():
             if name in args and name not in FREE_ARGS and args[name] != value:
                 text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
                 raise utils.Error(text % (self.train_dir, name, value, args[name]))
-        utils.write_json(args_file(self.train_dir), args)
+        utils.write_json(runs.args_file(self.train_dir), args)
 
     @contextlib.contextmanager
     def lock(self):

@@ -106,7 +106,7 @@ def getter_ema(ema, getter, name, *args, **kwargs):
     """A custom getter that replaces each variable by its moving average, where it has one.
 
     Args:
-        ema: tf.train.ExponentialMovingAverage whose apply() has seen the variables.
+        ema: layers.MovingAverage, or a tf.train.ExponentialMovingAverage that has been applied.
         getter: the getter that variable_scope hands over; name, args and kwargs are for it.
     """
     variable = getter(name, *args, **kwargs)

@@ -160,10 +160,10 @@ class Source:
         with open(path, encoding='ascii', errors='replace') as f:
             lines = f.read().splitlines()
         if line >= len(lines):
-            raise utils.Error('%s has %d folds, so the seed is 0 to %d' % (path, len(lines), len(lines) - 1))
+            raise utils.Error('%s has %d folds, so that seed=%d is too large' % (path, len(lines), line))
         words = lines[line].split()
         fold = {int(word) for word in words if word.isdecimal()}
-        if len(fold) != len(words) or len(fold) != STL10_FOLD or (self.labels[: max(fold) + 1][list(fold)] < 0).any():
+        if not len(fold) == len(words) == STL10_FOLD or not fold.issubset(np.flatnonzero(self.labels >= 0).tolist()):
             raise utils.Error('%s, line %d: not %d positions of labelled pictures' % (path, line + 1, STL10_FOLD))
         return fold
 

@@ -52,10 +52,10 @@ def make_dataset(height=8, width=8, colors=1, nclass=3, count=24, whiten=False):
     return data.DataSet('random.1@%d-5' % count, *sets, nclass, mirror=False, shift=1, whiten=whiten)
 
 
-def make_model(train_dir, dataset=None, seed=1, cls=AblationMixMatch, **params):
+def make_model(train_dir, dataset=None, seed=1, xla=False, cls=AblationMixMatch, **params):
     """Returns a tiny AblationMixMatch in the current graph; `params` change PARAMS."""
     dataset = dataset or make_dataset()
-    return cls(str(train_dir), dataset, nclass=dataset.nclass, seed=seed, **{**PARAMS, **params})
+    return cls(str(train_dir), dataset, nclass=dataset.nclass, seed=seed, xla=xla, **{**PARAMS, **params})
 
 
 def random_batch(dataset, batch, nu, seed=0):

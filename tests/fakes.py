@@ -1,7 +1,9 @@
 """Small archives in the layouts of the published ones, and folders of pictures; each with what is in it."""
 
+import contextlib
 import io
 import os
+import resource
 import tarfile
 
 import numpy as np
@@ -16,7 +18,7 @@ def random_images(n, height, width, colors, seed=0):
 
 def tar_gz(path, members):
     """Writes a .tar.gz of {name: bytes, or a tarfile.TarInfo without content}."""
-    with tarfile.open(path, 'w:gz') as tar:
+    with tarfile.open(path, 'w:gz', compresslevel=1) as tar:
         for name, content in members.items():
             info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
             if info is content:
@@ -35,13 +37,17 @@ def _planes(images):
     return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
 
 
-def cifar10(folder, more=None, each=4, nclass=10):
-    """Writes cifar-10-binary.tar.gz; returns {part: (images, labels)}. `more` members are added or replaced."""
+def cifar10(folder, first=None, without=None, each=4):
+    """Writes cifar-10-binary.tar.gz; returns {part: (images, labels)}.
+
+    `first` are members to begin with, which replace those of the same name; `without` is one to leave out.
+    """
     names = ['data_batch_%d.bin' % i for i in range(1, 6)] + ['test_batch.bin']
-    sets = [(random_images(each, 32, 32, 3, i), np.arange(i, i + each) % nclass) for i in range(6)]
+    sets = [(random_images(each, 32, 32, 3, i), np.arange(i, i + each) % 10) for i in range(6)]
     members = {'cifar-10-batches-bin/' + name: cifar_rows(*pair) for name, pair in zip(names, sets, strict=True)}
+    members.pop('cifar-10-batches-bin/%s' % without, None)
     # Not in the order of their names, as in the published archive.
-    members = dict(sorted(members.items(), key=lambda item: item[0][::-1]), **(more or {}))
+    members = {**(first or {}), **{name: members[name] for name in sorted(members, reverse=True)}, **(first or {})}
     tar_gz(os.path.join(folder, 'cifar-10-binary.tar.gz'), members)
     train = [np.concatenate(part) for part in zip(*sets[:5], strict=True)]
     return {'train': train, 'test': sets[5]}
@@ -93,3 +99,14 @@ def save_picture(path, pixels):
     """Saves uint8 [H, W, C] in the format that the path's ending names."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file can grow beyond `size` bytes inside: what a full disk looks like to a writer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

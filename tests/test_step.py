@@ -1,7 +1,5 @@
 """One update of MixMatch: against NumPy, and what it may and may not touch."""
 
-import contextlib
-
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import utils
 
@@ -82,38 +80,47 @@ def compare(found, expected, gradients, lr):
 # --- What each op may touch ---
 
 
-@contextlib.contextmanager
-def started(model):
-    """Opens a session with the input streams started, variables far from their first values."""
+@pytest.fixture(scope='module')
+def built(tmp_path_factory):
+    """A model that many tests share, as it takes long to build."""
+
+    class Noting(AblationMixMatch):
+        def guess_label(self, *args, **kwargs):
+            self.guess = super().guess_label(*args, **kwargs)
+            return self.guess
+
+    with tf.Graph().as_default():
+        return make_model(tmp_path_factory.mktemp('built'), cls=Noting)
+
+
+@pytest.fixture
+def model(built):
+    with built.graph.as_default():
+        yield built
+
+
+@pytest.fixture
+def session(model):
+    """A session with the input streams started, variables far from their first values."""
     with model.open_session() as session:
         shake_up(session)
         session.run(model.init_input_op)
         yield session
 
 
-def kinds(names):
-    """Sorts names of variables by their last part."""
-    return {name.rsplit('/', 1)[-1] for name in names}
-
-
-def test_train_op_changes_every_variable(tmp_path):
-    model = make_model(tmp_path)
-    with started(model) as session:
-        before = variables(session)
-        session.run(model.ops.train_op)
-        after = variables(session)
-    # Biases before a batch norm have no gradient but rounding.
-    still = {name for name in set(before) - changed(before, after) if '/bias' not in name}
-    assert not still
+def test_train_op_changes_every_variable(model, session):
+    before = variables(session)
+    session.run(model.ops.train_op)
+    after = variables(session)
+    still = set(before) - changed(before, after)
+    assert all('/bias' in name for name in still)  # Those before a batch norm have no gradient but rounding.
     assert after['global_step'] == PARAMS['batch']
 
 
-def test_tune_op_changes_moving_averages_alone(tmp_path):
-    model = make_model(tmp_path)
-    with started(model) as session:
-        before = variables(session)
-        session.run(model.ops.tune_op)
-        found = changed(before, variables(session))
+def test_tune_op_changes_moving_averages_alone(model, session):
+    before = variables(session)
+    session.run(model.ops.tune_op)
+    found = changed(before, variables(session))
     assert found == {name for name in before if name.endswith(('/moving_mean', '/moving_variance'))}
 
 
@@ -121,8 +128,8 @@ def test_tune_op_equals_numpy(draws, tmp_path):
     dataset = make_dataset()
     model = make_model(tmp_path, dataset, nu=1, mixmode='.')
     x, y, label = random_batch(dataset, 4, 1)
-    with started(model) as session:
-        before = variables(session)
+    with model.open_session() as session:
+        before = shake_up(session)
         session.run(model.ops.tune_op, feed(model, x, y, label))
         after = variables(session)
     first = reference.interleaved([x, y[:, 0]])[0].astype(np.float64)
@@ -133,14 +140,11 @@ def test_tune_op_equals_numpy(draws, tmp_path):
         np.testing.assert_allclose(after[name], 0.999 * before[name] + 0.001 * value, rtol=0, atol=5e-7)
 
 
-def test_classify_ops_change_nothing_and_use_raw_and_averaged_weights(tmp_path):
-    dataset = make_dataset()
-    model = make_model(tmp_path, dataset)
-    x = random_batch(dataset, 9, 2)[0]  # As many as one likes.
-    with started(model) as session:
-        before = variables(session)
-        raw, averaged = session.run([model.ops.classify_raw, model.ops.classify_op], {model.ops.x: x})
-        assert not changed(before, variables(session))
+def test_classify_ops_change_nothing_and_use_raw_and_averaged_weights(model, session):
+    x = random_batch(model.dataset, 9, 2)[0]  # As many as one likes.
+    before = variables(session)
+    raw, averaged = session.run([model.ops.classify_raw, model.ops.classify_op], {model.ops.x: x})
+    assert not changed(before, variables(session))
     weights = {name.removesuffix(AVERAGE): value for name, value in before.items() if name.endswith(AVERAGE)}
     for found, values in (raw, before), (averaged, {**before, **weights}):
         logits = reference.Network(values, training=False).resnet(x.astype(np.float64), 1, 2, 1)
@@ -148,32 +152,21 @@ def test_classify_ops_change_nothing_and_use_raw_and_averaged_weights(tmp_path):
     assert not np.allclose(raw, averaged, atol=1e-3)
 
 
-@pytest.mark.parametrize('mixmode', ['.', 'xxy.yxy'])
-def test_no_gradient_flows_through_the_guess(mixmode, tmp_path):
-    class Noting(AblationMixMatch):
-        def guess_label(self, *args, **kwargs):
-            self.guess = super().guess_label(*args, **kwargs)
-            return self.guess
-
-    model = make_model(tmp_path, cls=Noting, mixmode=mixmode)
+def test_no_gradient_flows_through_the_guess(model):
     for loss in model.ops.losses.values():
         assert tf.gradients(loss, [model.guess.p_target, model.guess.p_model]) == [None, None]
 
 
-def test_guess_is_the_sharpened_mean_over_augmentations(tmp_path):
-    dataset = make_dataset()
-    model = make_model(tmp_path, dataset)
-    y = random_batch(dataset, 6, 3)[1]
+def test_guess_is_the_sharpened_mean_over_augmentations(model, session):
+    y = random_batch(model.dataset, 6, 3)[1]
     size = dict(scales=1, filters=2, repeat=1)
 
     def classifier(x, **kwargs):
         return model.classifier(x, 'resnet', **size, **kwargs)
 
     guess = model.guess_label([tf.constant(y[:, k]) for k in range(3)], classifier, T=0.25)
-    with started(model) as session:
-        values = variables(session)
-        p_model, p_target = session.run([guess.p_model, guess.p_target])
-    networks = [reference.Network(values, training=True) for _ in range(3)]
+    p_model, p_target = session.run([guess.p_model, guess.p_target])
+    networks = [reference.Network(variables(session), training=True) for _ in range(3)]
     p = np.mean([reference.softmax(net.resnet(y[:, k], **size)) for k, net in enumerate(networks)], axis=0)
     np.testing.assert_allclose(p_model, p, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(p_target, p**4 / (p**4).sum(1, keepdims=True), rtol=2e-3, atol=1e-5)
@@ -182,47 +175,41 @@ def test_guess_is_the_sharpened_mean_over_augmentations(tmp_path):
 # --- The graph ---
 
 
-def test_placeholders(tmp_path):
-    model = make_model(tmp_path, make_dataset(8, 6, 3), nu=3)
+def test_placeholders(model):
     found = {name: model.ops[name] for name in ('x', 'y', 'label')}
     assert {name: (v.op.name, v.dtype, v.shape.as_list()) for name, v in found.items()} == {
-        'x': ('x', tf.float32, [None, 8, 6, 3]),
-        'y': ('y', tf.float32, [None, 3, 8, 6, 3]),
+        'x': ('x', tf.float32, [None, 8, 8, 1]),
+        'y': ('y', tf.float32, [None, 2, 8, 8, 1]),
         'label': ('labels', tf.int32, [None]),
     }
 
 
-def test_what_is_fed_is_what_is_learnt_from(tmp_path):
-    dataset = make_dataset()
-    model = make_model(tmp_path, dataset)
-    batches = [feed(model, *random_batch(dataset, 4, 2, seed)) for seed in (0, 0, 1)]
-    with model.open_session() as session:
-        model.step.load(1024, session)
-        losses = [session.run(model.ops.losses, batch) for batch in batches]
+def test_what_is_fed_is_what_is_learnt_from(model, session):
+    batches = [feed(model, *random_batch(model.dataset, 4, 2, seed)) for seed in (0, 0, 1)]
+    model.step.load(1024, session)
+    losses = [session.run(model.ops.losses, batch) for batch in batches]
     assert losses[0] == losses[1]
     assert all(losses[0][name] != losses[2][name] for name in ('losses/xe', 'losses/l2u'))
 
 
-def test_name_scopes_bear_the_words_of_the_paper(tmp_path):
-    make_model(tmp_path)
-    scopes = {op.name.split('/')[0] for op in tf.get_default_graph().get_operations()}
+def test_name_scopes_bear_the_words_of_the_paper(model):
+    scopes = {op.name.split('/')[0] for op in model.graph.get_operations()}
     assert {'guess_label', 'mixup', 'interleave', 'losses', 'update', 'classify'} <= scopes
 
 
-def test_variables_of_a_checkpoint_are_named_as_the_published_code_names_them(tmp_path):
-    make_model(tmp_path)
+def test_variables_of_a_checkpoint_are_named_as_the_published_code_names_them(model):
     trained = {v.op.name for v in tf.trainable_variables()}
     assert all(name.startswith('classify/') for name in trained)
     expected = trained | {'global_step', 'beta1_power', 'beta2_power'}
     expected |= {name + end for name in trained for end in ('/Adam', '/Adam_1', AVERAGE)}
     found = {v.op.name for v in tf.global_variables()}
     assert {name for name in found if '/moving_' not in name} == expected
-    assert tf.train.get_global_step().dtype.base_dtype == tf.int64
+    assert model.step.dtype.base_dtype == tf.int64
 
 
-def test_augment_raises(tmp_path):
+def test_augment_raises(model):
     with pytest.raises(NotImplementedError, match='MixMode'):
-        make_model(tmp_path).augment()
+        model.augment()
 
 
 @pytest.mark.parametrize(
@@ -243,39 +230,51 @@ def test_an_argument_out_of_range_is_refused_before_anything_is_built(name, valu
 # --- Repeatability ---
 
 
-def run_updates(tmp_path, seed, count=3, state=None, **params):
-    """Builds a model in a fresh graph and makes updates; returns the losses of each, and all variables at the end."""
+def updates(model, count, state=None):
+    """Makes updates in a new session, from `state`; returns the losses of each, and all variables at the end."""
+    with model.graph.as_default(), model.open_session() as session:
+        assign(session, state or {})
+        session.run(model.init_input_op)
+        losses = [session.run([model.ops.losses, model.ops.train_op])[0] for _ in range(count)]
+        return losses, variables(session)
+
+
+def test_one_seed_gives_bit_identical_updates_across_a_stop(model, tmp_path):
+    losses, after = updates(model, 4)
     with tf.Graph().as_default():
-        model = make_model(tmp_path, seed=seed, **params)
-        with model.open_session() as session:
-            assign(session, state or {})
-            session.run(model.init_input_op)
-            losses = [session.run([model.ops.losses, model.ops.train_op])[0] for _ in range(count)]
-            return losses, variables(session)
-
-
-@pytest.mark.parametrize('params', [{}, dict(arch='shake', mixmode='xx.yx', warmup_kimg=0)], ids=['resnet', 'shake'])
-def test_one_seed_gives_bit_identical_updates(params, tmp_path):
-    losses, values = run_updates(tmp_path, 1, **params)
-    again, values_again = run_updates(tmp_path, 1, **params)
-    assert losses == again
-    assert not changed(values, values_again)
-
-
-def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path):
-    losses, values = run_updates(tmp_path, 1, count=4)
-    first, state = run_updates(tmp_path, 1, count=2)
-    second, after = run_updates(tmp_path, 1, count=2, state=state)
+        again = make_model(tmp_path)
+    first, state = updates(again, 2)
+    second, after_again = updates(again, 2, state)
     assert losses == first + second
-    assert not changed(values, after)
+    assert not changed(after, after_again)
 
 
-def test_other_seeds_start_and_go_elsewhere(tmp_path):
-    (losses, values), (other_losses, other_values) = (run_updates(tmp_path, seed, count=1) for seed in (1, 2))
+def test_random_blends_and_partners_are_the_seeds_too(tmp_path):
+    def run(seed):
+        with tf.Graph().as_default():
+            return updates(make_model(tmp_path, seed=seed, arch='shake', mixmode='xx.yx', warmup_kimg=0), 2)
+
+    (losses, after), (losses_again, after_again) = run(7), run(7)
+    assert losses == losses_again
+    assert not changed(after, after_again)
+
+
+def test_other_seeds_start_and_go_elsewhere(model, tmp_path):
+    with tf.Graph().as_default():
+        other = make_model(tmp_path, seed=2)
+    (losses, state), (other_losses, other_state) = updates(model, 1), updates(other, 1)
     assert losses != other_losses
-    kernels = {name for name in values if name.endswith('/kernel')}
-    assert kernels <= changed(values, other_values)
+    assert {name for name in state if name.endswith('/kernel')} <= changed(state, other_state)
     # From the same weights, other images and draws.
-    losses, _ = run_updates(tmp_path, 1, count=1, state=values)
-    other_losses, _ = run_updates(tmp_path, 2, count=1, state=values)
-    assert losses != other_losses
+    assert updates(model, 1, state)[0] != updates(other, 1, state)[0]
+
+
+def test_compiled_networks_give_the_same_losses_and_averages(model, tmp_path):
+    with tf.Graph().as_default():
+        compiled = make_model(tmp_path, xla=True)
+    (losses, after), (compiled_losses, compiled_after) = updates(model, 1), updates(compiled, 1)
+    for name in losses[0]:
+        np.testing.assert_allclose(compiled_losses[0][name], losses[0][name], rtol=1e-4)
+    for name in after:
+        if '/moving_' in name or name.endswith('/Adam'):
+            np.testing.assert_allclose(compiled_after[name], after[name], rtol=1e-3, atol=1e-5, err_msg=name)

@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 
-from libml import train, utils
+from libml import runs, utils
 
 import forked
 import numpy as np
@@ -248,10 +248,10 @@ def test_a_whole_checkpoint_of_another_model_is_an_error(start, copy, whole):
 @pytest.mark.parametrize('text', ['', '{"seed": 3', '[]', '3', '[' * 100000, '\x00\xff'])
 def test_an_unreadable_args_json_is_said_and_gone_on_with(copy, capfd, text):
     run = os.path.dirname(tf_dir(copy))
-    with open(train.args_file(run), 'w') as file:
+    with open(runs.args_file(run), 'w') as file:
         file.write(text)
-    assert train.read_args(run) == {}
-    assert capfd.readouterr().err.startswith('Ignoring %s' % train.args_file(run))
+    assert runs.read_args(run) == {}
+    assert capfd.readouterr().err.startswith('Ignoring %s' % runs.args_file(run))
 
 
 def test_damaged_event_files_hide_no_others(whole, copy):

@@ -1,0 +1,459 @@
+"""Datasets from archives in each published layout, downloads, what is refused; nothing half-written stays."""
+
+import functools
+import hashlib
+import http.server
+import os
+import tarfile
+import threading
+import types
+
+from libml import archives, data_pair, records, utils
+from libml.data_pair import DATASETS
+from scripts import create_datasets, create_split
+
+import fakes
+import numpy as np
+import pytest
+from conftest import assert_one_line_error, command
+from scipy.io import savemat
+
+FLAGS = dict(data_dir=None, source=None, verify=False, from_folder=None)
+
+
+def run(monkeypatch, *argv, **flags):
+    """Calls create_datasets's main as the command line would."""
+    values = types.SimpleNamespace(**dict(FLAGS, **flags))
+    monkeypatch.setattr(create_datasets, 'flags', types.SimpleNamespace(FLAGS=values))
+    create_datasets.main(['create_datasets.py', *argv])
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Installs datasets from the archives in tmp_path/source into tmp_path/data."""
+    (tmp_path / 'source').mkdir()
+
+    def install(*names):
+        run(monkeypatch, *names, data_dir=str(tmp_path / 'data'), source=str(tmp_path / 'source'))
+
+    install.source, install.data = str(tmp_path / 'source'), str(tmp_path / 'data')
+    return install
+
+
+def assert_records(folder, name, sets):
+    """Asserts that the records of a dataset hold the {part: (images, labels)}."""
+    for part, (images, labels) in sets.items():
+        path = data_pair.record_file(folder, name, part)
+        found = records.read(path, unlabeled=True)
+        np.testing.assert_array_equal(found[0], images)
+        np.testing.assert_array_equal(found[1], labels)
+
+
+def assert_nothing_installed(folder):
+    assert not os.path.exists(folder)
+
+
+# --- Every layout, pixel by pixel ---
+
+
+def split(folder, name, seed, size):
+    targets = data_pair.split_files(os.path.join(folder, 'SSL'), name, seed, size)
+    create_split.create(create_split.Source(name, data_pair.train_files(folder, name)), targets, size, seed)
+    return DATASETS['%s.%d@%d-2' % (name, seed, size)](folder)
+
+
+def assert_split(dataset, images, labels):
+    """Asserts that the three training sets share out the images with their labels."""
+    sets = dataset.labeled, dataset.validation, dataset.unlabeled
+    pixels = np.concatenate([part.gather(np.arange(len(part))) for part in sets])
+    found = sorted(
+        (image.tobytes(), label)
+        for image, label in zip(pixels, np.concatenate([part.labels for part in sets]), strict=True)
+    )
+    assert found == sorted((image.tobytes(), label) for image, label in zip(images, labels, strict=True))
+
+
+def test_cifar10(install):
+    sets = fakes.cifar10(install.source)
+    install('cifar10')
+    assert sorted(os.listdir(install.data)) == ['cifar10-test.tfrecord', 'cifar10-train.tfrecord']
+    assert_records(install.data, 'cifar10', sets)
+
+
+def test_cifar100_takes_the_fine_labels(install):
+    sets = fakes.cifar100(install.source)
+    install('cifar100')
+    assert_records(install.data, 'cifar100', sets)
+
+
+def test_svhn_counts_from_0_and_serves_svhn_noextra(install):
+    sets = fakes.svhn(install.source, n=30)
+    install('svhn')
+    assert_records(install.data, 'svhn', sets)
+    assert_records(install.data, 'svhn_noextra', {'test': sets['test']})
+    both = [np.concatenate(pair) for pair in zip(sets['train'], sets['extra'], strict=True)]
+    assert_split(split(install.data, 'svhn', 1, 20), *both)
+    assert_split(split(install.data, 'svhn_noextra', 1, 20), *sets['train'])
+
+
+def test_svhn_noextra_needs_no_extra(install):
+    sets = fakes.svhn(install.source)
+    os.remove(os.path.join(install.source, 'extra_32x32.mat'))
+    install('svhn_noextra')
+    del sets['extra']
+    assert_records(install.data, 'svhn', sets)
+    with pytest.raises(utils.Error, match=r'extra_32x32.mat is missing: get it from http'):
+        install('svhn')
+
+
+def test_stl10_turns_its_pictures_and_keeps_its_folds(install, monkeypatch):
+    monkeypatch.setattr(create_datasets, 'BATCH_STL10', 150)
+    sets, folds = fakes.stl10(install.source, each=101)
+    install('stl10')
+    assert_records(install.data, 'stl10', sets)
+    dataset = split(install.data, 'stl10', 2, 1000)
+    np.testing.assert_array_equal(dataset.labeled.labels, sets['train'][1][sorted(folds[2])])
+    assert_split(dataset, *[np.concatenate([sets['train'][i], sets['unlabeled'][i]]) for i in (0, 1)])
+    assert (dataset.unlabeled.labels == -1).sum() == 30 and (dataset.mirror, dataset.shift) == (True, 12)
+    assert dataset.unlabeled.labels.min() == -1
+    with pytest.raises(utils.Error, match=r'only the first \d+ images left can validate, the next has no class'):
+        DATASETS['stl10.2@1000-40'](install.data)
+
+
+def test_digits_are_those_of_scikit_learn_and_the_test_set_is_of_other_forms(install):
+    from sklearn.datasets import load_digits
+
+    install('digits')
+    digits = load_digits()
+    images = np.round(digits.images[..., None] / 16 * 255).astype(np.uint8)
+    assert (images.min(), images.max()) == (0, 255)
+    parts = {'train': slice(1287), 'test': slice(1287, None)}
+    assert_records(install.data, 'digits', {part: (images[at], digits.target[at]) for part, at in parts.items()})
+    # A form begins with the digits in order; the test set begins with a form.
+    begins = [i for i in range(1797) if digits.target[i : i + 30].tolist() == list(range(10)) * 3]
+    assert 1287 in begins and len([i for i in begins if i < 1287]) >= 9
+
+
+def test_all_are_installed_when_none_is_named(install, monkeypatch):
+    cifar10 = fakes.cifar10(install.source)
+    for name in set(create_datasets.DATASETS) - {'cifar10', 'digits'}:
+        monkeypatch.delitem(create_datasets.DATASETS, name)
+    install()
+    assert_records(install.data, 'cifar10', cifar10)
+    assert len(os.listdir(install.data)) == 4
+
+
+def test_what_is_installed_is_skipped_and_what_is_missing_is_written(install, capsys):
+    sets = fakes.cifar10(install.source)
+    install('cifar10')
+    paths = [data_pair.record_file(install.data, 'cifar10', part) for part in ('train', 'test')]
+    before = [os.stat(path).st_mtime_ns for path in paths]
+    os.remove(os.path.join(install.source, 'cifar-10-binary.tar.gz'))
+    install('cifar10')
+    assert 'cifar10 is installed' in capsys.readouterr().out
+    assert [os.stat(path).st_mtime_ns for path in paths] == before
+    fakes.cifar10(install.source)
+    os.remove(paths[1])
+    install('cifar10')
+    assert_records(install.data, 'cifar10', sets)
+    assert os.stat(paths[0]).st_mtime_ns == before[0]
+
+
+# --- Archives that are refused ---
+
+
+def special(name, kind, target=''):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+ROW = 3073
+HOSTILE = dict(
+    out_of_the_folder=({'../evil.bin': b'x'}, 'leads out of its folder'),
+    deep_out_of_the_folder=({'cifar-10-batches-bin/../../evil.bin': b'x'}, 'leads out of its folder'),
+    absolute=({'/tmp/evil.bin': b'x'}, 'leads out of its folder'),
+    symlink=({'a': special('cifar-10-batches-bin/x', tarfile.SYMTYPE, '/etc/passwd')}, 'a link or a device'),
+    symlink_as_data=(
+        {'cifar-10-batches-bin/data_batch_3.bin': special('x/data_batch_3.bin', tarfile.SYMTYPE, 'y')},
+        'a link',
+    ),
+    hardlink=({'a': special('cifar-10-batches-bin/x', tarfile.LNKTYPE, '/etc/passwd')}, 'a link or a device'),
+    device=({'a': special('cifar-10-batches-bin/x', tarfile.CHRTYPE)}, 'a link or a device'),
+    label_too_large=(
+        {'cifar-10-batches-bin/data_batch_3.bin': bytes([0] * ROW + [10] * ROW)},
+        'picture 1 .*has class 10 of 10',
+    ),
+    odd_length=(
+        {'cifar-10-batches-bin/data_batch_3.bin': bytes(ROW + 1)},
+        'data_batch_3.bin has 3074 bytes, no multiple of 3073',
+    ),
+    empty_member=({'cifar-10-batches-bin/data_batch_3.bin': b''}, 'data_batch_3.bin has 0 bytes'),
+)
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_hostile_and_wrong_archives_are_refused(install, name):
+    members, words = HOSTILE[name]
+    # First in the archive, as what comes after the last member wanted is never looked at.
+    fakes.cifar10(install.source, first=members)
+    with pytest.raises(utils.Error, match=r'cifar-10-binary.tar.gz.* ' + words) as error:
+        install('cifar10')
+    assert '\n' not in str(error.value)
+    assert_nothing_installed(install.data)
+
+
+def test_a_missing_member_is_named(install):
+    fakes.cifar10(install.source, without='data_batch_4.bin')
+    with pytest.raises(utils.Error, match=r'lacks data_batch_4.bin: it is not the published archive'):
+        install('cifar10')
+    assert_nothing_installed(install.data)
+
+
+@pytest.mark.parametrize('keep', [0, 10, 0.3, 0.9])
+def test_a_truncated_archive_is_refused(install, keep):
+    fakes.cifar10(install.source)
+    path = os.path.join(install.source, 'cifar-10-binary.tar.gz')
+    os.truncate(path, int(keep * os.path.getsize(path)) if keep < 1 else keep)
+    with pytest.raises(utils.Error, match=r'cifar-10-binary.tar.gz cannot be read .*cut or damaged'):
+        install('cifar10')
+    assert_nothing_installed(install.data)
+
+
+def test_a_truncated_stl10_leaves_nothing_that_looks_whole(install):
+    fakes.stl10(install.source, each=20)
+    path = os.path.join(install.source, 'stl10_binary.tar.gz')
+    os.truncate(path, os.path.getsize(path) - 300_000)
+    with pytest.raises(utils.Error, match=r'stl10_binary.tar.gz cannot be read'):
+        install('stl10')
+    assert sorted(os.listdir(install.data)) == ['stl10-test.tfrecord', 'stl10-train.tfrecord']
+    with pytest.raises(utils.Error, match=r'stl10-unlabeled.tfrecord is missing'):
+        split(install.data, 'stl10', 0, 100)
+
+
+def test_stl10_with_more_labels_than_pictures_is_refused(install):
+    fakes.stl10(install.source, each=20)
+    path = os.path.join(install.source, 'stl10_binary.tar.gz')
+    content = {name: bytes(3 * 96 * 96) for name in ('stl10_binary/train_X.bin', 'stl10_binary/test_X.bin')}
+    fakes.tar_gz(path, {**content, 'stl10_binary/train_y.bin': bytes([1, 2])})
+    with pytest.raises(utils.Error, match='holds 1 pictures but 2 labels'):
+        install('stl10')
+    assert_nothing_installed(install.data)
+
+
+BAD_MATS = dict(
+    truncated=None,
+    other_shape=dict(X=np.zeros([32, 32, 4], np.uint8), y=np.ones([4, 1], np.uint8)),
+    other_type=dict(X=np.zeros([32, 32, 3, 4]), y=np.ones([4, 1], np.uint8)),
+    fewer_labels=dict(X=np.zeros([32, 32, 3, 4], np.uint8), y=np.ones([3, 1], np.uint8)),
+    no_labels=dict(X=np.zeros([32, 32, 3, 4], np.uint8)),
+    label_0=dict(X=np.zeros([32, 32, 3, 4], np.uint8), y=np.zeros([4, 1], np.uint8)),
+    label_11=dict(X=np.zeros([32, 32, 3, 4], np.uint8), y=np.full([4, 1], 11, np.uint8)),
+    nothing=dict(X=np.zeros([32, 32, 3, 0], np.uint8), y=np.ones([0, 1], np.uint8)),
+)
+
+
+@pytest.mark.parametrize('name', BAD_MATS)
+def test_a_bad_mat_is_refused(install, name):
+    fakes.svhn(install.source)
+    path = os.path.join(install.source, 'train_32x32.mat')
+    if BAD_MATS[name] is None:
+        os.truncate(path, os.path.getsize(path) // 2)
+    else:
+        savemat(path, BAD_MATS[name])
+    with pytest.raises(utils.Error) as error:
+        install('svhn')
+    assert 'train_32x32.mat' in str(error.value) or 'svhn-train.tfrecord' in str(error.value)
+    assert '\n' not in str(error.value)
+    assert_nothing_installed(install.data)
+
+
+def test_another_checksum_is_refused(install, monkeypatch):
+    fakes.cifar10(install.source)
+    options = dict(data_dir=install.data, source=install.source, verify=True)
+    with pytest.raises(
+        utils.Error, match=r'cifar-10-binary.tar.gz has \d+ bytes, not the published 170052171.*--noverify'
+    ):
+        run(monkeypatch, 'cifar10', **options)
+    monkeypatch.setattr(archives, 'check_size', lambda *args: None)
+    with pytest.raises(utils.Error, match=r'has the sha256 [0-9a-f]{64}, not the published c4a38c50a1bc'):
+        run(monkeypatch, 'cifar10', **options)
+    assert_nothing_installed(install.data)
+
+
+# --- What breaks off ---
+
+
+def test_a_full_disk_leaves_nothing(install):
+    fakes.cifar10(install.source)
+    with fakes.full_disk(50_000), pytest.raises(utils.Error, match=r'cannot write .*cifar10-train.tfrecord'):
+        install('cifar10')
+    assert_nothing_installed(install.data)
+
+
+def test_an_interrupt_leaves_nothing(install, monkeypatch):
+    fakes.cifar10(install.source)
+    encode, calls = records.encode, []
+
+    def interrupted(images):
+        calls.append(len(images))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(images)
+
+    monkeypatch.setattr(records, 'encode', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        install('cifar10')
+    assert_nothing_installed(install.data)
+
+
+# --- Downloads ---
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves tmp_path/www. `ranges` turns byte ranges on, `limit` cuts each answer, `asked` lists the ranges."""
+    folder = tmp_path / 'www'
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            try:
+                content = (folder / self.path.strip('/')).read_bytes()
+            except OSError:
+                return self.send_error(404)
+            asked = self.headers.get('Range')
+            server.asked.append(asked)
+            begin = int(asked.removeprefix('bytes=').removesuffix('-')) if asked and server.ranges else 0
+            self.send_response(206 if asked and server.ranges else 200)
+            self.send_header('Content-Length', str(len(content) - begin))
+            self.end_headers()
+            self.wfile.write(content[begin:][: server.limit])
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
+        server.ranges, server.limit, server.asked, server.folder = True, None, [], folder
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def archive(server):
+    """A published archive of 100 kB on the server; archive.content is what it holds."""
+    content = np.random.RandomState(0).bytes(100_000)
+    (server.folder / 'x.bin').write_bytes(content)
+    url = 'http://127.0.0.1:%d/x.bin' % server.server_port
+    return archives.Archive(url, len(content), hashlib.sha256(content).hexdigest())
+
+
+def content_of(path):
+    with open(path, 'rb') as f:
+        return f.read()
+
+
+def test_an_archive_is_downloaded_once(server, archive, tmp_path):
+    for _ in range(2):
+        path = archives.download(archive, str(tmp_path))
+        assert content_of(path) == (server.folder / 'x.bin').read_bytes()
+    assert server.asked == [None]
+
+
+@pytest.mark.parametrize('ranges', [True, False])
+def test_a_broken_download_goes_on(server, archive, tmp_path, ranges):
+    server.ranges, server.limit = ranges, 30_000
+    with pytest.raises(utils.Error, match=r'x.bin .*try again, it goes on'):
+        archives.download(archive, str(tmp_path))
+    assert not os.path.exists(tmp_path / 'x.bin')
+    server.limit = None
+    path = archives.download(archive, str(tmp_path))
+    assert content_of(path) == (server.folder / 'x.bin').read_bytes()
+    assert server.asked == [None, 'bytes=30000-']
+    assert not os.path.exists(path + '.download')
+
+
+def test_a_download_that_was_whole_but_not_yet_named_is_taken(server, archive, tmp_path):
+    (tmp_path / 'x.bin.download').write_bytes((server.folder / 'x.bin').read_bytes())
+    archives.download(archive, str(tmp_path))
+    assert server.asked == []
+
+
+@pytest.mark.parametrize('change', [b'', b'y'])
+def test_another_file_is_refused_and_removed(server, archive, tmp_path, change):
+    content = (server.folder / 'x.bin').read_bytes()
+    (server.folder / 'x.bin').write_bytes(content[:-1] + change)
+    (tmp_path / 'new').mkdir()
+    with pytest.raises(utils.Error, match='not the published'):
+        archives.download(archive, str(tmp_path / 'new'))
+    assert not os.listdir(tmp_path / 'new')
+    assert archives.download(archive, str(tmp_path / 'new'), verify=False)
+
+
+def test_what_cannot_be_downloaded_is_said(server, tmp_path):
+    missing = archives.Archive('http://127.0.0.1:%d/nothing.bin' % server.server_port, 1, '')
+    with pytest.raises(utils.Error, match=r'cannot download .*nothing.bin .*404.*--source'):
+        archives.download(missing, str(tmp_path))
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(utils.Error, match=r'cannot download .*nothing.bin '):
+        archives.download(missing, str(tmp_path))
+
+
+def test_a_dataset_is_downloaded_and_the_archive_removed(server, install, monkeypatch):
+    sets = fakes.cifar10(str(server.folder))
+    path = server.folder / 'cifar-10-binary.tar.gz'
+    url = 'http://127.0.0.1:%d/cifar-10-binary.tar.gz' % server.server_port
+    archive = archives.Archive(url, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    readers = create_datasets.DATASETS['cifar10'].items()
+    here = {part: (n, functools.partial(reader, archive=archive)) for part, (n, reader) in readers}
+    monkeypatch.setitem(create_datasets.DATASETS, 'cifar10', here)
+    run(monkeypatch, 'cifar10', data_dir=install.data, verify=True)
+    assert_records(install.data, 'cifar10', sets)
+    assert sorted(os.listdir(install.data)) == ['cifar10-test.tfrecord', 'cifar10-train.tfrecord']
+    assert server.asked == [None]
+
+
+# --- The command line ---
+
+
+BAD = [
+    (['nothing'], dict(), 'unknown dataset nothing: known are cifar10,'),
+    (['digits', 'x', 'y'], dict(), 'unknown dataset x, y'),
+    (['digits'], dict(from_folder='x'), 'either names of datasets or --from_folder'),
+    (['cifar10'], dict(source='/nowhere'), '--source /nowhere is no folder'),
+    (['digits'], dict(data_dir=''), '--data_dir=FOLDER'),
+]
+
+
+@pytest.mark.parametrize('names,flags,words', BAD, ids=[words for _, _, words in BAD])
+def test_bad_arguments_change_nothing(tmp_path, monkeypatch, names, flags, words):
+    monkeypatch.delenv('ML_DATA', raising=False)
+    with pytest.raises(utils.Error, match=words):
+        run(monkeypatch, *names, **dict(dict(data_dir=str(tmp_path / 'data')), **flags))
+    assert_nothing_installed(tmp_path / 'data')
+
+
+def test_the_command_line(tmp_path):
+    fakes.cifar10(str(tmp_path))
+    env = dict(os.environ, PYTHONPATH=os.getcwd(), ML_DATA=str(tmp_path / 'data'))
+    args = 'scripts/create_datasets.py', '--source', tmp_path, 'cifar10'
+    assert_one_line_error(command(*args, env=env), 'cifar-10-binary.tar.gz', '--noverify')
+    assert_nothing_installed(tmp_path / 'data')
+    done = command(*args, '--noverify', env=env)
+    assert done.returncode == 0, done.stderr
+    assert 'cifar10-train.tfrecord: 20 pictures' in done.stdout
+    assert 'Traceback' not in done.stderr
+
+
+def test_links_become_copies_where_the_disk_knows_none(tmp_path, monkeypatch):
+    (tmp_path / 'a').write_text('x')
+
+    def refuse(*args):
+        raise OSError
+
+    monkeypatch.setattr(os, 'link', refuse)
+    create_datasets.link(str(tmp_path / 'a'), str(tmp_path / 'b'))
+    assert (tmp_path / 'b').read_text() == 'x'
+    create_datasets.link(str(tmp_path / 'a'), str(tmp_path / 'b'))

@@ -1,0 +1,303 @@
+"""Splits by the published rule, against a straightforward implementation of it; and what two sets have in common."""
+
+import json
+import os
+import types
+
+from libml import data_pair, records, utils
+from libml.data_pair import DATASETS
+from scripts import check_split, create_split
+
+import fakes
+import numpy as np
+import pytest
+from conftest import assert_one_line_error, command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def rule(labels, size, seed):
+    """The rule as the specification words it, one thing after the other. Returns (labelled, unlabelled) positions."""
+    nclass = max(labels) + 1
+    per_class = [[i for i, c in enumerate(labels) if c == k] for k in range(nclass)]
+    largest = max(len(positions) for positions in per_class)
+    stats = [len(positions) / largest for positions in per_class]
+
+    def named(n):
+        behind = [stats[c] - n[c] / max(max(n), 1) for c in range(nclass)]
+        return behind.index(max(behind))
+
+    if seed:
+        np.random.seed(seed)
+        for positions in per_class:
+            np.random.shuffle(positions)
+    label, n = [], [0] * nclass
+    for _ in range(size):
+        c = named(n)
+        label.append(per_class[c][n[c]])
+        n[c] += 1
+    unlabel, n, queue = [], [0] * nclass, [[] for _ in range(nclass)]
+    for position, c in enumerate(labels):
+        if position in label:
+            continue
+        queue[c].append(position)
+        while True:
+            c = named(n)
+            if not queue[c]:
+                break
+            unlabel.append(queue[c].pop(0))
+            n[c] += 1
+    for remaining in queue:
+        unlabel += remaining
+    return label, unlabel
+
+
+def write(path, labels, seed=0, shape=(2, 2, 1)):
+    """Writes records of random pictures of these classes; returns the serialized records."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    examples = list(zip(records.encode(fakes.random_images(len(labels), *shape, seed)), labels, strict=True))
+    records.write(path, examples)
+    return [records.serialize(*example) for example in examples]
+
+
+def run(monkeypatch, *argv, **flags):
+    """Calls create_split's main as the command line would."""
+    values = dict(dict(seed=0, size=None, all=False, data_dir=None), **flags)
+    monkeypatch.setattr(create_split, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values)))
+    create_split.main(['create_split.py', *map(str, argv)])
+
+
+def read_split(folder, name, seed, size):
+    """Returns (labelled records, unlabelled records, map) of a split, serialized."""
+    label, unlabel, map_file = data_pair.split_files(str(folder), name, seed, size)
+    with open(map_file) as f:
+        return list(records.raw(label)), list(records.raw(unlabel)), json.load(f)
+
+
+# --- The rule ---
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_picks_follow_the_rule(data):
+    nclass = data.draw(st.integers(1, 5))
+    labels = list(range(nclass)) + data.draw(st.lists(st.integers(0, nclass - 1), max_size=60))
+    labels = data.draw(st.permutations(labels))
+    size, seed = data.draw(st.integers(1, len(labels))), data.draw(st.integers(0, 2**32 - 1))
+    stats = create_split.shares(np.array(labels), nclass)
+    try:
+        expected = rule(labels, size, seed)
+    except IndexError:  # A class is used up.
+        with pytest.raises(utils.Error, match='are used up after'):
+            create_split.pick_labeled(np.array(labels), stats, size, seed)
+        return
+    picked = create_split.pick_labeled(np.array(labels), stats, size, seed)
+    assert picked == expected[0]
+    assert create_split.order_unlabeled(np.array(labels), stats, picked) == expected[1]
+
+
+def test_a_hand_made_example():
+    # Shares 1, 1/2, 1/2; the order of the picks worked out by hand: 0 1 2, then behind by 0, -1/2, -1/2: 0, then ties.
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+    stats = create_split.shares(labels, 3)
+    assert stats.tolist() == [1, 0.5, 0.5]
+    assert create_split.pick_labeled(labels, stats, 4, seed=0) == [0, 4, 6, 1]
+    assert create_split.order_unlabeled(labels, stats, [0, 4, 6, 1]) == [2, 5, 7, 3]
+
+
+# --- Files ---
+
+
+@pytest.mark.parametrize('seed', [0, 3])
+def test_a_split_holds_the_records_by_the_rule(tmp_path, monkeypatch, seed):
+    labels = np.random.RandomState(0).randint(0, 10, 150).tolist()
+    serialized = write(str(tmp_path / 'cifar10-train.tfrecord'), labels)
+    run(monkeypatch, 'cifar10', seed=seed, size=30, data_dir=str(tmp_path))
+    label, unlabel, found = read_split(tmp_path / 'SSL', 'cifar10', seed, 30)
+    expected = rule(labels, 30, seed)
+    assert found == dict(label=sorted(expected[0]), unlabel=expected[1])
+    assert label == [serialized[i] for i in sorted(expected[0])]
+    assert unlabel == [serialized[i] for i in expected[1]]
+    assert sorted(found['label'] + found['unlabel']) == list(range(150))
+
+
+def test_the_published_form_and_the_name_give_the_same(tmp_path, monkeypatch):
+    parts = [str(tmp_path / ('svhn-%s.tfrecord' % part)) for part in ('train', 'extra')]
+    for i, part in enumerate(parts):
+        write(part, np.random.RandomState(i).randint(0, 10, 60).tolist(), seed=i)
+    run(monkeypatch, 'svhn', seed=2, size=20, data_dir=str(tmp_path))
+    run(monkeypatch, tmp_path / 'other' / 'svhn', *parts, seed=2, size=20)
+    assert read_split(tmp_path / 'SSL', 'svhn', 2, 20) == read_split(tmp_path / 'other', 'svhn', 2, 20)
+    assert len(read_split(tmp_path / 'SSL', 'svhn', 2, 20)[1]) == 100
+    run(monkeypatch, 'svhn_noextra', seed=2, size=20, data_dir=str(tmp_path))
+    assert len(read_split(tmp_path / 'SSL', 'svhn_noextra', 2, 20)[1]) == 40
+
+
+def test_all_makes_the_missing_splits_of_the_paper(tmp_path, monkeypatch):
+    write(str(tmp_path / 'cifar10-train.tfrecord'), (np.arange(60) % 10).tolist())
+    monkeypatch.setitem(create_split.SIZES, 'cifar10', (20, 30))
+    run(monkeypatch, 'cifar10', seed=2, size=20, data_dir=str(tmp_path))
+    before = read_split(tmp_path / 'SSL', 'cifar10', 2, 20)
+    for _ in range(2):
+        run(monkeypatch, 'cifar10', all=True, data_dir=str(tmp_path))
+        expected = ['cifar10.%d@%d' % (seed, size) for seed in (1, 2, 3, 4, 5) for size in (20, 30)]
+        assert data_pair.installed_splits(str(tmp_path)) == expected
+    assert read_split(tmp_path / 'SSL', 'cifar10', 2, 20) == before
+    assert len(os.listdir(tmp_path / 'SSL')) == 30
+
+
+# --- stl10 ---
+
+
+@pytest.fixture
+def stl10(tmp_path):
+    """A folder with records of stl10: 1200 with a class, 40 without (labelled 0, as the published ones are), folds."""
+    labels = (np.arange(1200) * 7 % 10).tolist()
+    write(str(tmp_path / 'stl10-train.tfrecord'), labels)
+    write(str(tmp_path / 'stl10-unlabeled.tfrecord'), [0] * 40, seed=1)
+    folds = [np.random.RandomState(i).permutation(1200)[:1000].tolist() for i in range(10)]
+    (tmp_path / 'stl10_fold_indices.txt').write_text(''.join(' '.join(map(str, fold)) + ' \n' for fold in folds))
+    return tmp_path, folds
+
+
+def test_stl10_takes_the_published_folds(stl10, monkeypatch):
+    folder, folds = stl10
+    for seed in (0, 3):
+        run(monkeypatch, 'stl10', seed=seed, size=1000, data_dir=str(folder))
+        label, unlabel, found = read_split(folder / 'SSL', 'stl10', seed, 1000)
+        assert found['label'] == sorted(folds[seed])
+        assert sorted(found['unlabel']) == sorted(set(range(1240)) - set(folds[seed]))
+        assert (len(label), len(unlabel)) == (1000, 240)
+    with pytest.raises(utils.Error, match='has 10 folds, so that seed=10 is too large'):
+        run(monkeypatch, 'stl10', seed=10, size=1000, data_dir=str(folder))
+
+
+def test_pictures_without_a_class_are_never_picked(stl10, monkeypatch):
+    folder, _ = stl10
+    run(monkeypatch, 'stl10', seed=1, size=1200, data_dir=str(folder))
+    _, unlabel, found = read_split(folder / 'SSL', 'stl10', 1, 1200)
+    assert found['label'] == list(range(1200)) and found['unlabel'] == list(range(1200, 1240))
+    assert len(unlabel) == 40
+
+
+@pytest.mark.parametrize('text', ['', '1 2 3\n', '0 ' * 1000 + '\n', ' '.join(map(str, range(300, 1300))), 'x ' * 1000])
+def test_damaged_folds_are_refused(stl10, monkeypatch, text):
+    folder, _ = stl10
+    (folder / 'stl10_fold_indices.txt').write_text(text)
+    with pytest.raises(utils.Error, match=r'stl10_fold_indices.txt'):
+        run(monkeypatch, 'stl10', seed=0, size=1000, data_dir=str(folder))
+    os.remove(folder / 'stl10_fold_indices.txt')
+    with pytest.raises(utils.Error, match=r'stl10_fold_indices.txt is missing'):
+        run(monkeypatch, 'stl10', seed=0, size=1000, data_dir=str(folder))
+    assert not (folder / 'SSL').exists()
+
+
+# --- What cannot be ---
+
+
+@pytest.fixture
+def digits(tmp_path):
+    write(str(tmp_path / 'digits-train.tfrecord'), (np.arange(60) % 10).tolist())
+    return tmp_path
+
+
+@pytest.mark.parametrize('name', ['digits.1@20-label.tfrecord', 'digits.1@20-unlabel.tfrecord', 'digits.1@20-map.json'])
+def test_an_existing_split_is_never_overwritten(digits, monkeypatch, name):
+    (digits / 'SSL').mkdir()
+    (digits / 'SSL' / name).write_text('kept')
+    with pytest.raises(utils.Error, match='%s exists already' % name):
+        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(digits))
+    assert os.listdir(digits / 'SSL') == [name]
+    assert (digits / 'SSL' / name).read_text() == 'kept'
+
+
+@pytest.mark.parametrize('broken', [1, 2])
+def test_what_breaks_off_leaves_nothing(digits, monkeypatch, broken):
+    write_part, calls = records.write_part, []
+
+    def interrupted(*args):
+        calls.append(args)
+        write_part(*args)
+        if len(calls) == broken:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(records, 'write_part', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(digits))
+    assert os.listdir(digits) == ['digits-train.tfrecord']
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    write(str(tmp_path / 'digits-train.tfrecord'), (np.arange(60) % 10).tolist(), shape=(30, 30, 3))
+    with fakes.full_disk(80_000), pytest.raises(utils.Error, match=r'cannot write .*digits.1@20-unlabel.tfrecord'):
+        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(tmp_path))
+    assert os.listdir(tmp_path) == ['digits-train.tfrecord']
+
+
+BAD = [
+    ((), dict(size=3), 'which dataset'),
+    (('digits',), dict(), 'either --size=N'),
+    (('digits',), dict(size=3, all=True), 'either --size=N'),
+    (('birds',), dict(size=3), "unknown dataset 'birds'"),
+    (('../digits',), dict(size=3), 'unknown dataset'),
+    (('cifar10',), dict(size=3), r'cifar10-train.tfrecord is missing: scripts/create_datasets.py makes it'),
+    (('digits',), dict(size=61), 'class 0 are used up after 60 labels'),
+    (('digits',), dict(size=3, data_dir='/nowhere'), 'does not exist'),
+    (('{}/SSL/x', '{}/y.tfrecord'), dict(size=3), r'y.tfrecord is missing'),
+    (('{}/SSL/x', '{}/digits-train.tfrecord'), dict(all=True), 'the paper has no splits of x'),
+]
+
+
+@pytest.mark.parametrize('argv,flags,words', BAD, ids=[words for _, _, words in BAD])
+def test_bad_arguments_change_nothing(digits, monkeypatch, argv, flags, words):
+    with pytest.raises(utils.Error, match=words) as error:
+        run(monkeypatch, *[arg.format(digits) for arg in argv], **dict(dict(data_dir=str(digits)), **flags))
+    assert '\n' not in str(error.value)
+    assert os.listdir(digits) == ['digits-train.tfrecord']
+
+
+@pytest.mark.parametrize('labels,words', [([0, 1, 3] * 5, 'has no record of class 2'), ([10, 0], 'has 10 classes')])
+def test_classes_that_do_not_fit_are_refused(tmp_path, monkeypatch, labels, words):
+    write(str(tmp_path / 'digits-train.tfrecord'), labels)
+    with pytest.raises(utils.Error, match=words):
+        run(monkeypatch, 'digits', seed=1, size=2, data_dir=str(tmp_path))
+
+
+def test_the_command_line(digits):
+    args = 'scripts/create_split.py', '--data_dir', digits, '--seed=3', '--size=20', 'digits'
+    env = dict(os.environ, PYTHONPATH=os.getcwd())
+    done = command(*args, env=env)
+    assert done.returncode == 0, done.stderr
+    assert 'digits.3@20: 20 labelled, 40 unlabelled' in done.stdout
+    assert_one_line_error(command(*args, env=env), 'digits.3@20-label.tfrecord exists already')
+
+
+# --- check_split ---
+
+
+def test_overlaps_are_counted(tmp_path, monkeypatch, capsys):
+    assert check_split.overlaps([[1, 2, 2], [2, 3], [], [9, 1, 3]]).tolist() == [
+        [1, 2, 0, 1],
+        [1, 0, 0, 1],
+        [0, 0, 0, 0],
+        [1, 1, 0, 0],
+    ]
+    shape = (8, 8, 1)
+    write(str(tmp_path / 'digits-train.tfrecord'), (np.arange(60) % 10).tolist(), shape=shape)
+    run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(tmp_path))
+    train, _ = records.read(str(tmp_path / 'digits-train.tfrecord'))
+    _, _, found = read_split(tmp_path / 'SSL', 'digits', 1, 20)
+    # Five test pictures are training pictures: one labelled, one for validation, three unlabelled, one of them twice.
+    chosen = [found['label'][4], found['unlabel'][0], found['unlabel'][20], found['unlabel'][30], found['unlabel'][30]]
+    test = np.concatenate([train[chosen], fakes.random_images(6, *shape, seed=9)])
+    records.write(str(tmp_path / 'digits-test.tfrecord'), zip(records.encode(test), range(10), strict=False))
+    dataset = DATASETS['digits.1@20-10'](str(tmp_path))
+    sets = [check_split.hashes(getattr(dataset, attribute)) for attribute in check_split.SETS.values()]
+    assert check_split.overlaps(sets).tolist() == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 1], [1, 3, 1, 1]]
+    monkeypatch.setattr(
+        check_split, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(data_dir=str(tmp_path)))
+    )
+    check_split.main(['check_split.py', 'digits.1@20-10'])
+    assert 'Some sets share pictures' in capsys.readouterr().out
+    with pytest.raises(utils.Error, match='which dataset'):
+        check_split.main(['check_split.py'])

@@ -1,0 +1,288 @@
+"""Records: what is written is read, and whatever is damaged is told with the file's name and the record's number."""
+
+import io
+import os
+import struct
+import tempfile
+import zlib
+
+from libml import records, utils
+
+import fakes
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+SHAPE = (6, 5, 3)
+few = settings(max_examples=25, deadline=None)
+
+
+def write(path, n=5, shape=SHAPE, change=None):
+    """Writes n records of random pictures with labels 0, 1, ...; `change` maps numbers to serialized examples."""
+    images = fakes.random_images(n, *shape)
+    serialized = [records.serialize(png, label) for label, png in enumerate(records.encode(images))]
+    for number, example in (change or {}).items():
+        serialized[number] = example
+    records.write_serialized(str(path), serialized)
+    return images
+
+
+def png(pixels, **options):
+    """Returns the PNG bytes of a picture, uint8 [H, W, C] or a PIL.Image, as Pillow writes them."""
+    file = io.BytesIO()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, 'PNG', **options)
+    return file.getvalue()
+
+
+def bomb(side):
+    """Returns a PNG of a few bytes that claims side x side pixels."""
+
+    def chunk(kind, body):
+        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+
+    header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(10000))
+    return records.PNG_SIGNATURE + chunk(b'IHDR', header) + chunk(b'IDAT', body) + chunk(b'IEND', b'')
+
+
+def masked_crc32c(content):
+    """TFRecord's checksum, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# --- Round trips ---
+
+
+@few
+@given(
+    n=st.integers(1, 9),
+    shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])),
+    seed=st.integers(0, 99),
+)
+def test_what_is_written_is_read(n, shape, seed):
+    images = fakes.random_images(n, *shape, seed)
+    labels = np.random.RandomState(seed).randint(0, 7, n)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'x.tfrecord')
+        assert records.write(path, zip(records.encode(images), labels, strict=True)) == n
+        for found in records.read(path, 7, shape), records.read(path):
+            np.testing.assert_array_equal(found[0], images)
+            np.testing.assert_array_equal(found[1], labels)
+            assert [x.dtype for x in found] == [np.uint8, np.int32]
+        file = records.RecordFile(path, 7)
+        order = np.random.RandomState(seed).permutation(n)
+        np.testing.assert_array_equal(file.gather(order), images[order])
+        np.testing.assert_array_equal(file.labels, labels)
+        assert [file.serialized(i) for i in range(n)] == list(records.raw(path))
+        assert os.listdir(folder) == ['x.tfrecord']
+
+
+def test_records_are_what_the_published_scripts_parse(tmp_path):
+    images = write(tmp_path / 'x')
+    features = dict(image=tf.FixedLenFeature([], tf.string), label=tf.FixedLenFeature([], tf.int64))
+    with tf.Session() as session:
+        for label, record in enumerate(records.raw(str(tmp_path / 'x'))):
+            example = tf.parse_single_example(record, features)
+            image, found = session.run([tf.image.decode_image(example['image']), example['label']])
+            np.testing.assert_array_equal(image, images[label])
+            assert found == label
+
+
+def test_pngs_of_other_writers_are_read(tmp_path):
+    pixels = fakes.random_images(1, *SHAPE)[0]
+    alpha = np.concatenate([pixels, np.full_like(pixels[..., :1], 255)], -1)
+    palette = Image.fromarray(pixels).quantize()
+    change = {1: png(pixels, compress_level=9), 2: png(alpha), 3: png(palette)}
+    write(tmp_path / 'x', change={k: records.serialize(v, 0) for k, v in change.items()})
+    images, _ = records.read(str(tmp_path / 'x'))
+    for image, original in zip(images[1:4], [pixels, pixels, np.asarray(palette.convert('RGB'))], strict=True):
+        np.testing.assert_array_equal(image, original)
+
+
+def test_one_picture_is_encoded_as_many_are():
+    images = fakes.random_images(3, *SHAPE)
+    assert [records.encode_png(image) for image in images] == records.encode(images)
+    assert records.encode(images[:0]) == []
+    assert records.decode([], SHAPE).shape == (0, *SHAPE)
+
+
+def test_a_missing_label_is_no_class_where_that_is_allowed(tmp_path):
+    example = tf.train.Example.FromString(records.serialize(records.encode_png(fakes.random_images(1, *SHAPE)[0]), 0))
+    del example.features.feature['label']
+    write(tmp_path / 'x', change={1: example.SerializeToString()})
+    path = str(tmp_path / 'x')
+    assert records.read(path, 5, SHAPE, unlabeled=True)[1].tolist() == [0, records.NO_CLASS, 2, 3, 4]
+    with pytest.raises(utils.Error, match='record 1 has label -1, not one of 0 to 4'):
+        records.read(path, 5, SHAPE)
+
+
+# --- Damage ---
+
+
+def other_shape():
+    return records.serialize(records.encode_png(fakes.random_images(1, 7, 5, 3)[0]), 0)
+
+
+def undecodable():
+    content = bytearray(records.encode_png(fakes.random_images(1, *SHAPE)[0]))
+    content[45:55] = bytes(10)
+    return records.serialize(bytes(content), 0)
+
+
+def two_labels():
+    example = tf.train.Example.FromString(other_shape())
+    example.features.feature['label'].int64_list.value.append(1)
+    return example.SerializeToString()
+
+
+def jpeg():
+    file = io.BytesIO()
+    Image.fromarray(fakes.random_images(1, *SHAPE)[0]).save(file, 'JPEG')
+    return records.serialize(file.getvalue(), 0)
+
+
+BAD_RECORDS = dict(
+    no_example=(lambda: b'\xff\xff\xff', 'is not a tf.train.Example'),
+    nothing=(lambda: b'', 'does not have one image and one label'),
+    two_labels=(two_labels, 'does not have one image and one label'),
+    label_too_large=(lambda: records.serialize(b'', 5), 'has label 5, not one of 0 to 4'),
+    label_negative=(lambda: records.serialize(b'', -1), 'has label -1'),
+    label_enormous=(lambda: records.serialize(b'', 2**62), 'has label %d' % 2**62),
+    no_png=(jpeg, 'does not hold a grey or RGB picture in PNG format'),
+    empty_png=(lambda: records.serialize(b'', 0), 'does not hold a grey or RGB picture'),
+    other_shape=(other_shape, 'is a picture of 7x5x3 .* not 6x5x3'),
+    other_colors=(
+        lambda: records.serialize(png(fakes.random_images(1, 6, 5, 1)[0, ..., 0]), 0),
+        'is a picture of 6x5x1 .* not 6x5x3',
+    ),
+    undecodable=(undecodable, 'has a picture that does not decode'),
+    bomb=(lambda: records.serialize(bomb(50000), 0), 'is a picture of 50000x50000x3'),
+)
+
+
+@pytest.mark.parametrize('name', BAD_RECORDS)
+@pytest.mark.parametrize('number', [0, 3])
+def test_a_bad_record_is_named(tmp_path, name, number):
+    make, words = BAD_RECORDS[name]
+    path = str(tmp_path / 'bad.tfrecord')
+    write(path, change={number: make()})
+    with pytest.raises(utils.Error, match='bad.tfrecord: record %d %s' % (number, words)) as error:
+        records.read(path, 5, SHAPE)
+    assert '\n' not in str(error.value)
+
+
+def test_a_bomb_is_refused_where_no_shape_is_expected(tmp_path):
+    write(tmp_path / 'x', n=1, change={0: records.serialize(bomb(50000), 0)})
+    with pytest.raises(utils.Error, match='record 0 claims a picture of 50000x50000 pixels'):
+        records.read(str(tmp_path / 'x'))
+
+
+def test_missing_and_empty_files_are_named(tmp_path):
+    with pytest.raises(utils.Error, match=r'x is missing: scripts/create_datasets.py makes it'):
+        records.read(str(tmp_path / 'x'))
+    (tmp_path / 'x').write_bytes(b'')
+    with pytest.raises(utils.Error, match='x is empty'):
+        records.read(str(tmp_path / 'x'))
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """The bytes of a record file, and where its records begin."""
+    path = tmp_path_factory.mktemp('whole') / 'x'
+    write(path)
+    return path.read_bytes(), records.boundaries(str(path)).tolist()
+
+
+def read_bytes(content):
+    """Reads a record file of given bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'x')
+        with open(path, 'wb') as f:
+            f.write(content)
+        return records.read(path, 5, SHAPE)
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_no_flipped_bit_goes_unseen(whole, data):
+    content, begin = whole
+    position = data.draw(st.integers(0, len(content) - 1))
+    changed = bytearray(content)
+    changed[position] ^= 1 << data.draw(st.integers(0, 7))
+    number = int(np.searchsorted(begin, position, 'right')) - 1
+    with pytest.raises(utils.Error, match='record %d' % number):
+        read_bytes(changed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_cut_goes_unseen(whole, data):
+    content, begin = whole
+    length = data.draw(st.integers(1, len(content) - 1).filter(lambda x: x not in begin))
+    number = int(np.searchsorted(begin, length, 'right')) - 1
+    with pytest.raises(utils.Error, match='is cut in the middle of record %d' % number):
+        read_bytes(content[:length])
+    with pytest.raises(utils.Error, match='is cut in the middle of record %d' % (5 + number)):
+        read_bytes(content + content[:length])
+
+
+@few
+@given(content=st.binary(min_size=1, max_size=200))
+def test_rubbish_is_refused(content):
+    with pytest.raises(utils.Error, match='record 0'):
+        read_bytes(content)
+
+
+@pytest.mark.parametrize('length', [2**31, 2**62, 2**64 - 1])
+def test_an_enormous_length_with_a_right_checksum_is_refused(whole, length):
+    head = struct.pack('<Q', length)
+    assert struct.pack('<I', masked_crc32c(whole[0][:8])) == whole[0][8:12]  # The checksum here is TFRecord's.
+    with pytest.raises(utils.Error, match='is cut in the middle of record 5'):
+        read_bytes(whole[0] + head + struct.pack('<I', masked_crc32c(head)) + bytes(100))
+
+
+# --- Writing ---
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / 'x').write_text('kept')
+    with pytest.raises(utils.Error, match='exists already'):
+        write(tmp_path / 'x')
+    assert (tmp_path / 'x').read_text() == 'kept'
+    assert os.listdir(tmp_path) == ['x']
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
+def test_what_breaks_off_leaves_nothing(tmp_path, error):
+    def examples():
+        yield records.serialize(b'', 0)
+        assert [name.startswith('x.part-') for name in os.listdir(tmp_path)] == [True]
+        raise error
+
+    with pytest.raises(error):
+        records.write_serialized(str(tmp_path / 'x'), examples())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+    with fakes.full_disk(100_000), pytest.raises(utils.Error, match=r'cannot write .*x .*File too large'):
+        records.write_serialized(str(tmp_path / 'x'), (bytes(10_000) for _ in range(100)))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(ValueError), records.made(tmp_path / 'a' / 'b'):
+        raise ValueError
+    assert not (tmp_path / 'a' / 'b').exists()
+    with pytest.raises(ValueError), records.made(tmp_path):
+        raise ValueError
+    assert tmp_path.exists()
