@@ -126,13 +126,12 @@ class Model:
             init_ckpt=init_ckpt,
         )
 
-    def save_args(self, args):
-        """Writes args.json; raises utils.Error where the folder holds a run with other arguments."""
+    def check_args(self, args):
+        """Raises utils.Error where the folder holds a run with other arguments."""
         for name, value in runs.read_args(self.train_dir).items():
             if name in args and name not in FREE_ARGS and args[name] != value:
                 text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
                 raise utils.Error(text % (self.train_dir, name, value, args[name]))
-        utils.write_json(runs.args_file(self.train_dir), args)
 
     @contextlib.contextmanager
     def lock(self):
@@ -146,7 +145,10 @@ class Model:
                 raise utils.Error('%s is being trained by %s' % (self.train_dir, file.read().strip())) from None
             file.truncate(0)
             print('process %d on %s' % (os.getpid(), socket.gethostname()), file=file, flush=True)
-            yield
+            try:
+                yield
+            finally:
+                file.truncate(0)
 
     def remove_unfinished(self):
         """Removes what a killed or failed process left half-written; the run must be locked."""
@@ -221,12 +223,13 @@ class Model:
             self.check_usable(init_ckpt)
         with self.lock(), stop_signals() as stopped, self.open_session():
             args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt)
-            self.save_args(args)
-            self.remove_unfinished()
+            self.check_args(args)
             self.print_start(args)
             step = self.resume(init_ckpt)
             self.session.run(self.init_input_op)
             self.graph.finalize()
+            self.remove_unfinished()
+            utils.write_json(runs.args_file(self.train_dir), args)
             update = self.session.make_callable([self.ops.losses, self.ops.train_op])
             hparams = {name: value for name, value in args.items() if name not in FREE_ARGS}
             stop = False

@@ -7,6 +7,7 @@ import sys
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import data, layers, utils
 
+import forked
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -122,3 +123,20 @@ def assert_one_line_error(done, *words, code=1):
     assert 'Traceback' not in done.stdout + done.stderr
     for word in words:
         assert str(word) in lines[0], lines[0]
+
+
+@pytest.fixture(scope='session')
+def server(tmp_path_factory):
+    """Runs command lines in forks of one process, see forked.Server."""
+    with forked.Server(tmp_path_factory.mktemp('output')) as server:
+        yield server
+
+
+@pytest.fixture(scope='session')
+def digits_dir(server, tmp_path_factory):
+    """A data_dir with the digits and their split digits.1@20, made by the scripts; to be left as it is."""
+    folder = tmp_path_factory.mktemp('data')
+    for script, *args in (['create_datasets', 'digits'], ['create_split', '--seed=1', '--size=20', 'digits']):
+        done = server.run('scripts/%s.py' % script, '--data_dir=%s' % folder, *args)
+        assert done.returncode == 0, done.stderr
+    return folder

@@ -12,7 +12,6 @@ import shutil
 
 from libml import runs, utils
 
-import forked
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -24,26 +23,11 @@ PERIODS = ['--report_kimg=2', '--save_kimg=%d' % SAVE_KIMG, '--train_kimg=%d' % 
 
 
 @pytest.fixture(scope='module')
-def server(tmp_path_factory):
-    with forked.Server(tmp_path_factory.mktemp('output')) as server:
-        yield server
-
-
-@pytest.fixture(scope='module')
-def data_dir(server, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('data')
-    for script, *args in (['create_datasets', 'digits'], ['create_split', '--seed=1', '--size=20', 'digits']):
-        done = server.run('scripts/%s.py' % script, '--data_dir=%s' % folder, *args)
-        assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope='module')
-def start(server, data_dir):
+def start(server, digits_dir):
     """Returns the function that runs the training command line: (train_dir, *flags, **how of forked.child) -> Done."""
 
     def start(train_dir, *flags, **how):
-        where = '--dataset=digits.1@20-100', '--data_dir=%s' % data_dir, '--train_dir=%s' % train_dir
+        where = '--dataset=digits.1@20-100', '--data_dir=%s' % digits_dir, '--train_dir=%s' % train_dir
         return server.run('ablation/ab_mixmatch.py', *where, *TINY, *PERIODS, *flags, **how)
 
     return start
