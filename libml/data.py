@@ -77,7 +77,7 @@ def load(path, nclass, shape, unlabeled=False, limit=MEMORY):
         limit: bytes of pixels above which they stay on disk. The other arguments, and errors: those of records.read.
     """
     if (len(records.boundaries(path)) - 1) * int(np.prod(shape)) > limit:
-        return StreamedImages(records.RecordFile(path, nclass, shape, unlabeled))
+        return StreamedImages(records.RecordFile(path, nclass, shape, unlabeled, pixels=True))
     return Images(*records.read(path, nclass, shape, unlabeled))
 
 

@@ -141,12 +141,12 @@ class MovingAverage:
 
     def __init__(self, decay, variables):
         self.decay = decay
-        self.averages = {
-            v.ref(): tf.get_variable(
-                v.op.name + '/ExponentialMovingAverage', initializer=v.initial_value, trainable=False
-            )
-            for v in variables
-        }
+        self.averages = {v.ref(): self.make(v) for v in variables}
+
+    @staticmethod
+    def make(variable):
+        name = variable.op.name + '/ExponentialMovingAverage'
+        return tf.get_variable(name, initializer=tf.identity(variable.initial_value), trainable=False)
 
     def average(self, variable):
         """Returns the average of a variable; None where it has none."""

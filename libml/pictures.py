@@ -223,7 +223,7 @@ def _parts(folder, classes, test_fraction, seed):
 
 
 def _examples(files, size, colors, bad):
-    """Yields (PNG bytes, label) of (path, label) pairs; appends (path, reason) to `bad` for those it cannot read."""
+    """Yields the serialized examples of (path, label) pairs; appends (path, reason) to `bad` for unreadable ones."""
     for start in range(0, len(files), BATCH):
         images, labels = [], []
         for path, label in files[start : start + BATCH]:
@@ -232,4 +232,4 @@ def _examples(files, size, colors, bad):
                 labels.append(label)
             except ValueError as error:
                 bad.append((path, error))
-        yield from zip(records.encode(np.stack(images)) if images else [], labels, strict=True)
+        yield from map(records.serialize, records.encode(np.stack(images)) if images else [], labels)

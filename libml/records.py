@@ -292,6 +292,16 @@ def examples(path, nclass=None, shape=None, unlabeled=False):
         yield png, label
 
 
+def _batches(path, nclass, shape, unlabeled):
+    """Yields (numbers, shape, PNGs, labels) of batches of checked examples; arguments and errors as of `examples`."""
+    pairs, first = examples(path, nclass, shape, unlabeled), 0
+    while batch := list(itertools.islice(pairs, batch_size(shape) if shape else 1)):
+        pngs, labels = zip(*batch, strict=True)
+        shape = tuple(shape or png_shape(pngs[0]))
+        yield range(first, first + len(batch)), shape, pngs, labels
+        first += len(batch)
+
+
 def read(path, nclass=None, shape=None, unlabeled=False):
     """Reads a whole file.
 
@@ -303,16 +313,12 @@ def read(path, nclass=None, shape=None, unlabeled=False):
     Raises:
         utils.Error: the file is missing, empty or damaged; a record is not what the arguments say.
     """
-    n = len(boundaries(path)) - 1
-    pairs = examples(path, nclass, shape, unlabeled)
-    first = next(pairs)
-    shape = tuple(shape or png_shape(first[0]))
-    pairs = itertools.chain([first], pairs)
-    images, labels = np.empty([n, *shape], np.uint8), np.empty([n], np.int32)
-    size = batch_size(shape)
-    for start in range(0, n, size):
-        pngs, labels[start : start + size] = zip(*itertools.islice(pairs, size), strict=True)
-        images[start : start + size] = decode_checked(pngs, shape, path, range(start, n))
+    images, labels = None, np.empty([len(boundaries(path)) - 1], np.int32)
+    for numbers, size, pngs, found in _batches(path, nclass, shape, unlabeled):
+        if images is None:
+            images = np.empty([len(labels), *size], np.uint8)
+        images[numbers.start : numbers.stop] = decode_checked(pngs, size, path, numbers)
+        labels[numbers.start : numbers.stop] = found
     return images, labels
 
 
@@ -330,7 +336,7 @@ def decode_checked(pngs, shape, path, numbers):
 
 
 class RecordFile:
-    """Random access to the records of a file, which is checked once from end to end (but for the pixels) when opened.
+    """Random access to the records of a file, which is checked once from end to end when it is opened.
 
     Attributes:
         path: the file.
@@ -338,15 +344,15 @@ class RecordFile:
         shape: (H, W, C) of the images.
     """
 
-    def __init__(self, path, nclass=None, shape=None, unlabeled=False):
-        """Arguments and errors: those of `examples`."""
+    def __init__(self, path, nclass=None, shape=None, unlabeled=False, pixels=False):
+        """Opens a file. `pixels`: check that the images decode, too; other arguments and errors as of `examples`."""
         self.path = path
         self._begin = boundaries(path)
         self.labels = np.empty([len(self._begin) - 1], np.int32)
-        for number, (png, label) in enumerate(examples(path, nclass, shape, unlabeled)):
-            self.labels[number] = label
-            shape = shape or png_shape(png)
-        self.shape = tuple(shape)
+        for numbers, self.shape, pngs, labels in _batches(path, nclass, shape, unlabeled):
+            self.labels[numbers.start : numbers.stop] = labels
+            if pixels:
+                decode_checked(pngs, self.shape, path, numbers)
         with open(path, 'rb') as f:
             self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
 

@@ -1,5 +1,6 @@
 """What runs leave in their folders, read back: arguments, progress, accuracies. Imports utils only."""
 
+import contextlib
 import glob
 import os
 import sys
@@ -38,7 +39,10 @@ def is_finished(run, train_nimg, **args):
     saved, ckpt = read_args(run), utils.find_latest_checkpoint(os.path.join(run, 'tf'))
     if not ckpt or utils.checkpoint_step(ckpt) < train_nimg or any(saved.get(k) != v for k, v in args.items()):
         return False
-    return not utils.damage(ckpt)  # train.Model.resume says what it is.
+    with contextlib.suppress(utils.Error):  # train.Model.resume says that it is damaged.
+        utils.check_checkpoint(ckpt)
+        return True
+    return False
 
 
 def find(folder):

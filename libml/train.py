@@ -155,12 +155,6 @@ class Model:
         utils.remove_unfinished(self.arg_dir)
         utils.remove_unfinished(self.checkpoint_dir)
 
-    def check_usable(self, ckpt):
-        """Raises utils.Error where a checkpoint is damaged or does not fit the model."""
-        if damage := utils.damage(ckpt):
-            raise utils.Error('%s is not a whole checkpoint: %s' % (ckpt, damage))
-        self.check_fits(ckpt)
-
     def check_fits(self, ckpt):
         """Raises utils.Error where a whole checkpoint does not fit the model."""
         reader = tf.train.load_checkpoint(ckpt)
@@ -180,8 +174,13 @@ class Model:
     def resume(self, init_ckpt=''):
         """Restores the newest whole checkpoint, else init_ckpt, if any; returns the step that the run is at."""
         ckpts = utils.checkpoints(self.checkpoint_dir)
-        while ckpts and (damage := utils.damage(ckpts[-1])):
-            print('Skipping %s, which is damaged: %s' % (ckpts.pop(), damage))
+        while ckpts:
+            try:
+                utils.check_checkpoint(ckpts[-1])
+                break
+            except utils.Error as error:
+                print('Skipping a damaged checkpoint: %s' % error)
+                ckpts.pop()
         ckpt = ckpts[-1] if ckpts else init_ckpt
         if ckpt:
             self.restore(ckpt)
@@ -220,7 +219,8 @@ class Model:
         """
         save_nimg = save_nimg or report_nimg
         if init_ckpt:
-            self.check_usable(init_ckpt)
+            utils.check_checkpoint(init_ckpt)
+            self.check_fits(init_ckpt)
         with self.lock(), stop_signals() as stopped, self.open_session():
             args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt)
             self.check_args(args)
@@ -363,7 +363,7 @@ class ClassifySemi(Model):
             dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
         """
         with self.open_session():
-            self.check_usable(ckpt)
+            utils.check_checkpoint(ckpt)
             self.restore(ckpt)
             self.session.run(self.init_input_op)
             which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)

@@ -166,28 +166,20 @@ def checkpoints(folder):
 
 
 def check_checkpoint(ckpt):
-    """Reads a checkpoint through, checksums included; raises tf.errors.OpError or ValueError where it is not whole."""
+    """Reads a checkpoint through, checksums included.
+
+    Raises:
+        Error: it is not whole.
+        tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError: it cannot be said.
+    """
     try:
         reader = tf.train.load_checkpoint(ckpt)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
-    except IndexError as error:  # So the reader says 'out of range': the data end early.
-        raise ValueError(str(error)) from error
-
-
-def damage(ckpt):
-    """Returns what is wrong with a checkpoint, one line, '' where it is whole.
-
-    Raises:
-        tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError: it cannot be said.
-    """
-    try:
-        check_checkpoint(ckpt)
     except (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError):
         raise
-    except (tf.errors.OpError, ValueError) as error:
-        return reason(error)
-    return ''
+    except (tf.errors.OpError, ValueError, LookupError, RuntimeError) as error:  # A cut file is an IndexError.
+        raise Error('%s is not a whole checkpoint: %s' % (ckpt, reason(error))) from error
 
 
 def remove_checkpoint(ckpt):

@@ -18,7 +18,7 @@ train() {
     --train_kimg=80 --report_kimg=8 --save_kimg=16 "$@"
 }
 echo; echo 'MixMatch: 20 labelled pictures and 1167 without labels.'
-train --w_match=50
+train --w_match=50 --beta=.75
 echo; echo 'The same network on the 20 labelled pictures alone.'
 train --w_match=0 --mixmode=.
 

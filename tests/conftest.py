@@ -110,9 +110,10 @@ def draws(monkeypatch):
     return noted
 
 
-def command(*args, **more):
+def command(*args, env=None, **more):
     """Runs python with arguments from the repository's root; returns subprocess.CompletedProcess with text."""
-    return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT, capture_output=True, text=True, **more)
+    more = {**dict(cwd=ROOT, env=dict(env or os.environ, PYTHONPATH=ROOT), capture_output=True, text=True), **more}
+    return subprocess.run([sys.executable, *map(str, args)], **more)
 
 
 def assert_one_line_error(done, *words, code=1):

@@ -457,3 +457,23 @@ def test_links_become_copies_where_the_disk_knows_none(tmp_path, monkeypatch):
     create_datasets.link(str(tmp_path / 'a'), str(tmp_path / 'b'))
     assert (tmp_path / 'b').read_text() == 'x'
     create_datasets.link(str(tmp_path / 'a'), str(tmp_path / 'b'))
+
+
+def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
+    fakes.cifar10(str(tmp_path))
+    code = """
+import os, runpy, signal, sys
+from libml import records
+encode, calls = records.encode, []
+def interrupted(images):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+    return encode(images)
+records.encode = interrupted
+runpy.run_path('scripts/create_datasets.py', run_name='__main__')
+"""
+    env = dict(os.environ, PYTHONPATH=os.getcwd())
+    args = '--data_dir', tmp_path / 'data', '--source', tmp_path, '--noverify', 'cifar10'
+    assert_one_line_error(command('-c', code, *args, env=env), 'interrupted', code=130)
+    assert_nothing_installed(tmp_path / 'data')

@@ -83,10 +83,12 @@ def test_a_damaged_picture_left_on_disk_is_named(tmp_path):
     pngs = records.encode(fakes.random_images(3, 6, 5, 3))
     pngs[1] = pngs[1][:45] + bytes(10) + pngs[1][55:]
     records.write(str(tmp_path / 'x'), zip(pngs, [0, 1, 2], strict=True))
-    images = data.load(str(tmp_path / 'x'), 3, (6, 5, 3), limit=0)
-    images.gather(np.array([2, 0]))
     with pytest.raises(utils.Error, match='x: record 1 has a picture that does not decode'):
-        images.gather(np.array([2, 1, 0]))
+        data.load(str(tmp_path / 'x'), 3, (6, 5, 3), limit=0)
+    file = records.RecordFile(str(tmp_path / 'x'))
+    file.gather([2, 0])
+    with pytest.raises(utils.Error, match='x: record 1 has a picture that does not decode'):
+        file.gather([2, 1, 0])
 
 
 def test_images_of_another_kind_are_refused():

@@ -299,25 +299,20 @@ def test_kernels_start_from_their_name_and_the_seed():
 
 
 def test_shakeshake_blends_with_other_weights_backward():
-    n = 2000
     random = np.random.RandomState(0)
-    a, b = (random.randn(n, 2, 2, 3).astype(np.float32) for _ in range(2))
+    a, b = (random.randn(20, 2, 2, 3).astype(np.float32) for _ in range(2))
+    noise = random.rand(20, 2).astype(np.float32)
     at, bt = tf.constant(a), tf.constant(b)
-    y = layers.shakeshake(at, bt, True, a_key())
+    y = layers.shakeshake(at, bt, True, tf.constant(noise))
     y, da, db = evaluate([y, *tf.gradients(y, [at, bt])])  # Of the sum of y.
-    forward = ((y - a) * (b - a)).sum((1, 2, 3)) / ((b - a) ** 2).sum((1, 2, 3))
-    backward = db[:, 0, 0, 0]
-    np.testing.assert_allclose(y, rows(forward, b, a), atol=1e-5)
-    np.testing.assert_allclose(db, np.broadcast_to(backward[:, None, None, None], b.shape), rtol=1e-6)
+    np.testing.assert_allclose(y, rows(noise[:, 0], b, a), atol=1e-5)
+    np.testing.assert_allclose(db, rows(noise[:, 1], np.ones_like(b), np.zeros_like(b)), rtol=1e-6)
     np.testing.assert_allclose(da + db, 1, rtol=1e-6)
-    for mu in (forward, backward):
-        assert scipy.stats.kstest(mu, 'uniform').pvalue > 1e-3
-    assert scipy.stats.pearsonr(forward, backward).pvalue > 1e-3
 
 
 def test_shakeshake_takes_the_middle_outside_training():
     a, b = some_images(), some_images()[::-1]
-    y = evaluate(layers.shakeshake(tf.constant(a), tf.constant(b), False, a_key()))
+    y = evaluate(layers.shakeshake(tf.constant(a), tf.constant(b), False, None))
     np.testing.assert_allclose(y, (a + b) / 2, rtol=1e-6)
 
 

@@ -1,0 +1,112 @@
+"""What inspect_dataset prints and draws."""
+
+import os
+import types
+
+from libml import data, data_pair, records, utils
+from scripts import create_split, inspect_dataset
+
+import fakes
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with pictures of digits' shape and the split digits.1@20."""
+    for part, n in (('train', 90), ('test', 15)):
+        examples = zip(records.encode(fakes.random_images(n, 8, 8, 1, n)), np.arange(n) % 10, strict=True)
+        records.write(data_pair.record_file(str(tmp_path), 'digits', part), examples)
+    targets = data_pair.split_files(str(tmp_path / 'SSL'), 'digits', 1, 20)
+    create_split.create(create_split.Source('digits', data_pair.train_files(str(tmp_path), 'digits')), targets, 20, 1)
+    return tmp_path
+
+
+def run(monkeypatch, *argv, **flags):
+    values = types.SimpleNamespace(**dict(dict(png=None), **flags))
+    monkeypatch.setattr(inspect_dataset, 'flags', types.SimpleNamespace(FLAGS=values))
+    inspect_dataset.main(['inspect_dataset.py', *argv])
+
+
+def make_dataset(shape=(8, 10, 3), nclass=3, classless=2):
+    def images(labels, seed):
+        return data.Images(fakes.random_images(len(labels), *shape, seed), labels)
+
+    unlabeled = [0, 1, 1, 1, 2] + [-1] * classless
+    sets = images([0, 0, 2], 1), images(unlabeled, 2), images([1], 3), images([2, 2], 4)
+    return data.DataSet('x.1@3-1', *sets, nclass, mirror=True, shift=1)
+
+
+def test_pictures_are_counted():
+    expected = [[2, 0, 1, 0], [1, 3, 1, 2], [0, 1, 0, 0], [0, 0, 2, 0]]
+    assert inspect_dataset.counts(make_dataset()).tolist() == expected
+
+
+def test_the_tables_are_printed(folder, monkeypatch, capsys):
+    run(monkeypatch, 'digits.1@20-30', data_dir=str(folder))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'digits.1@20-30: pictures of 8 x 8 pixels, 1 colors'
+    assert lines[1].split() == ['class', 'labelled', 'unlabelled', 'validation', 'test']
+    assert lines[2].split() == ['0', '2', '4', '3', '2'] and lines[12].split() == ['all', '20', '40', '30', '15']
+    assert lines[13].startswith('pixels from 0 to 255')
+    images, _ = records.read(str(folder / 'SSL' / 'digits.1@20-unlabel.tfrecord'))
+    labeled, _ = records.read(str(folder / 'SSL' / 'digits.1@20-label.tfrecord'))
+    pixels = data.to_float(np.concatenate([images[30:], labeled])).astype(np.float64)
+    assert lines[14].split() == ['mean', '%.4f' % pixels.mean()]
+    assert lines[15].split() == ['deviation', '%.4f' % pixels.std()]
+
+
+def test_the_sheet_shows_labelled_pictures_and_augmented_ones(tmp_path):
+    dataset = make_dataset()
+    inspect_dataset.save_sheet(str(tmp_path / 'sheet.png'), dataset, ['a', 'b', 'c'])
+    assert os.listdir(tmp_path) == ['sheet.png']
+    sheet = np.asarray(Image.open(tmp_path / 'sheet.png'))
+    scale = inspect_dataset.TILE // 10
+    high, wide = 8 * scale + 2, 10 * scale + 2
+    assert sheet.shape == ((3 + 6) * high, inspect_dataset.MARGIN + 10 * wide, 3)
+
+    def tile(row, column):
+        """The pixels at the centres of a tile's enlarged pixels."""
+        top, left = row * high + scale // 2, inspect_dataset.MARGIN + column * wide + scale // 2
+        return sheet[top : top + 8 * scale : scale, left : left + 10 * scale : scale]
+
+    labeled, unlabeled = dataset.labeled.gather(np.arange(3)), dataset.unlabeled.gather(np.arange(6))
+    np.testing.assert_array_equal(tile(0, 0), labeled[0])
+    np.testing.assert_array_equal(tile(0, 1), labeled[1])
+    np.testing.assert_array_equal(tile(2, 0), labeled[2])
+    assert (tile(1, 0) == 255).all() and (tile(2, 1) == 255).all()
+    for row in range(6):
+        original = unlabeled[row]
+        np.testing.assert_array_equal(tile(3 + row, 0), original)
+        padded = [np.pad(x, ((1, 1), (1, 1), (0, 0)), 'reflect') for x in (original, original[:, ::-1])]
+        crops = [p[dy : dy + 8, dx : dx + 10] for p in padded for dy in range(3) for dx in range(3)]
+        shown = [tile(3 + row, column) for column in range(1, 10)]
+        assert all(any(np.array_equal(crop, found) for crop in crops) for found in shown)
+        assert len({found.tobytes() for found in shown}) > 2
+    # The names stand in the margin, and nothing else does.
+    for row in range(9):
+        assert (sheet[row * high : (row + 1) * high, : inspect_dataset.MARGIN] < 100).any()
+
+
+def test_a_dataset_without_unlabelled_pictures_has_a_sheet(folder, monkeypatch):
+    run(monkeypatch, 'digits.1@20-70', data_dir=str(folder), png=str(folder / 'sheet.png'))
+    assert Image.open(folder / 'sheet.png').size[1] == 10 * (8 * (inspect_dataset.TILE // 8) + 2)
+
+
+def test_a_sheet_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
+    with pytest.raises(OSError):
+        run(monkeypatch, 'digits.1@20-30', data_dir=str(folder), png=str(folder / 'nowhere' / 'sheet.png'))
+    before = sorted(os.listdir(folder))
+    with fakes.full_disk(100), pytest.raises(OSError):
+        run(monkeypatch, 'digits.1@20-30', data_dir=str(folder), png=str(folder / 'sheet.png'))
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_bad_arguments(folder, monkeypatch):
+    with pytest.raises(utils.Error, match='which dataset'):
+        run(monkeypatch, data_dir=str(folder))
+    with pytest.raises(utils.Error, match='not of the form'):
+        run(monkeypatch, 'digits', data_dir=str(folder))
+    with pytest.raises(utils.Error, match='not installed'):
+        run(monkeypatch, 'digits.2@20-30', data_dir=str(folder))

@@ -1,0 +1,268 @@
+"""Errors, variables, order of ops, checkpoints' names; and what importing a module may not do."""
+
+import functools
+import json
+import os
+import pkgutil
+import sys
+
+import ablation
+import libml
+import scripts
+from libml import utils
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from absl import flags
+from absl.testing import flagsaver
+from conftest import command
+
+# --- Small functions ---
+
+
+@pytest.mark.parametrize('x', [1, 2, 3, 8, 9, 31, 32, 33, 96, 1 << 20])
+def test_ilog2_rounds_up(x):
+    assert utils.ilog2(x) == int(np.ceil(np.log2(x)))
+
+
+def test_ilog2_of_nothing():
+    with pytest.raises(ValueError, match='0'):
+        utils.ilog2(0)
+
+
+def test_check_says_what_is_allowed():
+    utils.check('nu', 1, True, 'at least 1')
+    with pytest.raises(utils.Error, match=r'nu=0.*at least 1'):
+        utils.check('nu', 0, False, 'at least 1')
+
+
+def test_model_vars_are_the_trainable_ones_of_a_scope():
+    for scope in ('a', 'b'):
+        with tf.variable_scope(scope):
+            tf.get_variable('v', [])
+            tf.get_variable('w', [], trainable=False)
+    assert [v.op.name for v in utils.model_vars()] == ['a/v', 'b/v']
+    assert [v.op.name for v in utils.model_vars('b')] == ['b/v']
+
+
+def test_getter_ema_replaces_what_has_an_average():
+    averaged, plain = (tf.get_variable(name, [2]) for name in ('averaged', 'plain'))
+    ema = tf.train.ExponentialMovingAverage(0.9)
+    ema.apply([averaged])
+    getter = functools.partial(utils.getter_ema, ema)
+    with tf.variable_scope('', reuse=True, custom_getter=getter):
+        found = [tf.get_variable(name, [2]) for name in ('averaged', 'plain')]
+    assert found[0] is ema.average(averaged) and found[0] is not averaged
+    assert found[1] is plain
+
+
+def test_in_order_runs_each_step_on_what_the_last_one_left():
+    count = 60
+    vs = [tf.get_variable('v%d' % i, [], tf.float64, tf.ones_initializer()) for i in range(count)]
+    total = tf.get_variable('total', [], tf.float64, tf.zeros_initializer())
+    op = utils.in_order(
+        lambda: [v.assign(v * 3) for v in vs],
+        lambda: [v.assign_add(i) for i, v in enumerate(vs)],
+        lambda: total.assign_add(tf.add_n([tf.convert_to_tensor(v) for v in vs])),
+        lambda: [v.assign(v * v) for v in vs],
+    )
+    expected, expected_total = np.ones(count), 0
+    with tf.Session() as session:
+        session.run(tf.global_variables_initializer())
+        for _ in range(3):
+            session.run(op)
+            expected = 3 * expected + np.arange(count)
+            expected_total += expected.sum()
+            expected = expected**2
+        np.testing.assert_allclose(session.run(vs), expected)
+        np.testing.assert_allclose(session.run(total), expected_total)
+
+
+def test_json_is_written_whole_and_read_back(tmp_path, capsys):
+    path = str(tmp_path / 'a' / 'b.json')
+    assert utils.read_json(path, default={1: 2}) == {1: 2}
+    utils.write_json(path, {'x': [1, None, 'é']})
+    assert utils.read_json(path, default={}) == {'x': [1, None, 'é']}
+    assert os.listdir(tmp_path / 'a') == ['b.json']
+    with open(path, 'w') as file:
+        file.write('{"x": ')
+    assert utils.read_json(path, default={}) == {}
+    assert path in capsys.readouterr().err
+
+
+# --- Checkpoints ---
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).touch()
+
+
+def test_no_checkpoint(tmp_path):
+    for folder in (tmp_path, tmp_path / 'missing'):
+        assert utils.checkpoints(str(folder)) == []
+        assert utils.find_latest_checkpoint(str(folder)) is None
+        assert utils.get_latest_global_step(str(folder)) == 0
+    touch(tmp_path, 'checkpoint', 'model.ckpt-0000000064.data-00000-of-00001', 'model.ckpt-x.index')
+    touch(tmp_path, 'model.ckpt-0000000128.index.tempstate1', 'model.ckpt-0000000128.meta', 'a-model.ckpt-5.index')
+    assert utils.find_latest_checkpoint(str(tmp_path)) is None
+
+
+def test_checkpoints_in_the_order_of_their_steps(tmp_path):
+    steps = [64, 1 << 20, 65536, 12345678901, 999]
+    touch(tmp_path, *('model.ckpt-%010d.index' % step for step in steps), 'model.ckpt-5000.index')
+    expected = [str(tmp_path / ('model.ckpt-%010d' % step)) for step in sorted(steps)]
+    expected.insert(2, str(tmp_path / 'model.ckpt-5000'))
+    assert utils.checkpoints(str(tmp_path)) == expected
+    assert utils.find_latest_checkpoint(str(tmp_path)) == expected[-1]
+    assert utils.get_latest_global_step(str(tmp_path)) == 12345678901
+    assert [utils.checkpoint_step(path) for path in expected] == sorted([*steps, 5000])
+
+
+def some_checkpoint(folder):
+    """Saves a variable; returns the path prefix and the data file."""
+    v = tf.get_variable('v', [1000])
+    with tf.Session() as session:
+        session.run(v.initializer)
+        ckpt = tf.train.Saver().save(session, str(folder / 'model.ckpt-0000000064'), write_meta_graph=False)
+    return ckpt, ckpt + '.data-00000-of-00001'
+
+
+def test_a_whole_checkpoint(tmp_path):
+    utils.check_checkpoint(some_checkpoint(tmp_path)[0])
+
+
+@pytest.mark.parametrize('damage', ['cut', 'flip', 'no data', 'cut index'])
+def test_a_damaged_checkpoint(damage, tmp_path):
+    ckpt, data = some_checkpoint(tmp_path)
+    if damage == 'cut':
+        os.truncate(data, os.path.getsize(data) // 2)
+    elif damage == 'flip':
+        with open(data, 'r+b') as file:
+            file.seek(100)
+            byte = file.read(1)[0]
+            file.seek(100)
+            file.write(bytes([byte ^ 1]))
+    elif damage == 'no data':
+        os.remove(data)
+    else:
+        os.truncate(ckpt + '.index', 20)
+    with pytest.raises(utils.Error, match='not a whole checkpoint'):
+        utils.check_checkpoint(ckpt)
+
+
+# --- Running a script ---
+
+
+def run(main, *args):
+    """Returns the exit code of utils.run."""
+    with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
+        patch.setattr(sys, 'argv', ['script.py', *args])
+        utils.run(main)
+    return stop.value.code or 0
+
+
+def failing(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    'error, line',
+    [
+        (utils.Error('x is bad:\n  take y'), 'Error: x is bad: take y\n'),
+        (FileNotFoundError(2, 'No such file', 'a.txt'), "Error: [Errno 2] No such file: 'a.txt'\n"),
+        (tf.errors.DataLossError(None, None, 'cut\nshort'), 'Error: cut short\n'),
+        (MemoryError(), 'Error: MemoryError\n'),
+    ],
+)
+def test_run_turns_an_error_into_one_line(error, line, capsys):
+    assert run(failing(error)) == 1
+    assert capsys.readouterr() == ('', line)
+
+
+@pytest.mark.parametrize('args', [['--no_such_flag=1'], ['--debug=maybe']])
+def test_run_refuses_a_bad_flag(args, capsys):
+    assert run(failing(AssertionError), *args) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith('Error: ') and err.count('\n') == 1
+    assert args[0].split('=')[0].strip('-') in err
+
+
+def test_run_returns_what_main_returns_and_hands_over_what_is_no_flag():
+    assert run(lambda argv: None) == 0
+    assert run(lambda argv: 3) == 3
+    assert run(lambda argv: argv != ['script.py', 'a'] or not flags.FLAGS.debug, 'a', '--debug') == 0
+
+
+def test_run_when_interrupted(capsys):
+    assert run(failing(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == 'Error: interrupted\n'
+
+
+def test_run_shows_a_traceback_of_faults_of_its_own_and_when_asked_to():
+    for error, *args in (ZeroDivisionError(),), (utils.Error('x'), '--debug'):
+        with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(type(error)):
+            patch.setattr(sys, 'argv', ['script.py', *args])
+            utils.run(failing(error))
+
+
+def test_run_as_a_process(tmp_path):
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'from libml import utils\n'
+        'def main(argv):\n'
+        '    raise utils.Error("no %s" % argv[1])\n'
+        'if __name__ == "__main__":\n'
+        '    utils.setup_tf()\n'
+        '    utils.run(main)\n'
+    )
+    done = command(script, 'cake')
+    assert (done.returncode, done.stdout, done.stderr) == (1, '', 'Error: no cake\n')
+
+
+# --- Imports ---
+
+IMPORT = """
+import importlib, json, os, sys
+import tensorflow  # What TensorFlow does is not ours.
+from tensorflow.python.eager import context
+
+environment, argv, written = dict(os.environ), list(sys.argv), []
+
+def audit(event, args):
+    if event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and args[0] != os.devnull:
+        written.append(str(args[0]))
+    if event in ('os.mkdir', 'os.remove', 'os.rename', 'socket.connect', 'subprocess.Popen'):
+        written.append(event)
+
+sys.addaudithook(audit)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert not written, written
+assert environment == dict(os.environ)
+assert argv == sys.argv
+devices = context.context()._initialized
+assert not devices
+print(json.dumps(sorted(name for name in sys.modules if name in argv)))
+"""
+
+
+def test_importing_touches_nothing(tmp_path):
+    packages = (libml, ablation, scripts)
+    names = [
+        '%s.%s' % (package.__name__, module.name)
+        for package in packages
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    assert {'libml.train', 'libml.data_pair', 'ablation.ab_mixmatch', 'scripts.create_split'} <= set(names)
+    environment = {k: v for k, v in os.environ.items() if k not in ('ML_DATA', 'HOME')}
+    environment.update(HOME=str(tmp_path / 'home'), PYTHONDONTWRITEBYTECODE='1')
+    (tmp_path / 'here').mkdir()
+    done = command('-c', IMPORT, *names, env=environment, cwd=tmp_path / 'here')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == sorted(names)
+    assert list((tmp_path / 'here').iterdir()) == []
