@@ -170,7 +170,7 @@ def main(argv):
     if FLAGS.eval_ckpt:
         model.eval_checkpoint(FLAGS.eval_ckpt)
     else:
-        model.train(train_nimg, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt)
+        model.train(train_nimg, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt, FLAGS.init_ckpt)
 
 
 if __name__ == '__main__':

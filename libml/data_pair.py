@@ -197,7 +197,7 @@ def read_family(path):
         if not set(family.parts) <= {'train', 'unlabeled'} or family.source:
             raise ValueError('parts must be train, or train and unlabeled')
         data.check_shift(family.shift, family.height, family.width)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise utils.Error('%s does not describe a dataset (%s): make the dataset again' % (path, error)) from error
     return family
 
@@ -225,7 +225,7 @@ def check_map(path, nlabel, nunlabel, size):
         with open(path, encoding='utf-8') as f:
             found = json.load(f)
         counts = len(found['label']), len(found['unlabel'])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise utils.Error('%s is not the map of a split (%s): make the split again' % (path, error)) from error
     if counts != (nlabel, nunlabel) or nlabel != size:
         text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
