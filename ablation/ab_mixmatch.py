@@ -69,6 +69,7 @@ class AblationMixMatch(models.MultiModel):
         Returns:
             EasyDict of x, y, label, train_op, tune_op, classify_raw, classify_op, losses; see the README.
         """
+        # Inputs, and the classifier as it is evaluated: by its weights, and by their moving average.
         x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
         classifier = functools.partial(self.classifier, **kwargs)
         classify_raw = tf.nn.softmax(classifier(x))  # [B, nclass]
@@ -76,27 +77,31 @@ class AblationMixMatch(models.MultiModel):
         getter_ema = functools.partial(utils.getter_ema, average)
         classify_op = tf.nn.softmax(classifier(x, getter=getter_ema))  # [B, nclass]
 
+        # Guess and sharpen: one label for all augmentations of an unlabelled image, taken as given.
         views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
         guess = self.guess_label(views, classifier, T, getter=getter_ema if use_ema_guess else None)
         label_x = tf.one_hot(label, nclass)  # [B, nclass]
         label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
+
+        # Mix: labelled and unlabelled images, and their labels, as the mode says.
         with tf.name_scope('mixup'):
             mix = layers.MixMode(mixmode)
             xy, labels = mix([x] + views, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
 
+        # Interleave and classify: every batch is a mixture, and is normalised by its own statistics.
         with tf.name_scope('interleave'):
             batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
-        moments = []  # Of the first batch alone: each batch has statistics of its own, the averages need one stream.
+        moments = []  # Of the first batch alone: the batches are alike, so one is sample enough for the averages.
         logits = [classifier(batches[0], training=True, moments=moments)]
         logits += [classifier(b, training=True) for b in batches[1:]]
         with tf.name_scope('interleave'):
             logits = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
 
+        # Losses, and what an update moves, in this order.
         with tf.name_scope('losses'):
             loss_xe = layers.labeled_loss(labels[0], logits[0])
             loss_l2u = layers.unlabeled_loss(tf.concat(labels[1:], 0), tf.concat(logits[1:], 0))
             loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
-
         with tf.name_scope('update'):
             weights = utils.model_vars('classify')
             kernels = [v for v in weights if v.op.name.endswith('kernel')]
@@ -143,14 +148,14 @@ class AblationMixMatch(models.MultiModel):
         utils.check('warmup_kimg', warmup_kimg, 0 <= warmup_kimg < np.inf, 'at least 0')
 
 
-MODEL_FLAGS = (
-    'arch batch beta ema filters lr mixmode nu repeat scales T use_ema_guess w_match warmup_kimg wd'  # One a parameter.
-)
+# The flags that are arguments of the model.
+MODEL_FLAGS = ('arch', 'batch', 'beta', 'ema', 'filters', 'lr', 'mixmode', 'nu', 'repeat', 'scales', 'T',
+               'use_ema_guess', 'w_match', 'warmup_kimg', 'wd')  # fmt: skip
 
 
 def main(argv):
     utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
-    params = {name: FLAGS[name].value for name in MODEL_FLAGS.split()}
+    params = {name: FLAGS[name].value for name in MODEL_FLAGS}
     AblationMixMatch.check(**params)
     split = data_pair.parse(FLAGS.dataset)
     family = data_pair.find_family(data_pair.find_data_dir(FLAGS.data_dir), split.name)
@@ -170,7 +175,7 @@ def main(argv):
     if FLAGS.eval_ckpt:
         model.eval_checkpoint(FLAGS.eval_ckpt)
     else:
-        model.train(train_nimg, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt)
+        model.train(train_nimg, FLAGS.report_kimg << 10, FLAGS.save_kimg << 10, FLAGS.keep_ckpt, FLAGS.init_ckpt)
 
 
 if __name__ == '__main__':

@@ -54,12 +54,13 @@ class Family:
 
 
 CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+SVHN = tuple('1234567890')  # The archive counts from 1, and its class 10 is the digit 0.
 STL10 = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
 FAMILIES = {
     'cifar10': Family(32, 32, 3, 10, mirror=True, shift=4, classes=CIFAR10),
     'cifar100': Family(32, 32, 3, 100, mirror=True, shift=4),
-    'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra')),
-    'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn'),
+    'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra'), classes=SVHN),
+    'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn', classes=SVHN),
     'stl10': Family(96, 96, 3, 10, mirror=True, shift=12, parts=('train', 'unlabeled'), classes=STL10),
     'digits': Family(8, 8, 1, 10, mirror=False, shift=1),
 }
@@ -196,7 +197,7 @@ def read_family(path):
         if not set(family.parts) <= {'train', 'unlabeled'} or family.source:
             raise ValueError('parts must be train, or train and unlabeled')
         data.check_shift(family.shift, family.height, family.width)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise utils.Error('%s does not describe a dataset (%s): make the dataset again' % (path, error)) from error
     return family
 
@@ -224,7 +225,7 @@ def check_map(path, nlabel, nunlabel, size):
         with open(path, encoding='utf-8') as f:
             found = json.load(f)
         counts = len(found['label']), len(found['unlabel'])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise utils.Error('%s is not the map of a split (%s): make the split again' % (path, error)) from error
     if counts != (nlabel, nunlabel) or nlabel != size:
         text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'

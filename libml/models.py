@@ -259,6 +259,6 @@ class MultiModel(train.ClassifySemi):
         """Raises utils.Error where an argument of the classifier is out of range."""
         super().check(**kwargs)
         utils.check('arch', arch, arch in MODELS, 'one of %s' % ', '.join(MODELS))
-        utils.check('scales', scales, scales >= 0, 'at least 0')
+        utils.check('scales', scales, 0 <= scales <= 10, '0 to 10')
         utils.check('filters', filters, filters >= 1, 'at least 1')
         utils.check('repeat', repeat, repeat >= 1, 'at least 1')

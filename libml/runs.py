@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import sys
 
 from libml import utils
 
@@ -21,7 +22,10 @@ def args_file(run):
 def read_args(run):
     """Returns the args.json in a run's folder; {} where there is none or, with a warning, it cannot be read."""
     args = utils.read_json(args_file(run), default={})
-    return args if isinstance(args, dict) else {}
+    if isinstance(args, dict):
+        return args
+    print('Ignoring %s, which does not hold arguments' % args_file(run), file=sys.stderr)
+    return {}
 
 
 def is_finished(run, train_nimg, **args):

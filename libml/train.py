@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import signal
 import socket
+import time
 
 from libml import layers, runs, utils
 
@@ -24,7 +26,12 @@ flags.DEFINE_integer('keep_ckpt', 50, 'Number of checkpoints to keep.', 1)
 flags.DEFINE_string(
     'eval_ckpt', '', 'Only evaluate this checkpoint: raw, averaged, and both after re-tuning batch norm.'
 )
-flags.DEFINE_integer('seed', None, 'Fixes every random choice; a new one for each run where it is not given.', 0)
+flags.DEFINE_string(
+    'init_ckpt', '', 'Checkpoint that a new run begins with, its step included: to go on with another --lr.'
+)
+flags.DEFINE_integer(
+    'seed', None, 'Fixes every random choice; a new one for each run where it is not given.', 0, 2**32 - 1
+)
 flags.DEFINE_bool('xla', None, 'Compile the networks with XLA; by default where it pays: long runs, and GPUs.')
 
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt')  # May change when a run is continued.
@@ -59,7 +66,10 @@ class Model:
         self.keys = layers.Keys(self.seed, self.update_key)
         self.iterators = []
         self.ops = self.model(**params)
+        floats = [v for v in tf.global_variables() if v.dtype.is_floating]
+        self.all_finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in floats])
         self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
+        self.last_ckpt = ''  # What the variables were last restored from, or saved to.
         self.init_op = tf.global_variables_initializer()
         self.init_input_op = tf.group(*[iterator.initializer for iterator in self.iterators])
 
@@ -102,7 +112,7 @@ class Model:
 
     # The run's folder.
 
-    def args(self, train_nimg, report_nimg, save_nimg, keep_ckpt):
+    def args(self, train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt):
         """Returns all that is needed to start the run again, the contents of args.json."""
         return dict(
             self.params,
@@ -113,6 +123,7 @@ class Model:
             report_kimg=report_nimg / 1024,
             save_kimg=save_nimg / 1024,
             keep_ckpt=keep_ckpt,
+            init_ckpt=init_ckpt,
         )
 
     def check_args(self, args):
@@ -134,45 +145,64 @@ class Model:
                 raise utils.Error('%s is being trained by %s' % (self.train_dir, file.read().strip())) from None
             file.truncate(0)
             print('process %d on %s' % (os.getpid(), socket.gethostname()), file=file, flush=True)
-            yield
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def remove_unfinished(self):
+        """Removes what a killed or failed process left half-written; the run must be locked."""
+        utils.remove_unfinished(self.arg_dir)
+        utils.remove_unfinished(self.checkpoint_dir)
+
+    def check_fits(self, ckpt):
+        """Raises utils.Error where a whole checkpoint does not fit the model."""
+        reader = tf.train.load_checkpoint(ckpt)
+        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        for variable in tf.global_variables():
+            name, needed = variable.op.name, '%s %s' % (variable.dtype.base_dtype.name, variable.shape)
+            held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
+            if held != needed:
+                raise utils.Error('%s does not fit: as %s the model needs %s, it holds %s' % (ckpt, name, needed, held))
 
     def restore(self, ckpt):
-        """Takes all variables from a checkpoint; raises utils.Error where it does not fit the model."""
-        shapes = tf.train.load_checkpoint(ckpt).get_variable_to_shape_map()
-        for variable in tf.global_variables():
-            if shapes.get(variable.op.name) != variable.shape:
-                text = '%s does not fit: it holds %s with shape %s, the model needs %s'
-                raise utils.Error(text % (ckpt, variable.op.name, shapes.get(variable.op.name), variable.shape))
+        """Takes all variables from a whole checkpoint; raises utils.Error where it does not fit the model."""
+        self.check_fits(ckpt)
         self.saver.restore(self.session, ckpt)
+        self.last_ckpt = ckpt
 
-    def resume(self):
-        """Restores the newest whole checkpoint, if any, and returns the step that the run is at."""
+    def resume(self, init_ckpt=''):
+        """Restores the newest whole checkpoint, else init_ckpt, if any; returns the step that the run is at."""
         ckpts = utils.checkpoints(self.checkpoint_dir)
         while ckpts:
             try:
                 utils.check_checkpoint(ckpts[-1])
                 break
             except utils.Error as error:
-                print('Skipping a checkpoint: %s' % error)
+                print('Skipping a damaged checkpoint: %s' % error)
                 ckpts.pop()
-        if ckpts:
-            self.restore(ckpts[-1])
-            print('Going on from %s' % ckpts[-1])
+        ckpt = ckpts[-1] if ckpts else init_ckpt
+        if ckpt:
+            self.restore(ckpt)
+            print('Going on from %s' % ckpt)
         return int(self.session.run(self.step))
 
     def save(self, step, keep):
         """Writes a checkpoint and removes the oldest ones over `keep`."""
-        self.saver.save(
-            self.session,
-            os.path.join(self.checkpoint_dir, '%s-%010d' % (utils.CHECKPOINT, step)),
-            write_meta_graph=False,
-        )
-        for old in utils.checkpoints(self.checkpoint_dir)[:-keep]:
-            tf.train.remove_checkpoint(old)
+        ckpt = os.path.join(self.checkpoint_dir, '%s-%010d' % (utils.CHECKPOINT, step))
+        try:
+            self.saver.save(self.session, ckpt, write_meta_graph=False)
+        except (tf.errors.OpError, ValueError) as error:
+            self.remove_unfinished()  # It may be what fills the disk.
+            raise unwritten(ckpt, error) from error
+        self.last_ckpt = ckpt
+        # Those of later steps are damaged (resume skipped them), and do not count.
+        for old in [c for c in utils.checkpoints(self.checkpoint_dir) if utils.checkpoint_step(c) <= step][:-keep]:
+            utils.remove_checkpoint(old)
 
     # The loop.
 
-    def train(self, train_nimg, report_nimg, save_nimg=None, keep_ckpt=50):
+    def train(self, train_nimg, report_nimg, save_nimg=None, keep_ckpt=50, init_ckpt=''):
         """Trains until so many labelled images have been seen, going on from the newest whole checkpoint.
 
         Args:
@@ -180,36 +210,46 @@ class Model:
             report_nimg: int, images between reports.
             save_nimg: int, images between checkpoints; None for report_nimg.
             keep_ckpt: int, checkpoints kept.
+            init_ckpt: checkpoint that a run without one of its own begins with; '' for the variables' first values.
 
         Raises:
-            utils.Error: the folder is another run's or another process's, or the loss is not finite.
+            utils.Error: the folder is another run's or another process's, it cannot be written, init_ckpt is damaged or
+                does not fit, or the loss is not finite.
             SystemExit: a signal asked to stop; a checkpoint is saved, the code is EXIT_INTERRUPTED.
         """
         save_nimg = save_nimg or report_nimg
-        args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt)
+        if init_ckpt:
+            utils.check_checkpoint(init_ckpt)
+            self.check_fits(init_ckpt)
+        args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt)
         self.check_args(args)
         with self.lock(), stop_signals() as stopped, self.open_session():
-            utils.write_json(runs.args_file(self.train_dir), args)
             self.print_start(args)
-            step = self.resume()
+            step = self.resume(init_ckpt)
             self.session.run(self.init_input_op)
             self.graph.finalize()
+            self.remove_unfinished()
+            utils.write_json(runs.args_file(self.train_dir), args)
             update = self.session.make_callable([self.ops.losses, self.ops.train_op])
             hparams = {name: value for name, value in args.items() if name not in FREE_ARGS}
-            log = EventLog(self.checkpoint_dir, self.graph, step, hparams)
-            with log, progress_bar(step, train_nimg) as bar:
-                while step < train_nimg and not stopped:
+            stop = False
+            with EventLog(self.checkpoint_dir, self.graph, step, hparams) as log, progress_bar(step, train_nimg) as bar:
+                while step < train_nimg and not stop:
                     before = step
                     losses, _ = update()
                     step += self.params.batch
                     self.check_finite(losses, step)
                     bar.update(step - before)
-                    done = step >= train_nimg
-                    if done or step // report_nimg > before // report_nimg:
+                    done, stop = step >= train_nimg, bool(stopped)  # A signal from here on waits for the next update.
+                    report = done or step // report_nimg > before // report_nimg
+                    save = done or stop or step // save_nimg > before // save_nimg
+                    if report or save:
+                        self.check_finite_weights(step)
+                    if report:
                         log.scalars(step, dict(losses, **self.report(step)))
-                    if done or stopped or step // save_nimg > before // save_nimg:
+                    if save:
                         self.save(step, keep_ckpt)
-        if stopped and step < train_nimg:
+        if stop and step < train_nimg:
             print('Stopped by %s at step %d; the same command goes on from there.' % (stopped[0], step))
             raise SystemExit(EXIT_INTERRUPTED)
 
@@ -224,9 +264,19 @@ class Model:
         """Raises utils.Error where a loss is not finite."""
         if not np.all(np.isfinite(list(losses.values()))):
             values = ', '.join('%s %g' % item for item in losses.items())
-            last = utils.find_latest_checkpoint(self.checkpoint_dir)
-            text = 'the loss is not finite at step %d (%s); the last good checkpoint is %s; try a smaller --lr'
-            raise utils.Error(text % (step, values, last or 'none'))
+            raise self.diverged('the loss is not finite at step %d (%s)' % (step, values))
+
+    def check_finite_weights(self, step):
+        """Raises utils.Error where an update of finite loss has left variables that are not finite."""
+        if not self.session.run(self.all_finite):
+            raise self.diverged('the weights are not finite at step %d' % step)
+
+    def diverged(self, what):
+        """Returns the utils.Error that says how a run with a smaller --lr begins where this one was well."""
+        if not self.last_ckpt:
+            return utils.Error('%s, and there is no checkpoint yet: start with --lr=%g' % (what, self.params.lr / 2))
+        text = '%s; the last good checkpoint is %s: go on from it in a run of its own by --lr=%g --init_ckpt=%s'
+        return utils.Error(text % (what, self.last_ckpt, self.params.lr / 2, self.last_ckpt))
 
     def report(self, step):
         """Evaluates, prints a line, and returns more scalars for TensorBoard."""
@@ -340,6 +390,9 @@ def compiling_pays(flop):
 class EventLog:
     """TensorBoard's event file of a run that starts or goes on at `step`; used in a `with`.
 
+    What is written has left the process when a method returns, and what cannot be written is a utils.Error.
+    (tf.summary.FileWriter does both in a thread, and two that start within a second write one file.)
+
     Args:
         folder: where it goes.
         graph: tf.Graph, for the graph page.
@@ -348,23 +401,47 @@ class EventLog:
             of a folder says, so these must not change when a run goes on.
     """
 
+    PATTERN = re.compile(r'events\.out\.tfevents\.(\d+)\.')
+
     def __init__(self, folder, graph, step, hparams):
-        self.writer = tf.summary.FileWriter(folder, graph)
+        os.makedirs(folder, exist_ok=True)
+        # Read in the order of the times in their names, which must grow even where clocks do not.
+        times = [int(match[1]) + 1 for name in os.listdir(folder) if (match := self.PATTERN.match(name))]
+        name = 'events.out.tfevents.%010d.%s' % (max([int(time.time()), *times]), socket.gethostname())
+        self.path = os.path.join(folder, name)
+        self.file = tf.io.TFRecordWriter(self.path)
+        self.write(file_version='brain.Event:2')
+        self.write(graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
         # TensorBoard forgets what an earlier process logged from here on: those updates are made again.
-        self.writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), step + 1)
-        self.writer.add_summary(hparams_pb(hparams).SerializeToString(), 0)
+        self.write(step=step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
+        self.write(summary=tf.Summary.FromString(hparams_pb(hparams).SerializeToString()))
 
     def scalars(self, step, values):
-        """Writes named floats, to disk before it returns."""
+        """Writes named floats."""
         values = [tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self.writer.add_summary(tf.Summary(value=values), step)
-        self.writer.flush()
+        self.write(step=step, summary=tf.Summary(value=values))
+
+    def write(self, **event):
+        """Writes the fields of a tf.Event."""
+        try:
+            os.stat(self.path)  # The system would go on writing to a file that was removed.
+            self.file.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
+            self.file.flush()
+        except (tf.errors.OpError, OSError) as error:
+            raise unwritten(self.path, error) from error
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.writer.close()
+        with contextlib.suppress(tf.errors.OpError):  # Nothing is left to be written, if all went well.
+            self.file.close()
+
+
+def unwritten(path, error):
+    """Returns the utils.Error of a run that cannot write one of its files."""
+    text = 'cannot write %s (%s): once it can, the same command goes on from the newest checkpoint'
+    return utils.Error(text % (path, utils.reason(error)))
 
 
 def print_table(title, rows):

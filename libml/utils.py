@@ -1,5 +1,7 @@
 """What everything else stands on: errors, sessions, variables, checkpoints' names. Imports nothing else of libml."""
 
+import contextlib
+import glob
 import json
 import os
 import re
@@ -52,9 +54,16 @@ def run(main):
 
 def fail(error, code):
     """Prints the error as one line and returns the exit code."""
-    text = getattr(error, 'message', None) or str(error) or type(error).__name__
-    print('Error:', ' '.join(text.split()), file=sys.stderr, flush=True)
+    print('Error:', reason(error), file=sys.stderr, flush=True)
     return code
+
+
+def reason(error):
+    """Returns what an exception says, as one line."""
+    text = getattr(error, 'message', None) or str(error) or type(error).__name__
+    if isinstance(error, tf.errors.OpError):
+        text = text.split('\n\t [[')[0]  # What follows is where in the graph.
+    return ' '.join(text.split())
 
 
 def setup_tf():
@@ -125,7 +134,7 @@ def read_json(path, default):
             return json.load(file)
     except FileNotFoundError:
         return default
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         print('Ignoring %s, which is not JSON: %s' % (path, error), file=sys.stderr)
         return default
 
@@ -134,10 +143,15 @@ def write_json(path, value):
     """Writes a JSON file, whole or not at all."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     aside = '%s.part-%d' % (path, os.getpid())
-    with open(aside, 'w') as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write('\n')
-    os.replace(aside, path)
+    try:
+        with open(aside, 'w') as file:
+            json.dump(value, file, indent=2, sort_keys=True)
+            file.write('\n')
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(aside)
+        raise
 
 
 CHECKPOINT = 'model.ckpt'  # Followed by - and the global step in ten digits.
@@ -152,13 +166,36 @@ def checkpoints(folder):
 
 
 def check_checkpoint(ckpt):
-    """Reads a checkpoint through, checksums included; raises Error where it is not whole."""
+    """Reads a checkpoint through, checksums included.
+
+    Raises:
+        Error: it is not whole.
+        tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError: it cannot be said.
+    """
     try:
         reader = tf.train.load_checkpoint(ckpt)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)
+    except (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError):
+        raise
     except (tf.errors.OpError, ValueError, LookupError, RuntimeError) as error:  # A cut file is an IndexError.
-        raise Error('%s is not a whole checkpoint: %s' % (ckpt, error)) from error
+        raise Error('%s is not a whole checkpoint: %s' % (ckpt, reason(error))) from error
+
+
+def remove_checkpoint(ckpt):
+    """Removes the files of a checkpoint, its index last: what a killed removal leaves is found, and removed later."""
+    for path in sorted(glob.glob(glob.escape(ckpt) + '.*')):
+        os.remove(path)
+
+
+UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-\d+')
+
+
+def remove_unfinished(folder):
+    """Removes the files of a folder that were being written, by write_json and tf.train.Saver, when a process ended."""
+    for name in os.listdir(folder) if os.path.isdir(folder) else []:
+        if UNFINISHED.fullmatch(name):
+            os.remove(os.path.join(folder, name))
 
 
 def checkpoint_step(ckpt):

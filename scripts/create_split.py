@@ -207,7 +207,8 @@ def create(source, targets, size, seed):
 
 
 def define_flags():
-    flags.DEFINE_integer('seed', 0, 'Seed of the choice of labels; 0: in file order. stl10@1000: line of the fold.', 0)
+    text = 'Seed of the choice of labels; 0: in file order. stl10@1000: line of the fold.'
+    flags.DEFINE_integer('seed', 0, text, 0, 2**32 - 1)
     flags.DEFINE_integer('size', None, 'How many records keep their labels.', 1)
     flags.DEFINE_boolean('all', False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet.")
 

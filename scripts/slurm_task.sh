@@ -14,6 +14,6 @@ wait $run || code=$?
 
 if [ $code = 75 ] && [ ! "$ended" ]; then # Saved, to be continued.
   trap '' TERM
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # One task's SLURM_JOB_ID is the whole array's.
 fi
 exit $code

@@ -7,6 +7,7 @@ import sys
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import data, layers, utils
 
+import forked
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -16,6 +17,10 @@ PARAMS = dict(
     **dict(arch='resnet', scales=1, filters=2, repeat=1, batch=4, nu=2, mixmode='xxy.yxy', use_ema_guess=False),
     **dict(lr=0.002, wd=0.02, ema=0.9, beta=0.5, T=0.5, w_match=100, warmup_kimg=1),
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption('--kills', type=int, default=20, help='how often tests/test_survival.py kills a run')
 
 
 def pytest_configure():
@@ -120,3 +125,20 @@ def assert_one_line_error(done, *words, code=1):
     assert 'Traceback' not in done.stdout + done.stderr
     for word in words:
         assert str(word) in lines[0], lines[0]
+
+
+@pytest.fixture(scope='session')
+def server(tmp_path_factory):
+    """Runs command lines in forks of one process, see forked.Server."""
+    with forked.Server(tmp_path_factory.mktemp('output')) as server:
+        yield server
+
+
+@pytest.fixture(scope='session')
+def digits_dir(server, tmp_path_factory):
+    """A data_dir with the digits and their split digits.1@20, made by the scripts; to be left as it is."""
+    folder = tmp_path_factory.mktemp('data')
+    for script, *args in (['create_datasets', 'digits'], ['create_split', '--seed=1', '--size=20', 'digits']):
+        done = server.run('scripts/%s.py' % script, '--data_dir=%s' % folder, *args)
+        assert done.returncode == 0, done.stderr
+    return folder

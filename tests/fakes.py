@@ -1,10 +1,13 @@
-"""Small archives in the layouts of the published ones, and folders of pictures; each with what is in it."""
+"""Small archives in the layouts of the published ones, folders of pictures, and data to train on."""
 
 import contextlib
 import io
 import os
 import resource
 import tarfile
+
+from libml import data_pair
+from scripts import create_datasets, create_split
 
 import numpy as np
 from PIL import Image
@@ -110,3 +113,12 @@ def full_disk(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def digits(folder, seed=1, size=20):
+    """Installs scikit-learn's digits, which are real, with one split."""
+    folder = str(folder)
+    os.makedirs(folder)
+    create_datasets.install('digits', folder, fetch=None)
+    source = create_split.Source('digits', data_pair.train_files(folder, 'digits'))
+    create_split.create(source, data_pair.split_files(os.path.join(folder, 'SSL'), 'digits', seed, size), size, seed)

@@ -7,15 +7,14 @@ set -euo pipefail
 folder=$(mktemp -d "${TMPDIR:-/tmp}/slurm.XXXXXX")
 chmod 755 "$folder"
 mkdir "$folder/munge" "$folder/state"
-daemons=()
+daemons=() up=''
 stop() {
   trap '' EXIT TERM INT
-  [ ${#daemons[@]} -lt 2 ] || scancel --user="$(id -un)" || true
-  for _ in {1..100}; do  # A job that is still there would outlive slurmd.
-    [ ${#daemons[@]} -ge 2 ] && [ -n "$(squeue --noheader --states=all --states=RUNNING,COMPLETING)" ] || break
-    sleep 0.2
-  done
-  kill "${daemons[@]}" 2> /dev/null || true
+  if [ "$up" ]; then # A job that is still there would outlive slurmd.
+    scancel --user="$(id -un)"
+    for _ in {1..100}; do [ -n "$(squeue --noheader)" ] || break; sleep 0.2; done
+  fi
+  kill ${daemons[@]+"${daemons[@]}"} 2> /dev/null || true
   wait
   rm -rf "$folder"
 }
@@ -76,7 +75,12 @@ start slurmctld /usr/sbin/slurmctld -D
 start n1 /usr/sbin/slurmd -D -N n1
 start n2 /usr/sbin/slurmd -D -N n2
 for _ in {1..150}; do
-  [ "$(sinfo --noheader --states=idle --format=%D 2> /dev/null)" != 2 ] || { echo "$SLURM_CONF"; cat > /dev/null; exit; }
+  if [ "$(sinfo --noheader --states=idle --format=%D 2> /dev/null)" = 2 ]; then
+    up=yes
+    echo "$SLURM_CONF"
+    cat > /dev/null
+    exit
+  fi
   sleep 0.2
 done
 tail -n 5 "$folder"/*.log >&2

@@ -1,4 +1,4 @@
-"""Whole runs on the digits through the real command line: reports, checkpoints, stops, errors."""
+"""Whole runs on the digits through the real command line: what they print and leave, and that a stop costs nothing."""
 
 import glob
 import json
@@ -10,8 +10,8 @@ import sys
 import time
 
 from ablation import ab_mixmatch
-from libml import data_pair, layers, runs, utils
-from scripts import create_datasets, create_split, extract_accuracy
+from libml import utils
+from scripts import extract_accuracy
 
 import numpy as np
 import pytest
@@ -32,17 +32,6 @@ def flags(**values):
     return ['--%s=%s' % item for item in values.items()]
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-    """A folder that holds the split digits.1@20."""
-    folder = str(tmp_path_factory.mktemp('data'))
-    with tf.Graph().as_default():
-        create_datasets.install('digits', folder, None)
-        source = create_split.Source('digits', data_pair.train_files(folder, 'digits'))
-        create_split.create(source, data_pair.split_files(os.path.join(folder, 'SSL'), 'digits', 1, 20), 20, 1)
-    return folder
-
-
 def run_folder(train_dir):
     """Returns the only run's folder below train_dir."""
     (folder,) = glob.glob(os.path.join(str(train_dir), TINY['dataset'], '*'))
@@ -50,10 +39,10 @@ def run_folder(train_dir):
 
 
 @pytest.fixture(scope='module')
-def finished(data_dir, tmp_path_factory):
+def finished(digits_dir, tmp_path_factory):
     """An uninterrupted run: what its process said, and its folder."""
     train_dir = tmp_path_factory.mktemp('finished')
-    done = command(SCRIPT, *flags(**SHORT, data_dir=data_dir, train_dir=train_dir, train_kimg=KIMG))
+    done = command(SCRIPT, *flags(**SHORT, data_dir=digits_dir, train_dir=train_dir, train_kimg=KIMG))
     assert done.returncode == 0, done.stderr
     return done, run_folder(train_dir)
 
@@ -136,7 +125,9 @@ def test_args_hold_all_that_the_run_depends_on(finished):
         args = json.load(file)
     defaults = dict(lr=0.002, wd=0.02, ema=0.999, beta=0.5, nu=2, T=0.5, use_ema_guess=False, mixmode='xxy.yxy')
     defaults.update({'arch': 'resnet', 'w_match': 100, 'warmup_kimg': 128, 'nclass': 10, 'class': 'AblationMixMatch'})
-    defaults.update(train_kimg=KIMG, report_kimg=1, save_kimg=1, keep_ckpt=50, whiten=False, p_unlabeled='')
+    defaults.update(
+        train_kimg=KIMG, report_kimg=1, save_kimg=1, keep_ckpt=50, whiten=False, p_unlabeled='', init_ckpt=''
+    )
     assert args == {**defaults, **TINY}
 
 
@@ -147,11 +138,11 @@ def test_the_folder_is_named_by_class_and_sorted_arguments(finished):
     )
 
 
-def test_eval_ckpt(finished, data_dir, capsys):
+def test_eval_ckpt(finished, digits_dir, capsys):
     before = contents(finished[1])
     ckpt = utils.find_latest_checkpoint(os.path.join(finished[1], 'tf'))
     train_dir = os.path.dirname(os.path.dirname(finished[1]))
-    done = here(capsys, *flags(**SHORT, data_dir=data_dir, train_dir=train_dir, eval_ckpt=ckpt))
+    done = here(capsys, *flags(**SHORT, data_dir=digits_dir, train_dir=train_dir, eval_ckpt=ckpt))
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
     assert rows['accuracy'] == ['train', 'valid', 'test']
@@ -170,18 +161,18 @@ def test_medians_of_the_last_reports(finished):
     assert found == pytest.approx(dict(last01=accuracies[-1], last10=median, last20=median, last50=median))
 
 
-def test_a_finished_run_is_left_alone(finished, data_dir, capsys):
+def test_a_finished_run_is_left_alone(finished, digits_dir, capsys):
     before = contents(finished[1])
     train_dir = os.path.dirname(os.path.dirname(finished[1]))
-    done = here(capsys, *flags(**SHORT, data_dir=data_dir, train_dir=train_dir, train_kimg=KIMG))
+    done = here(capsys, *flags(**SHORT, data_dir=digits_dir, train_dir=train_dir, train_kimg=KIMG))
     assert done.returncode == 0 and 'is finished' in done.stdout
     assert contents(finished[1]) == before
 
 
-def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finished, data_dir, capsys):
+def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finished, digits_dir, capsys):
     before = contents(finished[1])
     train_dir = os.path.dirname(os.path.dirname(finished[1]))
-    done = here(capsys, *flags(**SHORT, data_dir=data_dir, train_dir=train_dir, train_kimg=KIMG), '--whiten')
+    done = here(capsys, *flags(**SHORT, data_dir=digits_dir, train_dir=train_dir, train_kimg=KIMG), '--whiten')
     assert_one_line_error(done, 'whiten=False, not True', finished[1])
     assert contents(finished[1]) == before
 
@@ -206,8 +197,8 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.005)
 
 
-def test_a_stopped_and_killed_run_ends_like_one_that_was_not(finished, data_dir, tmp_path, capsys):
-    args = flags(**SHORT, data_dir=data_dir, train_dir=tmp_path)
+def test_a_stopped_and_killed_run_ends_like_one_that_was_not(finished, digits_dir, tmp_path, capsys):
+    args = flags(**SHORT, data_dir=digits_dir, train_dir=tmp_path)
     folder = os.path.join(str(tmp_path), *finished[1].split(os.sep)[-2:])
 
     # A second process is refused while the first, here held still, is at work; SIGTERM saves.
@@ -245,83 +236,16 @@ def test_a_stopped_and_killed_run_ends_like_one_that_was_not(finished, data_dir,
         assert found[tag] == expected[tag]
 
 
-# --- Errors ---
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_without_a_checkpoint(data_dir, tmp_path, capsys):
-    args = dict(SHORT, batch=1024, lr=1e30, wd=0, data_dir=data_dir, train_dir=tmp_path, train_kimg=5)
-    done = here(capsys, *flags(**args))
-    assert_one_line_error(done, 'not finite at step 2048', '--lr')
-    assert max(steps(run_folder(tmp_path)), default=0) < 2048  # A checkpoint is due at every update.
-
-
-def test_as_many_checkpoints_are_kept_as_asked_for_and_the_last_good_one_is_named(
-    data_dir, tmp_path, capsys, monkeypatch
-):
-    args = flags(**SHORT, data_dir=data_dir, train_dir=tmp_path, keep_ckpt=2)
-    assert here(capsys, *args, '--train_kimg=3').returncode == 0
+def test_as_many_checkpoints_are_kept_as_asked_for(digits_dir, tmp_path, capsys):
+    args = flags(**SHORT, data_dir=digits_dir, train_dir=tmp_path, train_kimg=3, keep_ckpt=2)
+    assert here(capsys, *args).returncode == 0
     folder = run_folder(tmp_path)
     assert steps(folder) == [2048, 3072]
     assert len(glob.glob(os.path.join(folder, 'tf', '*.data-*'))) == 2
 
-    monkeypatch.setattr(layers, 'labeled_loss', lambda labels, logits: np.nan * tf.reduce_mean(logits))
-    with tf.Graph().as_default():
-        done = here(capsys, *args, '--train_kimg=5')
-    assert_one_line_error(done, 'not finite at step 3088', os.path.join(folder, 'tf', 'model.ckpt-0000003072'))
-    assert steps(folder) == [2048, 3072]
-
-
-BAD = {
-    '--nu=0': (1, 'nu=0', 'at least 1'),
-    '--batch=2': (1, 'batch=2', 'at least nu + 1 = 3'),
-    '--lr=0': (1, 'lr=0', 'above 0'),
-    '--lr=nan': (1, 'lr=nan', 'above 0'),
-    '--lr=fast': (2, 'lr', 'fast'),
-    '--T=0': (1, 'T=0', 'above 0'),
-    '--beta=-1': (1, 'beta=-1', 'above 0'),
-    '--ema=1': (1, 'ema=1', 'below 1'),
-    '--w_match=-1': (1, 'w_match=-1', 'at least 0'),
-    '--filters=0': (1, 'filters=0', 'at least 1'),
-    '--scales=-1': (1, 'scales=-1', 'at least 0'),
-    '--mixmode=xyz': (2, 'mixmode', 'xxy.yxy'),
-    '--arch=vgg': (2, 'arch', 'cnn13', 'resnet'),
-    '--arch=cnn13': (1, 'scales=1', '3 for cnn13'),
-    '--train_kimg=0': (2, 'train_kimg', '0'),
-    '--seed=-1': (2, 'seed', '-1'),
-    '--no_such_flag': (2, 'no_such_flag'),
-    'digits': (1, 'digits', '--dataset='),
-    '--dataset=digits': (1, 'digits', '<split seed>@<labels>'),
-    '--dataset=digits.9@20-100': (1, 'digits.9@20', 'create_datasets.py digits', 'create_split.py --seed=9 --size=20'),
-    '--dataset=mnist.1@20-100': (1, 'mnist', 'cifar10', 'digits.1@20'),
-    '--dataset=digits.1@20-2000': (1, '2000', '1267'),
-    '--data_dir=/no/such/folder': (1, '/no/such/folder'),
-    '--eval_ckpt=no/such/checkpoint': (1, 'no/such/checkpoint'),
-    '--p_unlabeled=1,2': (1, 'p_unlabeled', '10'),
-}
-
-
-@pytest.mark.parametrize('flag, words', BAD.items())
-def test_a_bad_flag_is_one_line_and_leaves_nothing(flag, words, data_dir, tmp_path, capsys):
-    code, *words = words
-    done = here(capsys, *flags(**SHORT, data_dir=data_dir, train_dir=tmp_path / 'runs'), flag)
-    assert_one_line_error(done, *words, code=code)
-    assert done.stderr.count('\n') == 1 and not done.stdout
-    assert not list(tmp_path.iterdir())
-
 
 def test_a_bad_flag_of_a_process(tmp_path):
-    done = command(SCRIPT, '--nu=0', '--train_dir=%s' % tmp_path, cwd=ROOT)
+    done = command(SCRIPT, '--nu=0', '--train_dir=%s' % tmp_path)
     assert (done.returncode, done.stdout) == (1, '')
     assert done.stderr == 'Error: nu=0 is not allowed: it must be at least 1\n'
     assert not list(tmp_path.iterdir())
-
-
-def test_no_data_dir(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv('ML_DATA', raising=False)
-    assert_one_line_error(here(capsys, *flags(**SHORT, train_dir=tmp_path)), '--data_dir', 'ML_DATA')
-
-
-def test_is_finished_of_a_run_that_is_not(finished):
-    assert runs.is_finished(finished[1], 1024 * KIMG)
-    assert not runs.is_finished(finished[1], 1024 * KIMG + 1)
-    assert not runs.is_finished(finished[1], 1024 * KIMG, whiten=True)

@@ -1,0 +1,465 @@
+"""What a user can get wrong, one row each: it gives one line and a non-zero exit code, and the disk stays as it was.
+
+Real command lines, in forks (see forked.py). `{world}` is a folder with a dataset, a run and a lot that is broken.
+"""
+
+import functools
+import glob
+import hashlib
+import os
+import shutil
+import tarfile
+
+from libml import layers, records, utils
+
+import fakes
+import numpy as np
+import pytest
+from conftest import assert_one_line_error, command
+from hypothesis import given
+from hypothesis import strategies as st
+
+TRAIN = 'ablation/ab_mixmatch.py'
+TINY = '--batch=8 --filters=2 --repeat=1 --scales=1 --seed=1 --train_kimg=1 --report_kimg=1 --data_dir={data}'
+NAME = 'digits.1@20-100'
+RUN = '{world}/runs/digits.1@20-100/RUN'
+
+
+# --- The rows: script, arguments, and a word that the line must hold ---
+
+FLAGS = {  # Flag: values that are refused.
+    'batch': ['0', '-1', '2', 'x', '1.5', ''],
+    'nu': ['0', '-1', 'x'],
+    'lr': ['0', '-1', 'nan', 'inf', 'x'],
+    'wd': ['-1', 'nan', 'inf', '500', 'x'],
+    'ema': ['-.1', '1', '2', 'nan'],
+    'beta': ['0', '-1', 'inf', 'nan'],
+    'T': ['0', '-1', 'inf', 'nan'],
+    'w_match': ['-1', 'inf', 'nan'],
+    'warmup_kimg': ['-1', 'x', '1.5'],
+    'scales': ['-1', '11', 'x'],
+    'filters': ['0', '-1', 'x'],
+    'repeat': ['0', '-1', 'x'],
+    'arch': ['', 'resnet50', 'RESNET'],
+    'mixmode': ['', '..', 'xx', 'yy.xx', 'xxy.yxx', 'XX.YY', 'xx.yy.'],
+    'use_ema_guess': ['maybe'],
+    'train_kimg': ['0', '-1', 'x', '1.5'],
+    'report_kimg': ['0', '-1', 'x'],
+    'save_kimg': ['0', '-1', 'x'],
+    'keep_ckpt': ['0', '-1', 'x'],
+    'seed': ['-1', '4294967296', 'x'],
+    'shuffle': ['0', 'x'],
+    'para_parse': ['0'],
+    'para_augment': ['0'],
+    'whiten': ['perhaps'],
+    'p_unlabeled': ['1', '1,2', 'a,b,c,d,e,f,g,h,i,j', ','.join('0' * 10), ','.join(['-1'] * 10), 'nan' + ',1' * 9],
+    'no_such_flag': ['1'],
+}
+DATASETS = {  # Name: a word of the line.
+    '': 'form',
+    'digits': 'form',
+    'digits.1': 'form',
+    'digits.1@20': 'form',
+    'digits.x@20-100': 'form',
+    'digits.1@0-100': 'form',
+    'digits.-1@20-100': 'form',
+    'digits.1@20--1': 'form',
+    'digits.1@20-100 ': 'form',
+    'digits.1@20-100\n': 'form',
+    'digits.1@99999999999999999999-1': 'form',
+    'digits.\u0661@20-100': 'form',
+    '../digits.1@20-100': 'form',
+    '/etc/passwd': 'form',
+    'DIGITS.1@20-100': 'unknown',
+    'nope.1@20-100': 'Known',
+    'digits.2@20-100': 'create_split.py --seed=2 --size=20 digits',
+    'cifar10.3@250-5000': 'create_datasets.py cifar10',
+    'digits.1@20-1268': 'validation',
+    'digits.1@20-1267': 'no training images',
+}
+FILES = ('SSL/digits.1@20-label.tfrecord', 'SSL/digits.1@20-unlabel.tfrecord', 'digits-test.tfrecord')
+MAP = 'SSL/digits.1@20-map.json'
+
+
+def cut(path):
+    os.truncate(path, os.path.getsize(path) - 7)
+
+
+def flip(path):
+    with open(path, 'r+b') as file:
+        content = bytearray(file.read())
+        content[len(content) // 2] ^= 1
+        file.seek(0)
+        file.write(content)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def rubbish(path):
+    write(path, b'rubbish\x00\xff' * 20)
+
+
+def folder(path):
+    os.remove(path)
+    os.mkdir(path)
+
+
+def write(path, content):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, 'wb') as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+HARMS = (cut, flip, empty, rubbish, folder, os.remove)
+MAPS = ('', '{', '[]', '3', '{"label": [], "unlabel": []}', '{"label": 3}', '[' * 100000, '\udcff')
+EXAMPLES = {  # What is wrong with the last record of the labelled ones: (PNG, label).
+    'label -1': (np.zeros([8, 8, 1]), -1),
+    'label 10': (np.zeros([8, 8, 1]), 10),
+    'size': (np.zeros([9, 8, 1]), 0),
+    'colors': (np.zeros([8, 8, 3]), 0),
+    'no PNG': (b'rubbish', 0),
+    'no pixels': (None, 0),
+}
+FAMILIES = (
+    *('', '[]', '{}', '{"height": 1}', '[' * 100000),
+    '{"height": 0, "width": 8, "colors": 1, "nclass": 3, "mirror": true, "shift": 0}',
+    '{"height": 8, "width": 8, "colors": 2, "nclass": 3, "mirror": true, "shift": 0}',
+    '{"height": 8, "width": 8, "colors": 1, "nclass": 3, "mirror": true, "shift": 8}',
+    '{"height": "8", "width": 8, "colors": 1, "nclass": 3, "mirror": true, "shift": 0}',
+)
+
+
+def flag_rows():
+    for flag, values in FLAGS.items():
+        for value in values:
+            yield TRAIN, ['--%s=%s' % (flag, value)], flag
+    yield TRAIN, ['resnet'], 'resnet'
+    yield TRAIN, ['--batch=3', '--nu=3'], 'batch'
+    yield TRAIN, ['--arch=cnn13', '--scales=3'], 'at least 12'
+    yield TRAIN, ['--arch=cnn13', '--scales=2'], 'scales'
+    yield TRAIN, ['--arch=convnet', '--scales=4'], 'at least 2^scales'
+    yield TRAIN, ['--arch=shake', '--scales=5'], 'multiple'
+
+
+def dataset_rows():
+    for name, word in DATASETS.items():
+        yield TRAIN, ['--dataset=' + name], word
+        if word != 'validation' and 'training' not in word:
+            yield 'scripts/check_split.py', ['--data_dir={data}', name], word
+    for data_dir in ('{world}/nowhere', '{world}/file', '/proc/nowhere', ''):
+        yield TRAIN, ['--data_dir=' + data_dir], 'datasets'
+        yield 'scripts/create_split.py', ['--data_dir=' + data_dir, '--size=20', 'digits'], 'datasets'
+    for i, _ in enumerate(FILES):
+        for harm in HARMS:
+            yield TRAIN, ['--data_dir={world}/harmed-%d-%s' % (i, harm.__name__)], FILES[i]
+    for i, _ in enumerate(MAPS):
+        yield TRAIN, ['--data_dir={world}/map-%d' % i], MAP
+    for name in EXAMPLES:
+        yield TRAIN, ['--data_dir={world}/example ' + name], 'record 19'
+    for i, _ in enumerate(FAMILIES):
+        yield TRAIN, ['--data_dir={world}/families', '--dataset=mine%d.1@20-100' % i], 'mine%d.json' % i
+
+
+def run_rows():
+    yield TRAIN, ['--train_dir={world}/file'], 'file'
+    yield TRAIN, ['--train_dir=/proc/runs'], '/proc/runs'
+    yield TRAIN, ['--train_dir={world}/runs', '--whiten', '--train_kimg=2'], 'whiten'
+    yield TRAIN, ['--train_dir={world}/others', '--train_kimg=2'], 'seed'
+    yield TRAIN, ['--train_dir={world}/misfit', '--train_kimg=2'], 'does not fit'
+    for flag in ('eval_ckpt', 'init_ckpt'):
+        for ckpt in ('{world}/nowhere', '{world}/file', '{world}/runs', RUN + '/tf/harmed', '{world}/weights*'):
+            yield TRAIN, ['--%s=%s' % (flag, ckpt)], 'whole'
+        yield TRAIN, ['--filters=3', '--%s=%s/tf/model.ckpt-0000001024' % (flag, RUN)], 'does not fit'
+    for script in ('extract_accuracy', 'report'):
+        script, out = 'scripts/%s.py' % script, ['--out={world}/out'] if script == 'report' else []
+        yield script, out, 'argument'
+        yield script, [*out, '--no_such_flag', RUN], 'no_such_flag'
+        yield script, [*out, '{world}/nowhere'], 'nowhere'
+    for run in ('{world}/file', '{world}/empty', '{world}', '{world}/run-zero', '{world}/run-rubbish'):
+        yield 'scripts/extract_accuracy.py', [run], 'report'
+
+
+def split_rows():
+    script, data_dir = 'scripts/create_split.py', '--data_dir={data}'
+    for args, word in [
+        ([], 'which dataset'),
+        (['digits'], '--size'),
+        (['--size=20', '--all', 'digits'], '--all'),
+        (['--all', 'nope'], 'unknown'),
+        (['--size=20', 'nope'], 'unknown'),
+        (['--size=20', '../digits'], 'unknown'),
+        (['--size=20', ''], 'unknown'),
+        (['--size=20', '--seed=1', 'digits'], 'never overwritten'),
+        (['--size=1288', 'digits'], 'size'),
+        (['--size=0', 'digits'], 'size'),
+        (['--size=-1', 'digits'], 'size'),
+        (['--size=x', 'digits'], 'size'),
+        (['--size=20', '--seed=-1', 'digits'], 'seed'),
+        (['--size=20', '--seed=4294967296', 'digits'], 'seed'),
+        (['--size=20', '--seed=x', 'digits'], 'seed'),
+        (['--size=20', 'cifar10'], 'cifar10-train.tfrecord'),
+        (['--size=20', '{world}/SSL/digits', '{world}/nowhere'], 'nowhere'),
+        (['--size=20', '{world}/SSL/digits', '{world}/file'], 'file'),
+        (['--size=20', '{world}/SSL/digits', '{data}/digits-train.tfrecord', '{world}/empty'], 'empty'),
+        (['--size=20', '{world}/file/digits', '{data}/digits-train.tfrecord'], 'file'),
+    ]:
+        yield script, [data_dir, *args], word
+    for i in range(4):
+        yield script, ['--size=20', '{world}/SSL/digits', '{world}/train-%d.tfrecord' % i], 'train-%d' % i
+
+
+def archive_rows():
+    script = 'scripts/create_datasets.py'
+    for args, word in [
+        (['nope'], 'nope'),
+        (['digits', '--from_folder={world}/pictures'], 'not both'),
+        (['cifar10', '--source={world}/nowhere'], 'nowhere'),
+        (['cifar10', '--source={world}/file'], 'file'),
+        (['cifar10', '--source={world}/empty'], 'cifar-10-binary.tar.gz is missing'),
+        (['cifar10', '--source={world}/archives'], 'published'),
+        (['svhn', '--source={world}/archives', '--noverify'], 'cut or damaged'),
+        (['cifar100', '--source={world}/archives', '--noverify'], 'damaged'),
+        (['stl10', '--source={world}/archives', '--noverify'], 'lacks'),
+        (['cifar10', '--source={world}/archive-parent', '--noverify'], 'refused'),
+        (['cifar10', '--source={world}/archive-absolute', '--noverify'], 'refused'),
+        (['cifar10', '--source={world}/archive-symlink', '--noverify'], 'refused'),
+        (['cifar10', '--source={world}/archive-device', '--noverify'], 'refused'),
+        (['cifar10', '--source={world}/archive-class', '--noverify'], 'class'),
+        (['cifar10', '--source={world}/archive-length', '--noverify'], 'multiple'),
+        (['--noverify', '--no_such_flag'], 'no_such_flag'),
+    ]:
+        yield script, ['--data_dir={world}/made', *args], word
+    yield script, ['--data_dir=', 'digits'], 'datasets'
+    yield script, ['--data_dir={world}/file', 'digits'], 'file'
+    yield script, ['--data_dir=/proc/made', 'digits'], '/proc/made'
+
+
+def picture_rows():
+    pictures = ['--from_folder={world}/pictures', '--name=mine', '--test_fraction=.5']
+    for args, word in [
+        (['--from_folder={world}/nowhere', '--name=mine'], 'nowhere'),
+        (['--from_folder={world}/file', '--name=mine'], 'file'),
+        (['--from_folder={world}/pictures'], '--name'),
+        (['--from_folder={world}/pictures', '--name=mine'], 'test_fraction'),
+        ([*pictures, '--name=cifar10'], 'name'),
+        ([*pictures, '--name=a/b'], 'name'),
+        ([*pictures, '--name=../a'], 'name'),
+        ([*pictures, '--name=.'], 'name'),
+        ([*pictures, '--size=0x0'], 'size'),
+        ([*pictures, '--size=32'], 'size'),
+        ([*pictures, '--size=axb'], 'size'),
+        ([*pictures, '--size=9999x9999'], 'size'),
+        ([*pictures, '--size=-1x8'], 'size'),
+        ([*pictures, '--colors=0'], 'colors'),
+        ([*pictures, '--colors=2'], 'colors'),
+        ([*pictures, '--colors=4'], 'colors'),
+        ([*pictures, '--augment=turn'], 'augment'),
+        ([*pictures, '--augment=shift32'], 'shift'),
+        ([*pictures, '--augment=shift-1'], 'augment'),
+        ([*pictures, '--test_fraction=0'], 'test_fraction'),
+        ([*pictures, '--test_fraction=1'], 'test_fraction'),
+        ([*pictures, '--test_fraction=-1'], 'test_fraction'),
+        ([*pictures, '--test_fraction=nan'], 'test_fraction'),
+        ([*pictures, '--test_fraction=.99'], 'few'),
+        ([*pictures, '--seed=-1'], 'seed'),
+        ([*pictures, '--seed=4294967296'], 'seed'),
+        ([*pictures, '--from_folder={world}/pictures-one'], 'at least 2'),
+        ([*pictures, '--from_folder={world}/pictures-empty'], 'no picture'),
+        ([*pictures, '--from_folder={world}/pictures-bad'], 'cannot be read'),
+        ([*pictures, '--from_folder={world}/pictures-bomb'], 'cannot be read'),
+        (['--from_folder={world}/pictures-test', '--name=mine'], 'lack'),
+    ]:
+        yield 'scripts/create_datasets.py', ['--data_dir={world}/made', *args], word
+
+
+def inspect_rows():
+    for script in ('inspect_dataset', 'check_split'):
+        yield 'scripts/%s.py' % script, ['--data_dir={data}'], 'which dataset'
+        yield 'scripts/%s.py' % script, ['--data_dir={data}', NAME, NAME], 'which dataset'
+        yield 'scripts/%s.py' % script, ['--data_dir={data}', '--no_such_flag'], 'no_such_flag'
+    yield 'scripts/inspect_dataset.py', ['--data_dir={data}', NAME, '--png={world}/nowhere/a.png'], 'nowhere'
+    yield 'scripts/inspect_dataset.py', ['--data_dir={data}', NAME, '--png={world}'], 'world'
+
+
+ROWS = [
+    row
+    for rows in (flag_rows, dataset_rows, run_rows, split_rows, archive_rows, picture_rows, inspect_rows)
+    for row in rows()
+]
+
+
+# --- The world ---
+
+
+@pytest.fixture(scope='module')
+def world(server, digits_dir, tmp_path_factory):
+    """Returns the folder in which everything is that the rows name."""
+    world = str(tmp_path_factory.mktemp('world'))
+    os.mkdir(world + '/empty')
+    write(world + '/file', 'text')
+    for i, path in enumerate(FILES):
+        for harm in HARMS:
+            there = shutil.copytree(digits_dir, '%s/harmed-%d-%s' % (world, i, harm.__name__))
+            harm(os.path.join(there, path))
+    for i, text in enumerate(MAPS):
+        there = shutil.copytree(digits_dir, '%s/map-%d' % (world, i))
+        write(os.path.join(there, MAP), text.encode('utf-8', 'surrogateescape'))
+    for name, (image, label) in EXAMPLES.items():
+        there = os.path.join(shutil.copytree(digits_dir, '%s/example %s' % (world, name)), FILES[0])
+        examples = [records.parse(record) for record in records.raw(there)]
+        if image is None:
+            image = examples[0][0][:-30]
+        elif not isinstance(image, bytes):
+            image = records.encode_png(image)
+        os.remove(there)
+        records.write(there, [*examples[:-1], (image, label)])
+    for i, text in enumerate(FAMILIES):
+        write('%s/families/mine%d.json' % (world, i), text)
+    for i, harm in enumerate((cut, flip, empty, rubbish)):
+        harm(shutil.copy(os.path.join(digits_dir, 'digits-train.tfrecord'), '%s/train-%d.tfrecord' % (world, i)))
+    make_archives(world)
+    make_pictures(world)
+    make_runs(world, server, digits_dir)
+    return world
+
+
+def make_archives(world):
+    os.mkdir(world + '/archives')
+    fakes.cifar10(world + '/archives')
+    for name in ('train_32x32.mat', 'cifar-100-binary.tar.gz'):
+        write('%s/archives/%s' % (world, name), 'rubbish')
+    fakes.tar_gz(world + '/archives/stl10_binary.tar.gz', {'stl10_binary/other': b''})
+    hostile = {name: tarfile.TarInfo('cifar-10-batches-bin/' + name) for name in ('symlink', 'device')}
+    hostile['symlink'].type, hostile['symlink'].linkname = tarfile.SYMTYPE, '/etc/passwd'
+    hostile['device'].type = tarfile.CHRTYPE
+    first = 'cifar-10-batches-bin/data_batch_1.bin'
+    for name, member in {
+        'parent': {'../../escaped': b'x'},
+        'absolute': {'/tmp/escaped': b'x'},
+        'symlink': {'symlink': hostile['symlink']},
+        'device': {'device': hostile['device']},
+        'class': {first: b'\x0a' + bytes(3072)},
+        'length': {first: b'x'},
+    }.items():
+        os.mkdir('%s/archive-%s' % (world, name))
+        fakes.cifar10('%s/archive-%s' % (world, name), first=member)
+
+
+def make_pictures(world):
+    for pictures in ('pictures', 'pictures-one', 'pictures-empty', 'pictures-bad', 'pictures-bomb', 'pictures-test'):
+        for i, label in enumerate(['cat'] if pictures == 'pictures-one' else ['cat', 'dog']):
+            for j in range(3):
+                path = '%s/%s/train/%s/%d.png' % (world, pictures, label, j)
+                fakes.save_picture(path, fakes.random_images(1, 9, 9, 3, seed=10 * i + j)[0])
+    os.mkdir(world + '/pictures-empty/train/eel')
+    write(world + '/pictures-bad/train/cat/1.png', 'rubbish')
+    with open(world + '/pictures/train/cat/0.png', 'rb') as file:
+        bomb = bytearray(file.read())
+    bomb[16:24] = (50000).to_bytes(4, 'big') * 2  # The header claims 50,000 x 50,000 pixels.
+    write(world + '/pictures-bomb/train/cat/1.png', bytes(bomb))
+    shutil.copytree(world + '/pictures-test/train', world + '/pictures-test/test')
+    os.rename(world + '/pictures-test/test/dog', world + '/pictures-test/test/eel')
+
+
+def make_runs(world, server, digits_dir):
+    tiny = TINY.format(data=digits_dir).split()
+    done = server.run(TRAIN, *tiny, '--dataset=' + NAME, '--train_dir=%s/runs' % world)
+    assert done.returncode == 0, done.stderr
+    (run,) = glob.glob(world + '/runs/*/*')
+    for other in ('others', 'misfit'):
+        shutil.copytree(world + '/runs', '%s/%s' % (world, other))
+    (args,) = glob.glob(world + '/others/*/*/args/args.json')
+    write(args, '{"seed": "x"}')
+    other = server.run(TRAIN, *tiny, '--dataset=' + NAME, '--train_dir=%s/wider' % world, '--filters=3')
+    assert other.returncode == 0, other.stderr
+    for path in glob.glob(world + '/wider/*/*/tf/model.ckpt-*'):
+        (there,) = glob.glob(world + '/misfit/*/*/tf')
+        shutil.copy(path, there)
+    for path in glob.glob(run + '/tf/model.ckpt-0000001024.*'):
+        shutil.copy(path, path.replace('model.ckpt-0000001024', 'harmed'))
+    flip(run + '/tf/harmed.data-00000-of-00001')
+    write(world + '/run-zero/tf/events.out.tfevents.1.a', '')
+    write(world + '/run-rubbish/tf/events.out.tfevents.1.a', b'rubbish' * 99)
+
+
+def tree(folder):
+    """Returns the digest of every file in a folder, and the folders."""
+    found = {}
+    for here, folders, names in os.walk(folder):
+        found.update((os.path.join(here, name), None) for name in folders)
+        for path in (os.path.join(here, name) for name in names):
+            stat = os.stat(path)
+            found[path] = digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return found
+
+
+@functools.cache
+def digest(path, *_):
+    """Returns the digest of a file, read again only where the system says that something was done to it."""
+    with open(path, 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def fill_in(world, digits_dir, script, args):
+    """Returns the arguments of a row with what training needs before them, names of folders filled in."""
+    if script == TRAIN:
+        args = [*TINY.split(), '--dataset=' + NAME, '--train_dir={world}/new', *args]
+    (run,) = glob.glob(world + '/runs/*/*')
+    return [arg.replace(RUN, run).replace('{world}', world).replace('{data}', str(digits_dir)) for arg in args]
+
+
+# --- The tests ---
+
+
+def test_there_are_rows_enough():
+    assert len(ROWS) >= 150
+    assert len({(script, *args) for script, args, _ in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize(('script', 'args', 'word'), ROWS, ids=lambda value: value if isinstance(value, str) else None)
+def test_a_bad_input_is_one_line_and_harms_nothing(world, server, digits_dir, script, args, word):
+    before = tree(world), tree(digits_dir)
+    done = server.run(script, *fill_in(world, digits_dir, script, args), env={'ML_DATA': ''})
+    assert done.returncode in (1, 2), done
+    lines = [line for line in done.stderr.replace('\r', '\n').splitlines() if line.startswith('Error: ')]
+    assert len(lines) == 1, done
+    assert done.stderr.endswith(lines[0] + '\n'), done
+    assert 'Traceback' not in done.stdout + done.stderr
+    assert word in lines[0]
+    assert len(lines[0]) < 1000
+    assert (tree(world), tree(digits_dir)) == before
+
+
+@pytest.mark.parametrize(
+    ('script', 'args'),
+    [
+        (TRAIN, ['--nu=0']),
+        ('scripts/create_datasets.py', ['nope']),
+        ('scripts/create_split.py', ['--size=20', 'nope']),
+        ('scripts/extract_accuracy.py', ['{world}/empty']),
+        ('scripts/report.py', ['{world}/nowhere']),
+        ('scripts/check_split.py', ['nope']),
+        ('scripts/inspect_dataset.py', ['nope']),
+    ],
+)
+def test_debug_shows_the_traceback(world, server, digits_dir, script, args):
+    done = server.run(script, *fill_in(world, digits_dir, script, [*args, '--debug']), '--data_dir=%s' % digits_dir)
+    assert done.returncode == 1
+    assert 'Traceback' in done.stderr
+
+
+def test_the_forks_say_what_a_process_says():
+    assert_one_line_error(command(TRAIN, '--nu=0'), 'nu=0')
+    assert_one_line_error(command(TRAIN, '--nu=x'), 'nu', code=2)
+
+
+@given(st.text(alphabet='xy.', max_size=8) | st.text(max_size=8))
+def test_a_mode_is_one_of_nine_or_refused_in_one_line(text):
+    if text in layers.MixMode.MODES:
+        assert layers.MixMode(text).mode == text
+    else:
+        with pytest.raises(utils.Error) as error:
+            layers.MixMode(text)
+        assert len(str(error.value).splitlines()) == 1

@@ -1,0 +1,145 @@
+"""A run's folder: what is written there, what is read back, and what a second process finds."""
+
+import glob
+import os
+import signal
+
+from libml import runs, train, utils
+
+import fakes
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import ROOT, command, make_model
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+
+def train_model(train_dir, train_nimg=8, **params):
+    """Trains a tiny model in a graph of its own, reporting at each update; returns it."""
+    with tf.Graph().as_default():
+        model = make_model(train_dir, **params)
+        model.train(train_nimg, 4)
+    return model
+
+
+def hparams(run):
+    """Returns what each event file of a run says of hyper-parameters, a list of dicts, oldest file first."""
+    found = []
+    for path in sorted(glob.glob(os.path.join(glob.escape(run), 'tf', 'events.*')), key=os.path.getmtime):
+        for event in tf.train.summary_iterator(path):
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == 'hparams':
+                    content = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    info = content.session_start_info.hparams
+                    found.append({name: getattr(info[name], info[name].WhichOneof('kind')) for name in info})
+    return found
+
+
+# --- Going on ---
+
+
+def test_hparams_are_the_arguments_and_the_same_when_the_run_goes_on(tmp_path):
+    run = train_model(tmp_path, nu=3, T=0.25, w_match=7).train_dir
+    train_model(tmp_path, 16, nu=3, T=0.25, w_match=7)
+    first, second = hparams(run)
+    assert first == second
+    args = runs.read_args(run)
+    assert args['train_kimg'] == 16 / 1024
+    assert first == {name: value for name, value in args.items() if name not in train.FREE_ARGS}
+    assert (first['nu'], first['T'], first['w_match'], first['use_ema_guess']) == (3, 0.25, 7, False)
+
+
+def test_each_step_is_reported_once(tmp_path):
+    run = train_model(tmp_path, 12).train_dir
+    for path in glob.glob(os.path.join(glob.escape(run), 'tf', 'model.ckpt-*12*')):
+        os.remove(path)  # As if it had been killed before the last checkpoint.
+    train_model(tmp_path, 20)
+    assert [step for step, _ in runs.read_accuracy(run)] == [4, 8, 12, 16, 20]
+
+
+def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(tmp_path):
+    first = train_model(tmp_path, seed=None)
+    second = train_model(tmp_path, 16, seed=None)
+    assert first.train_dir == second.train_dir and first.seed == second.seed
+    assert train_model(tmp_path / 'other', seed=None).seed != first.seed
+
+
+# --- The end ---
+
+
+def test_finished_is_the_last_checkpoint_whole_and_the_same_arguments(tmp_path):
+    run = train_model(tmp_path, 8).train_dir
+    args = {'whiten': False, 'p_unlabeled': ''}
+    assert runs.is_finished(run, 8, **args) and runs.is_finished(run, 4, **args)
+    assert not runs.is_finished(run, 9, **args)
+    assert not runs.is_finished(run, 8, **dict(args, whiten=True))
+    assert not runs.is_finished(str(tmp_path / 'none'), 1)
+    path = utils.find_latest_checkpoint(os.path.join(run, 'tf')) + '.data-00000-of-00001'
+    with open(path, 'r+b') as file:
+        file.truncate(os.path.getsize(path) // 2)
+    assert not runs.is_finished(run, 8, **args)
+
+
+@pytest.mark.parametrize('seed', [None, 3])
+def test_the_folder_is_known_before_the_model_is_built(tmp_path, seed):
+    model = make_model(tmp_path, seed=seed)
+    assert type(model).run_dir(str(tmp_path), seed, **model.params) == model.train_dir
+
+
+def test_a_finished_run_started_again_needs_no_data(tmp_path):
+    fakes.digits(tmp_path / 'data')
+    args = [
+        '--batch=4',
+        '--filters=2',
+        '--repeat=1',
+        '--nu=1',
+        '--train_kimg=1',
+        '--report_kimg=1',
+        '--dataset=digits.1@20-100',
+    ]
+    args += ['--data_dir=%s' % (tmp_path / 'data'), '--train_dir=%s' % (tmp_path / 'runs')]
+    env = dict(os.environ, PYTHONPATH=ROOT)
+    done = command('ablation/ab_mixmatch.py', *args, env=env)
+    assert done.returncode == 0, done.stderr
+    for path in glob.glob(str(tmp_path / 'data' / '**' / '*.tfrecord'), recursive=True):
+        os.remove(path)
+
+    done = command('ablation/ab_mixmatch.py', *args, env=env)
+    assert (done.returncode, done.stderr) == (0, '')
+    (run,) = runs.find(str(tmp_path / 'runs'))
+    assert done.stdout == '%s is finished: a larger --train_kimg than 1 goes on from there\n' % run
+    done = command('ablation/ab_mixmatch.py', *args, '--train_kimg=2', env=env)
+    assert done.returncode == 1 and 'is not installed' in done.stderr
+
+
+# --- Signals ---
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+def test_a_batch_system_may_repeat_its_signals(name):
+    with train.stop_signals() as stopped:
+        for _ in range(3):
+            signal.raise_signal(signal.Signals[name])
+    assert stopped == [name] * 3
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with train.stop_signals() as stopped:
+        signal.raise_signal(signal.SIGINT)
+        assert stopped == ['SIGINT']
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+# --- Reading ---
+
+
+def test_runs_are_found_wherever_they_are(tmp_path):
+    for name in ('a/b/tf', 'a/c/args', 'd/tf', 'd/args', 'e/stats'):
+        os.makedirs(tmp_path / name)
+    assert runs.find(str(tmp_path)) == [str(tmp_path / name) for name in ('a/b', 'a/c', 'd')]
+    assert runs.find(str(tmp_path / 'd')) == [str(tmp_path / 'd')]
+
+
+def test_medians_are_of_the_last_reports():
+    assert runs.medians([1, 2, 3, 10, 20]) == dict(last01=20, last10=3, last20=3, last50=3)
+    assert runs.medians(list(range(100))) == dict(last01=99, last10=94.5, last20=89.5, last50=74.5)
