@@ -149,7 +149,8 @@ class AblationMixMatch(models.MultiModel):
 
 
 # The flags that are arguments of the model.
-MODEL_FLAGS = 'arch batch beta ema filters lr mixmode nu repeat scales T use_ema_guess w_match warmup_kimg wd'.split()
+MODEL_FLAGS = ('arch', 'batch', 'beta', 'ema', 'filters', 'lr', 'mixmode', 'nu', 'repeat', 'scales', 'T',
+               'use_ema_guess', 'w_match', 'warmup_kimg', 'wd')  # fmt: skip
 
 
 def main(argv):
