@@ -15,7 +15,7 @@ from libml import runs, utils
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import ROOT, command
+from conftest import command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SAVE_KIMG, TRAIN_KIMG = 3, 10  # Reports, every 2 kimg, fall beside checkpoints and on them.
@@ -375,8 +375,7 @@ def test_ctrl_c_is_one_line(start, tmp_path, where):
     assert 'Traceback' not in done.stderr
 
 
-def test_ctrl_c_while_tensorflow_is_loaded_is_one_line(tmp_path, monkeypatch):
+def test_ctrl_c_while_tensorflow_is_loaded_is_one_line(tmp_path):
     (tmp_path / 'tensorflow.py').write_text('raise KeyboardInterrupt')
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), ROOT]))
-    done = command('-c', 'import libml')
+    done = command('-c', 'import sys; sys.path.insert(0, %r); import libml' % str(tmp_path))
     assert (done.returncode, done.stderr) == (130, 'Error: interrupted\n')
