@@ -20,5 +20,9 @@ def muted():
         os.close(null)
 
 
-with muted():  # They cannot be turned off in any other way: no environment variable reaches them.
-    import tensorflow  # noqa: F401
+try:
+    with muted():  # They cannot be turned off in any other way: no environment variable reaches them.
+        import tensorflow  # noqa: F401
+except KeyboardInterrupt:  # It takes seconds, before utils.run can see to it.
+    print('Error: interrupted', file=sys.stderr)
+    sys.exit(130)

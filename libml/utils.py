@@ -62,7 +62,8 @@ def reason(error):
     """Returns what an exception says, as one line."""
     text = getattr(error, 'message', None) or str(error) or type(error).__name__
     if isinstance(error, tf.errors.OpError):
-        text = text.split('\n\t [[')[0]  # What follows is where in the graph.
+        # Where in the graph it was, before and after what was wrong.
+        text = re.sub(r"^Graph execution error:(.*\nNode: '[^\n]*')?", '', text, flags=re.DOTALL).split('\n\t [[')[0]
     return ' '.join(text.split())
 
 

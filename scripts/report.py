@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import functools
 import io
-import json
 import operator
 import os
 
@@ -91,9 +90,11 @@ class Run:
         return {name: self.args[name] for name in paper_rows()[0].values}
 
     @property
-    def shared(self):
-        """The arguments that all runs of its table share, beside the dataset."""
-        return {name: self.args[name] for name in self.args if name not in (*self.values, *NOT_SHARED)}
+    def setting(self):
+        """What the runs of a table share: the dataset without its split seed, the flags of the other arguments."""
+        names = set(self.args) & set(flags.FLAGS) - {*self.values, *NOT_SHARED}
+        dataset = '%s@%d-%d' % (self.split.name, self.split.size, self.split.valid)
+        return dataset, show_flags({name: self.args[name] for name in names})
 
     @property
     def at(self):
@@ -210,27 +211,25 @@ class Table:
     paper: list
 
 
-def make_table(dataset, found):
+def make_table(found):
     """Returns the Table of Runs that share a setting."""
     rows = list(paper_rows())
     for run in found:
         if run.values not in [row.values for row in rows]:
             rows.append(Row(show_flags(run.values), run.values, {}))
     cells = [Cell(row, [run for run in found if run.values == row.values]) for row in rows]
-    shared = {name: value for name, value in found[0].shared.items() if name in flags.FLAGS}
     split = found[0].split
     paper = [row.paper.get(split.size, np.nan) for row in rows]
     known = split.name == PAPER_DATASET and not np.all(np.isnan(paper))
-    return Table(dataset, show_flags(shared), cells, paper if known else None)
+    return Table(*found[0].setting, cells, paper if known else None)
 
 
 def make_tables(found):
-    """Returns the Tables of Runs, one for each dataset (whatever its split seed) and set of shared arguments."""
+    """Returns the Tables of Runs, one for each setting; those with fewer labels first."""
     groups = collections.defaultdict(list)
     for run in found:
-        dataset = '%s@%d-%d' % (run.split.name, run.split.size, run.split.valid)
-        groups[run.split.name, run.split.size, dataset, json.dumps(run.shared, sort_keys=True)].append(run)
-    return [make_table(key[2], group) for key, group in sorted(groups.items())]
+        groups[run.split.name, run.split.size, run.setting].append(run)
+    return [make_table(group) for _, group in sorted(groups.items())]
 
 
 def number(value):

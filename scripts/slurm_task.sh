@@ -12,7 +12,7 @@ while kill -0 $run 2> /dev/null; do
 done
 wait $run || code=$?
 
-if [ $code = 75 ] && [ ! "$ended" ]; then # Saved, to be continued.
+if [[ $code =~ ^(75|138)$ ]] && [ ! "$ended" ]; then # Saved, to be continued; 138: it had not even begun.
   trap '' TERM
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" # One task's SLURM_JOB_ID is the whole array's.
 fi

@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh test
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+python -m pytest --numprocesses=2 --dist=loadfile "$@" # More processes would mostly wait for memory.

@@ -15,6 +15,7 @@ from libml import runs, utils
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from conftest import ROOT, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SAVE_KIMG, TRAIN_KIMG = 3, 10  # Reports, every 2 kimg, fall beside checkpoints and on them.
@@ -91,6 +92,7 @@ def assert_error(done, *words):
     (line,) = re.findall(r'^Error: .*', done.stderr, re.MULTILINE)
     assert 'Traceback' not in done.stderr + done.stdout
     assert done.stderr.rstrip().endswith(line)
+    assert len(line) < 1000 and 'Node:' not in line and 'Graph execution' not in line, line
     for word in words:
         assert word in line, line
     return line
@@ -371,3 +373,10 @@ def test_ctrl_c_is_one_line(start, tmp_path, where):
     assert done.returncode == 130
     assert done.stderr.rstrip().splitlines()[-1] == 'Error: interrupted'
     assert 'Traceback' not in done.stderr
+
+
+def test_ctrl_c_while_tensorflow_is_loaded_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / 'tensorflow.py').write_text('raise KeyboardInterrupt')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(tmp_path), ROOT]))
+    done = command('-c', 'import libml')
+    assert (done.returncode, done.stderr) == (130, 'Error: interrupted\n')

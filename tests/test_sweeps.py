@@ -66,7 +66,7 @@ def test_table4_is_every_row_with_250_and_4000_labels():
 
 
 def test_table4_keeps_the_programs_defaults_but_beta():
-    names = [*ab_mixmatch.MODEL_FLAGS.split(), 'train_kimg', 'report_kimg', 'seed', 'whiten', 'p_unlabeled']
+    names = [*ab_mixmatch.MODEL_FLAGS, 'train_kimg', 'report_kimg', 'seed', 'whiten', 'p_unlabeled']
     for values in lines('sweep_table4.sh'):
         changed = {name for name in names if values[name].value != values[name].default}
         assert changed - {'nu', 'T', 'use_ema_guess', 'mixmode'} == {'beta'}
@@ -94,7 +94,7 @@ def test_the_program_accepts_each_line_and_no_two_share_a_folder(name):
     found = lines(name)
     folders = set()
     for values in found:
-        params = {name: values[name].value for name in ab_mixmatch.MODEL_FLAGS.split()}
+        params = {name: values[name].value for name in ab_mixmatch.MODEL_FLAGS}
         ab_mixmatch.AblationMixMatch.check(**params)
         train_dir = os.path.join(values.train_dir, values.dataset)
         folders.add(ab_mixmatch.AblationMixMatch.run_dir(train_dir, values.seed, **params))
