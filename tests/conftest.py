@@ -24,6 +24,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure():
+    # What is compared with NumPy, or bit by bit, is the CPU's: GPUs round convolutions to fewer bits.
+    os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
     utils.setup_tf()
 
 

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 SCRIPT = os.path.join('ablation', 'ab_mixmatch.py')
 KIMG = 4
-TINY = dict(dataset='digits.1@20-100', filters=2, repeat=1, scales=1, batch=16, seed=3)
+TINY = dict(dataset='digits.1@20-100', filters=2, repeat=1, scales=1, batch=8, seed=3)
 SHORT = dict(TINY, report_kimg=1, save_kimg=1, xla='false')
 TAGS = {'losses/xe', 'losses/l2u', 'accuracy', 'accuracy/valid', 'accuracy/train_labeled'}
 
@@ -133,7 +133,7 @@ def test_args_hold_all_that_the_run_depends_on(finished):
 
 def test_the_folder_is_named_by_class_and_sorted_arguments(finished):
     assert os.path.basename(finished[1]) == (
-        'AblationMixMatch_T0.5_archresnet_batch16_beta0.5_ema0.999_filters2_lr0.002_mixmodexxy.yxy_nclass10_nu2_repeat1'
+        'AblationMixMatch_T0.5_archresnet_batch8_beta0.5_ema0.999_filters2_lr0.002_mixmodexxy.yxy_nclass10_nu2_repeat1'
         '_scales1_seed3_use_ema_guessFalse_w_match100.0_warmup_kimg128_wd0.02'
     )
 
@@ -180,12 +180,21 @@ def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finishe
 # --- Stops ---
 
 
-def start(log, *args):
-    """Starts the script, its output in a file; returns subprocess.Popen."""
-    with open(log, 'w') as file:
-        environment = dict(os.environ, PYTHONPATH=ROOT)
-        args = [sys.executable, SCRIPT, *args]
-        return subprocess.Popen(args, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts the script, its output in a file; what it started does not outlive the test."""
+    started = []
+
+    def start(log, *args):
+        with open(log, 'w') as file:
+            more = dict(cwd=ROOT, env=dict(os.environ, PYTHONPATH=ROOT), stdout=file, stderr=subprocess.STDOUT)
+            started.append(subprocess.Popen([sys.executable, SCRIPT, *args], **more))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 def wait_for(condition, process, seconds=120):
@@ -197,7 +206,7 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.005)
 
 
-def test_a_stopped_and_killed_run_ends_like_one_that_was_not(finished, digits_dir, tmp_path, capsys):
+def test_a_stopped_and_killed_run_ends_like_one_that_was_not(start, finished, digits_dir, tmp_path, capsys):
     args = flags(**SHORT, data_dir=digits_dir, train_dir=tmp_path)
     folder = os.path.join(str(tmp_path), *finished[1].split(os.sep)[-2:])
 
@@ -205,6 +214,7 @@ def test_a_stopped_and_killed_run_ends_like_one_that_was_not(finished, digits_di
     first = start(tmp_path / 'first.log', *args, '--train_kimg=999')
     wait_for(lambda: steps(folder), first)
     first.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WNOWAIT)
     before = contents(folder)
     assert_one_line_error(here(capsys, *args, '--train_kimg=999'), folder, first.pid)
     assert contents(folder) == before
