@@ -142,8 +142,8 @@ class AblationMixMatch(models.MultiModel):
         utils.check('lr', lr, 0 < lr < np.inf, 'a number above 0')
         utils.check('wd', wd, 0 <= wd * lr < 1, 'at least 0, and below 1 when multiplied by lr')
         utils.check('ema', ema, 0 <= ema < 1, 'at least 0 and below 1')
-        utils.check('beta', beta, 0 < beta < np.inf, 'a number above 0')
-        utils.check('T', T, 0 < T < np.inf, 'a number above 0')
+        utils.check('beta', beta, 1e-6 <= beta < np.inf, 'a number of at least 1e-6')
+        utils.check('T', T, 1e-6 <= T < np.inf, 'a number of at least 1e-6')
         utils.check('w_match', w_match, 0 <= w_match < np.inf, 'a number of at least 0')
         utils.check('warmup_kimg', warmup_kimg, 0 <= warmup_kimg < np.inf, 'at least 0')
 
@@ -153,24 +153,30 @@ MODEL_FLAGS = ('arch', 'batch', 'beta', 'ema', 'filters', 'lr', 'mixmode', 'nu',
                'use_ema_guess', 'w_match', 'warmup_kimg', 'wd')  # fmt: skip
 
 
-def main(argv):
-    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
+def model_params(split):
+    """Returns the arguments of the model that the flags ask for on a data_pair.Split; raises utils.Error."""
     params = {name: FLAGS[name].value for name in MODEL_FLAGS}
     AblationMixMatch.check(**params)
-    split = data_pair.parse(FLAGS.dataset)
     family = data_pair.find_family(data_pair.find_data_dir(FLAGS.data_dir), split.name)
-    params['scales'] = params['scales'] or max(1, utils.ilog2(family.width) - 2)
-    params['nclass'] = family.nclass
+    return dict(params, scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
+
+
+def main(argv):
+    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
+    split = data_pair.parse(FLAGS.dataset)
+    params = model_params(split)
     train_dir = os.path.join(FLAGS.train_dir, str(split))
     run, train_nimg = AblationMixMatch.run_dir(train_dir, FLAGS.seed, **params), FLAGS.train_kimg << 10
     chosen = dict(whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
-    if not FLAGS.eval_ckpt and runs.is_finished(run, train_nimg, **chosen):
+    if not FLAGS.eval_ckpt and runs.is_finished(run, train_nimg, precision=FLAGS.precision, **chosen):
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
         return
+    print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)
-    flop = AblationMixMatch.flop(dataset.shape, **params) * train_nimg
-    xla = train.compiling_pays(flop) if FLAGS.xla is None else FLAGS.xla
-    model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, xla=xla and not FLAGS.eval_ckpt, **params)
+    flop = AblationMixMatch.flop(dataset.shape, **params) * FLAGS.batch
+    xla = train.compiling_pays(flop, train_nimg // FLAGS.batch) if FLAGS.xla is None else FLAGS.xla
+    xla = xla and not FLAGS.eval_ckpt
+    model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, xla=xla, precision=FLAGS.precision, **params)
     model.config.log_device_placement = FLAGS.log_device_placement
     if FLAGS.eval_ckpt:
         model.eval_checkpoint(FLAGS.eval_ckpt)

@@ -5,6 +5,7 @@ have seen had it never stopped. Images stay uint8 until they are augmented, and 
 """
 
 import functools
+import itertools
 import sys
 
 from libml import records, utils
@@ -152,6 +153,27 @@ def once(images, batch):
 
     dataset = tf.data.Dataset.range(0, len(images), batch)
     return dataset.map(functools.partial(_call, draw, None, images.shape)).prefetch(2)
+
+
+def equal_batches(sets, limit):
+    """Yields the pictures of several Images, one set after another, in batches of one size: XLA compiles for each.
+
+    Args:
+        sets: list of Images of one shape.
+        limit: int, the largest size.
+
+    Yields:
+        uint8 [size, H, W, C]; the last batch is filled up with its last picture.
+    """
+    borders = np.cumsum([0] + [len(images) for images in sets])
+    total = borders[-1]
+    size = -(-total // max(1, -(-total // limit)))
+    for start in range(0, total, size or 1):
+        numbers = np.minimum(np.arange(start, start + size), total - 1)
+        parts = zip(sets, itertools.pairwise(borders), strict=True)
+        yield np.concatenate(
+            [images.gather(numbers[(begin <= numbers) & (numbers < end)] - begin) for images, (begin, end) in parts]
+        )
 
 
 @tf.autograph.experimental.do_not_convert
@@ -316,6 +338,7 @@ class DataSet:
         return augment(images, seed, self.mirror, self.shift)
 
     to_float = staticmethod(to_float)
+    equal_batches = staticmethod(equal_batches)
 
     def _endless(self, images, stream_id):
         @tf.autograph.experimental.do_not_convert

@@ -32,10 +32,10 @@ def get_kernel(shape, initializer):
 
 
 def conv2d(x, filters, size, strides=1, padding='same', use_bias=True, initializer=tf.glorot_uniform_initializer):
-    """A size×size convolution, float32 [N, H, W, C] -> [N, H / strides, W / strides, filters].
+    """A size×size convolution in the precision of x, [N, H, W, C] -> [N, H / strides, W / strides, filters].
 
     Args:
-        x: float32 [N, H, W, C].
+        x: float32 or bfloat16 [N, H, W, C].
         filters, size, strides: ints.
         padding: 'same' or 'valid'.
         use_bias: adds a bias that starts at zero.
@@ -43,8 +43,13 @@ def conv2d(x, filters, size, strides=1, padding='same', use_bias=True, initializ
     """
     with tf.variable_scope(None, default_name='conv2d'):
         kernel = get_kernel([size, size, int(x.shape[3]), filters], initializer)
-        x = tf.nn.conv2d(x, kernel, strides, padding.upper())
-        return tf.nn.bias_add(x, get_bias(filters)) if use_bias else x
+        x = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), strides, padding.upper())
+        return tf.nn.bias_add(x, tf.cast(get_bias(filters), x.dtype)) if use_bias else x
+
+
+def mean_pixel(x):
+    """Returns the mean over height and width, float32 [N, C], of x [N, H, W, C]."""
+    return tf.reduce_mean(tf.cast(x, tf.float32), [1, 2])
 
 
 def dense(x, units, initializer=tf.glorot_uniform_initializer):
@@ -59,10 +64,10 @@ def get_bias(units):
 
 
 def batch_norm(x, training, moments=None):
-    """Normalises each channel of x, float32 [N, H, W, C] (Ioffe and Szegedy 2015).
+    """Normalises each channel of x, [N, H, W, C], by statistics in float32 (Ioffe and Szegedy 2015).
 
     Args:
-        x: float32 [N, H, W, C].
+        x: float32 or bfloat16 [N, H, W, C].
         training: True takes the mean and variance of x itself, False the moving averages.
         moments: a list to which `(moving average, value in x)` is added twice, for the mean and for the variance
             (with N·H·W - 1 below the line, as TF1's layer did); what is not asked for is not updated.
@@ -94,9 +99,9 @@ def shakeshake(a, b, training, noise):
     """Blends two branches into a + μ (b - a), Shake-Shake regularisation (Gastaldi 2017).
 
     Args:
-        a, b: float32 [N, H, W, C].
+        a, b: [N, H, W, C], float32 or bfloat16 as the noise is.
         training: True takes an example's μ from noise, False 0.5.
-        noise: float32 [N, 2] in [0, 1): μ of the forward pass, and of the backward pass.
+        noise: [N, 2] in [0, 1): μ of the forward pass, and of the backward pass.
     """
     if not training:
         return 0.5 * (a + b)

@@ -21,16 +21,16 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
     """Wide ResNet (Zagoruyko and Komodakis 2016); WRN-28-2 with filters 32, repeat 4, scales 3.
 
     The arguments of every architecture, of which each takes what it needs:
-        x: float32 [N, H, W, C] in [-1, 1].
+        x: [N, H, W, C] in [-1, 1], float32 or bfloat16: the precision of everything up to the last layer.
         nclass: int, classes.
         scales: int, stages, between which height and width are halved.
         filters: int, width of the first stage; doubled at each of the next.
         repeat: int, residual blocks a stage.
-        batch_norm: function float32 [N, H, W, C] -> the same.
+        batch_norm: function [N, H, W, C] -> the same.
         whiten: function that normalises x by the data's mean and standard deviation.
         training: bool.
-        noise: float32 [N, scales * repeat, 2], uniform in [0, 1): each block's random draws. They come from outside,
-            as XLA would draw other ones than TensorFlow.
+        noise: [N, scales * repeat, 2], in the precision of x, uniform in [0, 1): each block's random draws. They come
+            from outside, as XLA would draw other ones than TensorFlow.
 
     Returns:
         float32 [N, nclass], the logits.
@@ -58,7 +58,7 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
         for i in range(repeat):
             strides = 2 if stage and i == 0 else 1
             x = block(x, filters << stage, strides, activate_first=stage == i == 0)  # [N, H/2^s, W/2^s, f·2^s]
-    x = tf.reduce_mean(activate(x), [1, 2])  # [N, f·2^(scales-1)]
+    x = layers.mean_pixel(activate(x))  # [N, f·2^(scales-1)]
     return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
 
 
@@ -87,7 +87,7 @@ def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, nois
                 a, b = branch(x, width, strides), branch(x, width, strides)
                 blend = layers.shakeshake(a, b, training, noise[:, stage * repeat + i])
                 x = shortcut(x, width, strides) + blend  # [N, H/2^s, W/2^s, f·2^s]
-    x = tf.reduce_mean(x, [1, 2])  # [N, f·2^(scales-1)]
+    x = layers.mean_pixel(x)  # [N, f·2^(scales-1)]
     return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
 
 
@@ -106,7 +106,7 @@ def cnn13(x, nclass, scales, filters, batch_norm, **_):
     x = conv(x, 4 * filters, padding='valid')  # [N, H/4-2, W/4-2, 4f]
     x = conv(x, 2 * filters, 1)
     x = conv(x, filters, 1)  # [N, H/4-2, W/4-2, f]
-    return layers.dense(tf.reduce_mean(x, [1, 2]), nclass)  # [N, nclass]
+    return layers.dense(layers.mean_pixel(x), nclass)  # [N, nclass]
 
 
 def convnet(x, nclass, scales, filters, **_):
@@ -120,7 +120,7 @@ def convnet(x, nclass, scales, filters, **_):
     for scale in range(scales):
         x = conv(conv(x, filters << scale), filters << (scale + 1))
         x = tf.nn.avg_pool2d(x, 2, 2, 'VALID')  # [N, H/2^(s+1), W/2^(s+1), f·2^(s+1)]
-    return tf.reduce_mean(layers.conv2d(x, nclass, 3), [1, 2])  # [N, nclass]
+    return layers.mean_pixel(layers.conv2d(x, nclass, 3))  # [N, nclass]
 
 
 ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
@@ -172,11 +172,13 @@ class Network:
         arch: one of MODELS.
         shape: (H, W, C) of the images.
         xla: bool, whether to compile it.
+        dtype: what it is computed in, float32 or bfloat16; images, weights, logits and statistics are float32.
         whiten: function that normalises images.
         **size: nclass, scales, filters, repeat.
     """
 
-    def __init__(self, arch, shape, xla, whiten, **size):
+    def __init__(self, arch, shape, xla, dtype, whiten, **size):
+        self.dtype = dtype
         self.build = functools.partial(build, arch, whiten=whiten, **size)
         self.images = tf.TensorSpec([None, *shape], tf.float32)
         self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
@@ -196,6 +198,7 @@ class Network:
         """Builds the network on weights that are given. Returns the logits, and batch norm's statistics if training."""
         values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
         moments = []
+        x, noise = tf.cast(x, self.dtype), tf.cast(noise, self.dtype)
         logits = self.build(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
         return logits, [value for _, value in moments]
 
@@ -212,7 +215,7 @@ class Network:
         variables, values = self.read(getter)
         noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
         logits, statistics = self.functions[training](x, noise, values)
-        if moments is not None:
+        if training and moments is not None:
             moments += zip([variables[i] for i in self.moving], statistics, strict=True)
         return logits
 
@@ -222,10 +225,9 @@ class MultiModel(train.ClassifySemi):
 
     MODELS = MODELS
 
-    @functools.cached_property
-    def networks(self):
-        """The networks that were called, by their arguments: almost always one."""
-        return {}
+    def __init__(self, *args, **kwargs):
+        self.networks = {}  # Those that were called, by their arguments: almost always one.
+        super().__init__(*args, **kwargs)
 
     def classifier(self, x, arch, scales, filters, repeat, training=False, getter=None, moments=None):
         """Classifies images with the variables of scope `classify`, which the first call creates.
@@ -246,7 +248,8 @@ class MultiModel(train.ClassifySemi):
                 arch,
                 self.dataset.shape,
                 self.xla,
-                whiten=lambda x: (x - self.dataset.mean) / self.dataset.std,
+                tf.bfloat16 if self.precision == 'bfloat16' else tf.float32,
+                whiten=lambda x: (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype),
                 nclass=self.nclass,
                 scales=scales,
                 filters=filters,

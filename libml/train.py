@@ -32,11 +32,18 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     'seed', None, 'Fixes every random choice; a new one for each run where it is not given.', 0, 2**32 - 1
 )
-flags.DEFINE_bool('xla', None, 'Compile the networks with XLA; by default where it pays: long runs, and GPUs.')
+PRECISIONS = ('float32', 'tf32', 'bfloat16')
+flags.DEFINE_enum(
+    'precision', 'float32', PRECISIONS, 'Of the networks: tf32 rounds what a GPU multiplies to 10 bits of fraction, '
+    'bfloat16 all between the layers to 7; weights, statistics, losses and updates stay float32.'
+)  # fmt: skip
+flags.DEFINE_bool('xla', None, 'Compile the networks with XLA; by default where it pays, see compiling_pays.')
 
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt')  # May change when a run is continued.
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved, go on by the same command.
 SUBSETS = dict(train='labeled', valid='validation', test='testing')  # What a report evaluates.
+PREFETCH = 2  # Batches of each kind that wait on the device.
+EVAL_BATCH = 512  # Images at a time at most.
 
 
 class Model:
@@ -47,16 +54,20 @@ class Model:
         dataset: data.DataSet.
         seed: int that fixes every random choice; None for the one that the run began with, another for each run.
         xla: bool, whether XLA compiles the networks: faster updates after a slower start.
+        precision: of the networks, one of PRECISIONS.
         **params: the arguments of `model`; with the class they name the run's folder.
     """
 
-    def __init__(self, train_dir, dataset, seed=None, xla=False, **params):
+    def __init__(self, train_dir, dataset, seed=None, xla=False, precision='float32', **params):
+        utils.check('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
         self.check(**params)
         self.train_dir = self.run_dir(train_dir, seed, **params)
         self.dataset = dataset
-        self.xla = xla
+        self.xla, self.precision = xla, precision
+        tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')  # By default TensorFlow rounds.
         self.params = EasyDict(params)
         self.seed = runs.read_args(self.train_dir).get('seed', secrets.randbits(31)) if seed is None else seed
+        self.device = next(iter(utils.get_available_gpus()), None)
         self.config = utils.get_config()
         self.session = None
         self.graph = tf.get_default_graph()
@@ -66,8 +77,7 @@ class Model:
         self.keys = layers.Keys(self.seed, self.update_key)
         self.iterators = []
         self.ops = self.model(**params)
-        floats = [v for v in tf.global_variables() if v.dtype.is_floating]
-        self.all_finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in floats])
+        self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
         self.saver = tf.train.Saver(max_to_keep=None, save_relative_paths=True)
         self.last_ckpt = ''  # What the variables were last restored from, or saved to.
         self.init_op = tf.global_variables_initializer()
@@ -119,6 +129,7 @@ class Model:
             **{'class': type(self).__name__, 'dataset': self.dataset.name, 'seed': self.seed},
             whiten=self.dataset.whiten,
             p_unlabeled=self.dataset.p_unlabeled,
+            precision=self.precision,
             train_kimg=train_nimg / 1024,
             report_kimg=report_nimg / 1024,
             save_kimg=save_nimg / 1024,
@@ -230,28 +241,41 @@ class Model:
             self.graph.finalize()
             self.remove_unfinished()
             utils.write_json(runs.args_file(self.train_dir), args)
-            update = self.session.make_callable([self.ops.losses, self.ops.train_op])
             hparams = {name: value for name, value in args.items() if name not in FREE_ARGS}
-            stop = False
             with EventLog(self.checkpoint_dir, self.graph, step, hparams) as log, progress_bar(step, train_nimg) as bar:
-                while step < train_nimg and not stop:
-                    before = step
-                    losses, _ = update()
-                    step += self.params.batch
-                    self.check_finite(losses, step)
-                    bar.update(step - before)
-                    done, stop = step >= train_nimg, bool(stopped)  # A signal from here on waits for the next update.
-                    report = done or step // report_nimg > before // report_nimg
-                    save = done or stop or step // save_nimg > before // save_nimg
-                    if report or save:
-                        self.check_finite_weights(step)
-                    if report:
-                        log.scalars(step, dict(losses, **self.report(step)))
-                    if save:
-                        self.save(step, keep_ckpt)
-        if stop and step < train_nimg:
+                step = self.loop(step, train_nimg, report_nimg, save_nimg, keep_ckpt, log, bar, stopped)
+        if step < train_nimg:
             print('Stopped by %s at step %d; the same command goes on from there.' % (stopped[0], step))
             raise SystemExit(EXIT_INTERRUPTED)
+
+    def loop(self, step, train_nimg, report_nimg, save_nimg, keep_ckpt, log, bar, stopped):
+        """Makes updates, reports and checkpoints from `step` on, until train_nimg or until `stopped` holds a signal.
+
+        Returns:
+            The step it has come to.
+        """
+        update = self.session.make_callable([self.ops.losses, self.ops.train_op])
+        first, stop = step, False
+        while step < train_nimg and not stop:
+            before, clock = step, time.monotonic()
+            losses, _ = update()
+            step += self.params.batch
+            self.check_finite(losses, step)
+            if before == first:  # scripts/benchmark.py waits for this line.
+                tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
+            bar.update(step - before)
+            done, stop = step >= train_nimg, bool(stopped)  # A signal from here on waits for the next update.
+            report = done or step // report_nimg > before // report_nimg
+            save = done or stop or step // save_nimg > before // save_nimg
+            if report or save:
+                self.check_finite_weights(step)
+            if report:
+                clock = time.monotonic()
+                log.scalars(step, dict(losses, **self.report(step)))
+                bar.set_postfix_str('report %.1f s' % (time.monotonic() - clock), refresh=False)
+            if save:
+                self.save(step, keep_ckpt)
+        return step
 
     def print_start(self, args):
         """Prints the configuration and the table of variables."""
@@ -268,7 +292,7 @@ class Model:
 
     def check_finite_weights(self, step):
         """Raises utils.Error where an update of finite loss has left variables that are not finite."""
-        if not self.session.run(self.all_finite):
+        if not all(np.isfinite(value).all() for value in self.session.run(self.floats)):
             raise self.diverged('the weights are not finite at step %d' % step)
 
     def diverged(self, what):
@@ -287,13 +311,13 @@ class ClassifySemi(Model):
     """A semi-supervised classifier: its inputs and its evaluation.
 
     Args:
-        train_dir, dataset, seed, xla, params: see Model.
+        train_dir, dataset, params: see Model.
         nclass: int, classes.
     """
 
-    def __init__(self, train_dir, dataset, nclass, seed=None, xla=False, **params):
+    def __init__(self, train_dir, dataset, nclass, **params):
         self.nclass = nclass
-        super().__init__(train_dir, dataset, seed, xla, nclass=nclass, **params)
+        super().__init__(train_dir, dataset, nclass=nclass, **params)
 
     def inputs(self, batch, nu):
         """Returns x, y and label of an update; what is not fed comes from the dataset, augmented.
@@ -319,10 +343,16 @@ class ClassifySemi(Model):
         )
 
     def next_batch(self, name, batch):
-        """Returns a batch of the dataset's images `name`: dict(image uint8 [B, H, W, C], label int32 [B])."""
+        """Returns a batch of the dataset's images `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""
         stream = self.dataset.stream(name, batch, self.seed, start=self.step)
-        self.iterators.append(tf.data.make_initializable_iterator(stream))
-        return self.iterators[-1].get_next()
+        with tf.device(self.device):
+            if self.device:  # Batches wait there, as uint8.
+                stream = stream.apply(tf.data.experimental.prefetch_to_device(self.device, PREFETCH))
+            self.iterators.append(tf.data.make_initializable_iterator(stream))
+            found = self.iterators[-1].get_next()
+            if self.device:  # The values stay; but GPUs cannot gather bytes, and CPUs would have to.
+                found['image'] = tf.cast(found['image'], tf.float32)
+            return found
 
     def report(self, step):
         train, valid, test = self.eval_stats()
@@ -333,20 +363,19 @@ class ClassifySemi(Model):
         """Returns the accuracies on the labelled, validation and test images, percent, float [3].
 
         Args:
-            batch: int, images at a time.
+            batch: int, images at a time at most; None for EVAL_BATCH.
             feed_extra: dict of further tensors to feed.
             classify_op: float32 [None, nclass], class probabilities; None for the averaged weights'.
         """
         classify_op = self.ops.classify_op if classify_op is None else classify_op
-
-        def accuracy(images):
-            hits = []
-            for pixels, labels in images.batches(batch or EVAL_BATCH):
-                feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
-                hits += list(self.session.run(classify_op, feed).argmax(1) == labels)
-            return 100 * np.mean(hits) if hits else np.nan
-
-        return np.array([accuracy(getattr(self.dataset, name)) for name in SUBSETS.values()])
+        sets = [getattr(self.dataset, name) for name in SUBSETS.values()]
+        guesses = []
+        for pixels in self.dataset.equal_batches(sets, batch or EVAL_BATCH):
+            feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
+            guesses.extend(self.session.run(classify_op, feed).argmax(1))
+        ends = np.cumsum([len(images) for images in sets])  # Beyond the last one the batch is only filled up.
+        hits = [found == images.labels for found, images in zip(np.split(guesses, ends)[:-1], sets, strict=True)]
+        return np.array([100 * np.mean(hit) if len(hit) else np.nan for hit in hits])
 
     def tune(self, nimg):
         """Moves batch norm's averages over so many training images, weights untouched."""
@@ -376,15 +405,19 @@ class ClassifySemi(Model):
         return results
 
 
-EVAL_BATCH = 512
+def compiling_pays(flop, updates):
+    """Returns whether XLA is worth its compilation for so many updates of so many floating-point operations.
 
-
-def compiling_pays(flop):
-    """Returns whether XLA is worth its compilation for so many floating-point operations: on GPUs, and in long runs.
-
-    On 2 cores that do 10^11 a second it costs 10 to 15 s and saves a fifth: 10^13 pay for it twice.
+    On GPUs it is. On CPUs it saves a third and more of a small update, whose operations cost less than calling each of
+    them. Of a large one it saves a sixth where there is no AVX-512, and 10^13 operations pay for a compilation of 10 to
+    15 s on 2 cores that do 10^11 a second. Where there is AVX-512, TensorFlow's own convolutions use it, XLA's do not,
+    and a large update takes half as long again.
     """
-    return bool(utils.get_available_gpus()) or flop > 1e13
+    if utils.get_available_gpus():
+        return True
+    if flop < 1e9:
+        return updates > 1000
+    return flop * updates > 1e13 and not utils.has_avx512()
 
 
 class EventLog:

@@ -91,6 +91,13 @@ def get_available_gpus():
     return ['/device:GPU:%d' % i for i in range(len(tf.config.list_physical_devices('GPU')))]
 
 
+def has_avx512():
+    """Returns whether the CPU has 512-bit vectors; False where /proc/cpuinfo does not say."""
+    with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+        return ' avx512f ' in file.read()
+    return False
+
+
 def ilog2(x):
     """Returns the integer base-2 logarithm of x, rounded up: 32 gives 5."""
     if x < 1:

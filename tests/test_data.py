@@ -328,3 +328,20 @@ def test_the_files_of_a_dataset_stay_as_they_are(tmp_path):
     before = (tmp_path / 'x').read_bytes()
     data.load(str(tmp_path / 'x'), 3, (6, 5, 3), limit=0).gather(np.arange(3))
     assert os.listdir(tmp_path) == ['x'] and (tmp_path / 'x').read_bytes() == before
+
+
+@pytest.mark.parametrize('limit', [1, 4, 7, 10, 1000])
+def test_equal_batches_hold_every_picture_once_in_order(limit):
+    dataset = make_dataset()
+    sets = [dataset.testing, dataset.validation.select(slice(0)), dataset.labeled, dataset.validation]
+    expected = np.concatenate([everything(images) for images in sets])
+    batches = list(data.equal_batches(sets, limit))
+    assert len(batches) == -(-len(expected) // limit)
+    assert len({len(batch) for batch in batches}) == 1 and len(batches[0]) <= limit
+    found = np.concatenate(batches)
+    np.testing.assert_array_equal(found[: len(expected)], expected)
+    assert len(found) - len(expected) < len(batches)
+
+
+def test_equal_batches_of_nothing_are_none():
+    assert not list(data.equal_batches([make_dataset().testing.select(slice(0))], 8))

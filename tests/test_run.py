@@ -10,7 +10,7 @@ import sys
 import time
 
 from ablation import ab_mixmatch
-from libml import utils
+from libml import train, utils
 from scripts import extract_accuracy
 
 import numpy as np
@@ -126,7 +126,14 @@ def test_args_hold_all_that_the_run_depends_on(finished):
     defaults = dict(lr=0.002, wd=0.02, ema=0.999, beta=0.5, nu=2, T=0.5, use_ema_guess=False, mixmode='xxy.yxy')
     defaults.update({'arch': 'resnet', 'w_match': 100, 'warmup_kimg': 128, 'nclass': 10, 'class': 'AblationMixMatch'})
     defaults.update(
-        train_kimg=KIMG, report_kimg=1, save_kimg=1, keep_ckpt=50, whiten=False, p_unlabeled='', init_ckpt=''
+        train_kimg=KIMG,
+        report_kimg=1,
+        save_kimg=1,
+        keep_ckpt=50,
+        whiten=False,
+        p_unlabeled='',
+        init_ckpt='',
+        precision='float32',
     )
     assert args == {**defaults, **TINY}
 
@@ -144,7 +151,8 @@ def test_eval_ckpt(finished, digits_dir, capsys):
     train_dir = os.path.dirname(os.path.dirname(finished[1]))
     done = here(capsys, *flags(**SHORT, data_dir=digits_dir, train_dir=train_dir, eval_ckpt=ckpt))
     assert done.returncode == 0, done.stderr
-    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line}
+    assert done.stdout.startswith('Reading ')
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:] if line}
     assert rows['accuracy'] == ['train', 'valid', 'test']
     assert set(rows) == {'accuracy', 'raw', 'ema', 'tuned_raw', 'tuned_ema'}
     report = [line for line in finished[0].stdout.splitlines() if line.startswith('kimg')][-1]
@@ -259,3 +267,20 @@ def test_a_bad_flag_of_a_process(tmp_path):
     assert (done.returncode, done.stdout) == (1, '')
     assert done.stderr == 'Error: nu=0 is not allowed: it must be at least 1\n'
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    'gpus, avx512, flop, updates, pays',
+    [
+        (1, True, 1e8, 1, True),
+        (0, True, 1e8, 5000, True),  # Many small updates.
+        (0, False, 1e8, 100, False),  # A few.
+        (0, True, 3e11, 10**6, False),  # A long run of large ones.
+        (0, False, 3e11, 10**6, True),
+        (0, False, 3e11, 10, False),
+    ],
+)
+def test_xla_is_chosen_where_it_pays(gpus, avx512, flop, updates, pays, monkeypatch):
+    monkeypatch.setattr(utils, 'get_available_gpus', lambda: ['/device:GPU:%d' % i for i in range(gpus)])
+    monkeypatch.setattr(utils, 'has_avx512', lambda: avx512)
+    assert train.compiling_pays(flop, updates) is pays

@@ -1,7 +1,7 @@
 """One update of MixMatch: against NumPy, and what it may and may not touch."""
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import utils
+from libml import models, utils
 
 import numpy as np
 import pytest
@@ -227,6 +227,29 @@ def test_an_argument_out_of_range_is_refused_before_anything_is_built(name, valu
     assert not list(tmp_path.iterdir())
 
 
+# --- Evaluation ---
+
+
+@pytest.mark.parametrize('batch', [None, 4, 36])
+def test_accuracies_are_those_of_each_set(batch, model, session):
+    model.session = session
+    expected = []
+    for images in (model.dataset.labeled, model.dataset.validation, model.dataset.testing):
+        p = session.run(model.ops.classify_op, {model.ops.x: model.dataset.to_float(images.gather(slice(None)))})
+        expected.append(100 * np.mean(p.argmax(1) == images.labels))
+    assert len(set(expected)) == 3
+    np.testing.assert_allclose(model.eval_stats(batch), expected)
+
+
+def test_a_set_without_images_has_no_accuracy(tmp_path):
+    dataset = make_dataset()
+    dataset.validation = dataset.validation.select(slice(0))
+    model = make_model(tmp_path, dataset)
+    with model.open_session():
+        train, valid, test = model.eval_stats()
+    assert np.isnan(valid) and 0 <= train <= 100 and 0 <= test <= 100
+
+
 # --- Repeatability ---
 
 
@@ -276,12 +299,69 @@ def test_other_seeds_start_and_go_elsewhere(model, tmp_path):
     assert updates(model, 1, state, feed(model, *batch))[0] != updates(other, 1, state, feed(other, *batch))[0]
 
 
-def test_compiled_networks_give_the_same_losses_and_averages(model, tmp_path):
+# --- Other ways to compute the same ---
+
+# Small differences grow with each update; in cnn13, where a pixel is the largest of four or is not, at once.
+UPDATES = dict(cnn13=1, convnet=20, resnet=20, shake=20)
+# How far the losses of these updates may be from those of the plain graph in float32, relatively.
+BOUNDS = {
+    'compiled': (dict(xla=True), 1e-4),
+    'bfloat16': (dict(precision='bfloat16'), 3e-2),
+    'bfloat16 compiled': (dict(precision='bfloat16', xla=True), 3e-2),
+}
+
+
+def loss_curve(train_dir, arch, **options):
+    """Returns the losses of UPDATES of a model built with options, float [n, 2], and all variables at the end."""
+    dataset, scales = (make_dataset(12, 12), 3) if arch == 'cnn13' else (make_dataset(), 1)
+    with tf.Graph().as_default():
+        model = make_model(train_dir, dataset, arch=arch, scales=scales, warmup_kimg=0, mixmode='xxy.yxy', **options)
+        losses, after = updates(model, UPDATES[arch])
+    return np.array([[v['losses/xe'], v['losses/l2u']] for v in losses]), after
+
+
+@pytest.fixture(scope='module')
+def plain_curves(tmp_path_factory):
+    return {arch: loss_curve(tmp_path_factory.mktemp('plain'), arch) for arch in models.MODELS}
+
+
+@pytest.mark.parametrize('arch', models.MODELS)
+@pytest.mark.parametrize('options, bound', BOUNDS.values(), ids=BOUNDS)
+def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, plain_curves, tmp_path):
+    (expected, before), (found, after) = plain_curves[arch], loss_curve(tmp_path, arch, **options)
+    np.testing.assert_allclose(found, expected, rtol=bound)
+    assert {name: v.dtype for name, v in after.items()} == {name: v.dtype for name, v in before.items()}
+    if options.get('precision') == 'bfloat16':  # It is another precision.
+        assert np.abs(found / expected - 1).max() > 1e-5
+
+
+def test_compiled_networks_give_the_same_gradients_and_averages(model, tmp_path):
     with tf.Graph().as_default():
         compiled = make_model(tmp_path, xla=True)
-    (losses, after), (compiled_losses, compiled_after) = updates(model, 1), updates(compiled, 1)
-    for name in losses[0]:
-        np.testing.assert_allclose(compiled_losses[0][name], losses[0][name], rtol=1e-4)
+    (_, after), (_, compiled_after) = updates(model, 1), updates(compiled, 1)
     for name in after:
         if '/moving_' in name or name.endswith('/Adam'):
             np.testing.assert_allclose(compiled_after[name], after[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('precision', ['float32', 'tf32', 'bfloat16'])
+def test_products_are_rounded_to_tf32_only_where_asked_for(precision, tmp_path):
+    make_model(tmp_path, precision=precision)
+    assert tf.config.experimental.tensor_float_32_execution_enabled() == (precision == 'tf32')
+
+
+def test_compiled_networks_are_repeatable_bit_for_bit(plain_curves, tmp_path):
+    (losses, after), (again, after_again) = (loss_curve(tmp_path, 'resnet', xla=True) for _ in range(2))
+    assert np.array_equal(losses, again) and not changed(after, after_again)
+
+
+def test_batches_that_wait_on_a_device_are_the_same(model, tmp_path, monkeypatch):
+    losses, after = updates(model, 3)
+    monkeypatch.setattr(utils, 'get_available_gpus', lambda: ['/device:CPU:1'])  # As if it were a GPU.
+    with tf.Graph().as_default() as graph:
+        fetched = make_model(tmp_path)
+        fetched.config.device_count['CPU'] = 2
+        found = {op.device for op in graph.get_operations() if op.type == 'IteratorGetNext'}
+        assert found == {'/device:CPU:1'}
+        assert updates(fetched, 3)[0] == losses
+        assert not changed(after, updates(fetched, 3)[1])
