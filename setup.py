@@ -26,6 +26,7 @@ setup(
         'test': [
             'matplotlib',  # See report.
             'pytest',
+            'pytest-timeout',  # A test that hangs fails, and says where.
             'pytest-xdist',  # Tests on several cores.
             'hypothesis',  # Property-based tests.
             'ruff',  # Lint and format.

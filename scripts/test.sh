@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh test
 ruff check .
 ruff format --check .
-python -m pytest --numprocesses=2 --dist=loadfile "$@" # More processes would mostly wait for memory.
+# More processes would mostly wait for memory. One that crashed is replaced once: its test fails, the others still run.
+python -m pytest --numprocesses=2 --dist=loadfile --max-worker-restart=1 "$@"
