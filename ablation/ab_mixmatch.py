@@ -67,15 +67,20 @@ class AblationMixMatch(models.MultiModel):
             kwargs: the classifier's arch, scales, filters, repeat.
 
         Returns:
-            EasyDict of x, y, label, train_op, tune_op, classify_raw, classify_op, losses; see the README.
+            EasyDict of
+                x, y, label: what an update is made from, see ClassifySemi.inputs.
+                train_op: one update. tune_op: batch norm's averages of one, and nothing else.
+                classify_raw, classify_op: float32 [None, nclass], the class probabilities of x by the weights, and by
+                    their moving average.
+                losses: dict from a tag of TensorBoard to float32 [].
         """
         # Inputs, and the classifier as it is evaluated: by its weights, and by their moving average.
         x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
         classifier = functools.partial(self.classifier, **kwargs)
-        classify_raw = tf.nn.softmax(classifier(x))  # [B, nclass]
+        classify_raw = tf.nn.softmax(classifier(x, training=False))  # [B, nclass]
         average = layers.MovingAverage(ema, utils.model_vars())
         getter_ema = functools.partial(utils.getter_ema, average)
-        classify_op = tf.nn.softmax(classifier(x, getter=getter_ema))  # [B, nclass]
+        classify_op = tf.nn.softmax(classifier(x, training=False, getter=getter_ema))  # [B, nclass]
 
         # Guess and sharpen: one label for all augmentations of an unlabelled image, taken as given.
         views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
@@ -86,12 +91,14 @@ class AblationMixMatch(models.MultiModel):
         # Mix: labelled and unlabelled images, and their labels, as the mode says.
         with tf.name_scope('mixup'):
             mix = layers.MixMode(mixmode)
-            xy, labels = mix([x] + views, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
+            xy, labels = mix(
+                [x] + views, [label_x] + [label_y] * nu, [beta, beta], key=self.keys()
+            )  # (1 + nu) * [B, ...]
 
         # Interleave and classify: every batch is a mixture, and is normalised by its own statistics.
         with tf.name_scope('interleave'):
             batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
-        moments = []  # Of the first batch alone: the batches are alike, so one is sample enough for the averages.
+        moments = []  # Batch norm's, of the first batch alone: the batches are alike, so one is sample enough.
         logits = [classifier(batches[0], training=True, moments=moments)]
         logits += [classifier(b, training=True) for b in batches[1:]]
         with tf.name_scope('interleave'):
@@ -129,7 +136,7 @@ class AblationMixMatch(models.MultiModel):
     @staticmethod
     def flop(shape, nu, arch, nclass, scales, filters, repeat, **_):
         """Returns the floating-point operations of an update per labelled image; a backward pass counts twice."""
-        _, forward = models.describe(arch, shape, nclass, scales, filters, repeat)
+        _, forward = models.describe(arch, tuple(shape), nclass, scales, filters, repeat)
         return forward * (nu + 3 * (nu + 1))
 
     @classmethod
@@ -173,9 +180,10 @@ def main(argv):
         return
     print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)
-    flop = AblationMixMatch.flop(dataset.shape, **params) * FLAGS.batch
-    xla = train.compiling_pays(flop, train_nimg // FLAGS.batch) if FLAGS.xla is None else FLAGS.xla
-    xla = xla and not FLAGS.eval_ckpt
+    xla = runs.read_args(run).get('xla') if FLAGS.xla is None else FLAGS.xla  # As the run began, or as asked for.
+    if xla is None:
+        flop = AblationMixMatch.flop(dataset.shape, **params) * FLAGS.batch
+        xla = not FLAGS.eval_ckpt and train.compiling_pays(flop, train_nimg // FLAGS.batch)
     model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, xla=xla, precision=FLAGS.precision, **params)
     model.config.log_device_placement = FLAGS.log_device_placement
     if FLAGS.eval_ckpt:

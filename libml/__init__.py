@@ -29,7 +29,7 @@ def environment(**values):
         yield
     finally:
         for name in new:
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
 # While TensorFlow is imported: keep XLA from telling of itself, later, in the middle of a progress bar; and leave Keras

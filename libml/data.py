@@ -197,10 +197,10 @@ def augment(images, seed, mirror, shift):
     """Mirrors each image with probability 1/2, then moves it by up to `shift` pixels, and scales it to [-1, 1].
 
     To move is to crop at random after `shift` pixels of reflection padding (the border pixel is not repeated). Rows and
-    columns are gathered from where the padding would have taken them, for the whole batch at once, as uint8.
+    columns are gathered from where the padding would have taken them, for the whole batch at once.
 
     Args:
-        images: uint8 tensor [n, H, W, C]; H, W, C static.
+        images: tensor [n, H, W, C], uint8 or float32, of pixels from 0 to 255; H, W, C static.
         seed: int tensor [2]; the outcome is a pure function of it, of n and of the images.
         mirror: bool.
         shift: int, 0 <= shift < min(H, W).
@@ -334,7 +334,7 @@ class DataSet:
         return stream(getattr(self, name), batch, seed, TRAINING[name], start)
 
     def augment(self, images, seed):
-        """Augments uint8 [n, H, W, C] as this dataset's training images are, see `augment` above."""
+        """Augments [n, H, W, C] as this dataset's training images are, see `augment` above."""
         return augment(images, seed, self.mirror, self.shift)
 
     to_float = staticmethod(to_float)

@@ -1,4 +1,4 @@
-"""The classifiers: plain functions of images, in one table. May import layers and train.
+"""The classifiers: plain functions of images, in one table. May import utils, layers and train.
 
 A new architecture is a function here and a row in ARCHS.
 """
@@ -135,7 +135,7 @@ def build(arch, x, noise, training=False, moments=None, getter=None, **size):
 
 
 @functools.lru_cache
-def describe(arch, shape, nclass, scales, filters, repeat):
+def describe(arch, shape, nclass, scales, filters, repeat, /):  # By position alone: names would miss the cache.
     """Builds a network in a graph that is thrown away, to learn what it is made of.
 
     Args:
@@ -180,13 +180,14 @@ class Network:
     def __init__(self, arch, shape, xla, dtype, whiten, **size):
         self.dtype = dtype
         self.build = functools.partial(build, arch, whiten=whiten, **size)
-        self.images = tf.TensorSpec([None, *shape], tf.float32)
+        images = tf.TensorSpec([None, *shape], tf.float32)
         self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
-        self.variables, _ = describe(arch, tuple(shape), **size)
+        counts = (size[name] for name in ('nclass', 'scales', 'filters', 'repeat'))
+        self.variables, _ = describe(arch, tuple(shape), *counts)
         self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
         self.weights = {}  # By getter. Read once: every reader of an update stands before whatever changes them.
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
-        signature = [self.images, self.noise, weights]
+        signature = [images, self.noise, weights]
         self.functions = {
             training: tf.function(
                 functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False

@@ -23,7 +23,7 @@ def read_args(run):
     """Returns the args.json in a run's folder; {} where there is none or, with a warning, it cannot be read."""
     args = utils.read_json(args_file(run), default={})
     if isinstance(args, dict):
-        return {'precision': 'float32', **args} if args else {}  # Runs began before there were others.
+        return {'precision': 'float32', **args} if args else {}  # Older runs do not say so.
     print('Ignoring %s, which does not hold arguments' % args_file(run), file=sys.stderr)
     return {}
 

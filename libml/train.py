@@ -34,16 +34,18 @@ flags.DEFINE_integer(
 )
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 flags.DEFINE_enum(
-    'precision', 'float32', PRECISIONS, 'Of the networks: tf32 rounds what a GPU multiplies to 10 bits of fraction, '
-    'bfloat16 all between the layers to 7; weights, statistics, losses and updates stay float32.'
+    'precision', 'float32', PRECISIONS, 'Precision of the networks: tf32 rounds what a GPU multiplies to 10 bits of '
+    'fraction, bfloat16 images, kernels and all between the layers to 7; the weights themselves, statistics, losses '
+    'and updates stay float32.'
 )  # fmt: skip
 flags.DEFINE_bool('xla', None, 'Compile the networks with XLA; by default where it pays, see compiling_pays.')
 
-FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt')  # May change when a run is continued.
+FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'xla')  # May change when a run is continued.
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved, go on by the same command.
 SUBSETS = dict(train='labeled', valid='validation', test='testing')  # What a report evaluates.
 PREFETCH = 2  # Batches of each kind that wait on the device.
 EVAL_BATCH = 512  # Images at a time at most.
+SMALL_UPDATE, LARGE_RUN = 1e9, 1e13  # Floating-point operations, see compiling_pays.
 
 
 class Model:
@@ -64,7 +66,8 @@ class Model:
         self.train_dir = self.run_dir(train_dir, seed, **params)
         self.dataset = dataset
         self.xla, self.precision = xla, precision
-        tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')  # By default TensorFlow rounds.
+        # By default TensorFlow rounds. It is one switch for the process: the last model decides.
+        tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
         self.params = EasyDict(params)
         self.seed = runs.read_args(self.train_dir).get('seed', secrets.randbits(31)) if seed is None else seed
         self.device = next(iter(utils.get_available_gpus()), None)
@@ -130,6 +133,7 @@ class Model:
             whiten=self.dataset.whiten,
             p_unlabeled=self.dataset.p_unlabeled,
             precision=self.precision,
+            xla=self.xla,
             train_kimg=train_nimg / 1024,
             report_kimg=report_nimg / 1024,
             save_kimg=save_nimg / 1024,
@@ -350,7 +354,7 @@ class ClassifySemi(Model):
                 stream = stream.apply(tf.data.experimental.prefetch_to_device(self.device, PREFETCH))
             self.iterators.append(tf.data.make_initializable_iterator(stream))
             found = self.iterators[-1].get_next()
-            if self.device:  # The values stay; but GPUs cannot gather bytes, and CPUs would have to.
+            if self.device:  # TensorFlow cannot gather bytes on a GPU, and would do so on the CPU.
                 found['image'] = tf.cast(found['image'], tf.float32)
             return found
 
@@ -374,8 +378,8 @@ class ClassifySemi(Model):
             feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
             guesses.extend(self.session.run(classify_op, feed).argmax(1))
         ends = np.cumsum([len(images) for images in sets])  # Beyond the last one the batch is only filled up.
-        hits = [found == images.labels for found, images in zip(np.split(guesses, ends)[:-1], sets, strict=True)]
-        return np.array([100 * np.mean(hit) if len(hit) else np.nan for hit in hits])
+        parts = zip(np.split(guesses, ends)[:-1], sets, strict=True)
+        return np.array([100 * np.mean(part == images.labels) if len(images) else np.nan for part, images in parts])
 
     def tune(self, nimg):
         """Moves batch norm's averages over so many training images, weights untouched."""
@@ -408,16 +412,15 @@ class ClassifySemi(Model):
 def compiling_pays(flop, updates):
     """Returns whether XLA is worth its compilation for so many updates of so many floating-point operations.
 
-    On GPUs it is. On CPUs it saves a third and more of a small update, whose operations cost less than calling each of
-    them. Of a large one it saves a sixth where there is no AVX-512, and 10^13 operations pay for a compilation of 10 to
-    15 s on 2 cores that do 10^11 a second. Where there is AVX-512, TensorFlow's own convolutions use it, XLA's do not,
-    and a large update takes half as long again.
+    Measured on 2 CPU cores, see scripts/benchmark.py; that it pays on GPUs is taken from what others found.
     """
     if utils.get_available_gpus():
         return True
-    if flop < 1e9:
+    if flop < SMALL_UPDATE:  # Calling its operations costs more than they do: a third and more is saved.
         return updates > 1000
-    return flop * updates > 1e13 and not utils.has_avx512()
+    if utils.has_avx512():  # TensorFlow's own convolutions use it, XLA's do not: the update would take longer.
+        return False
+    return flop * updates > LARGE_RUN  # A sixth is saved, a compilation of 10 to 15 s is spent.
 
 
 class EventLog:

@@ -45,8 +45,6 @@ flags.DEFINE_string('profile', '', "Folder for a trace of an update each, for Te
 MATRIX = dict(cpu=2048, gpu=8192)
 EVALUATED = 1536  # Images, for `eval`.
 TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'ablation', 'ab_mixmatch.py')
-
-
 # What a training command does first, and the line with which that is done.
 STAGES = {'Python and TensorFlow': 'Reading', 'data and graph': 'Variables', 'first update': 'The first update'}
 
@@ -288,7 +286,8 @@ def startup(argv, turns):
 
 def start(argv, cache):
     """Starts one training command with a folder as XLA's cache; returns the seconds to the end of each of STAGES."""
-    environment = dict(os.environ, TF_XLA_FLAGS='--tf_xla_persistent_cache_directory=' + cache)
+    xla_flags = '%s --tf_xla_persistent_cache_directory=%s' % (os.environ.get('TF_XLA_FLAGS', ''), cache)
+    environment = dict(os.environ, TF_XLA_FLAGS=xla_flags.strip())
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as errors:
         command = [sys.executable, '-u', TRAIN, *argv, '--train_dir=' + folder]
         begin, stamps = time.perf_counter(), []
@@ -331,9 +330,11 @@ def peak_memory():
 def measure(part, params, turns, at_least):
     """Returns the figures of one part: dict of rows and, unless it starts processes, of peak memory."""
     if part == 'startup':
-        chosen = {name: FLAGS[name].value for name in (*MODEL_FLAGS, 'dataset', 'data_dir', 'precision', 'whiten')}
+        names = (*MODEL_FLAGS, 'dataset', 'data_dir', 'precision', 'whiten', 'p_unlabeled')
+        chosen = {name: FLAGS[name].value for name in names}
         return dict(rows=startup(['--%s=%s' % item for item in chosen.items() if item[1] is not None], turns))
-    dataset = data_pair.DATASETS[FLAGS.dataset](FLAGS.data_dir, whiten=FLAGS.whiten)
+    split = data_pair.parse(FLAGS.dataset)
+    dataset = data_pair.read_dataset(split, FLAGS.data_dir, whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
     bench = Bench(dataset, params, FLAGS.precision, turns, at_least)
     rows = bench.step(FLAGS.profile) if part == 'step' else getattr(bench, part)()
     return dict(rows=rows, peak_memory=peak_memory())
@@ -361,12 +362,12 @@ def main(argv):
         found = measure(part, params, FLAGS.turns, FLAGS.turn)
         print_part(part, found)
         figures['parts'][part] = dict(found, rows=[dataclasses.asdict(row) for row in found['rows']])
+        write(figures)
     else:
         print(', '.join('%s %s' % item for item in figures['machine'].items()), flush=True)
         for part in tqdm(FLAGS.parts, unit='part', leave=False):
             figures['parts'].update(in_a_process(part))
             write(figures)
-    write(figures)
 
 
 def write(figures):

@@ -22,7 +22,7 @@ from absl import flags
 
 ROWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'table4.csv')
 PAPER_DATASET = 'cifar10'
-NOT_SHARED = ('dataset', 'seed', 'nclass', 'save_kimg', 'keep_ckpt')  # Arguments that may differ within a table.
+NOT_SHARED = ('dataset', 'seed', 'nclass', 'save_kimg', 'keep_ckpt', 'xla')  # Arguments that may differ within a table.
 
 # --- Rows ---
 

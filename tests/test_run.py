@@ -4,6 +4,7 @@ import glob
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,7 @@ def test_args_hold_all_that_the_run_depends_on(finished):
         p_unlabeled='',
         init_ckpt='',
         precision='float32',
+        xla=False,
     )
     assert args == {**defaults, **TINY}
 
@@ -183,6 +185,17 @@ def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finishe
     done = here(capsys, *flags(**SHORT, data_dir=digits_dir, train_dir=train_dir, train_kimg=KIMG), '--whiten')
     assert_one_line_error(done, 'whiten=False, not True', finished[1])
     assert contents(finished[1]) == before
+
+
+def test_a_run_goes_on_compiled_as_it_began_unless_told_otherwise(finished, digits_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(train, 'compiling_pays', lambda flop, updates: True)
+    shutil.copytree(finished[1], tmp_path / TINY['dataset'] / os.path.basename(finished[1]))
+    periods = dict(data_dir=digits_dir, train_dir=tmp_path, report_kimg=1, save_kimg=1)
+    for more, kimg, compiled in ([], 1, False), (['--xla'], 2, True), ([], 3, True):
+        with tf.Graph().as_default():
+            done = here(capsys, *flags(**TINY, **periods, train_kimg=KIMG + kimg), *more)
+        assert done.returncode == 0, done.stderr
+        assert re.search('^ *xla +%s$' % compiled, done.stdout, re.MULTILINE)
 
 
 # --- Stops ---

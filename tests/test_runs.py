@@ -63,15 +63,36 @@ def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(tmp_path):
     assert train_model(tmp_path / 'other', seed=None).seed != first.seed
 
 
+def test_a_run_keeps_its_precision_but_not_how_it_is_compiled(tmp_path):
+    run = train_model(tmp_path, precision='bfloat16').train_dir
+    with pytest.raises(utils.Error, match='precision=bfloat16, not float32'):
+        train_model(tmp_path, 16)
+    train_model(tmp_path, 16, precision='bfloat16', xla=True)
+    assert utils.get_latest_global_step(os.path.join(run, 'tf')) == 16
+    assert (runs.read_args(run)['precision'], runs.read_args(run)['xla']) == ('bfloat16', True)
+
+
+def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
+    run = train_model(tmp_path).train_dir
+    args = runs.read_args(run)
+    del args['precision'], args['xla']
+    utils.write_json(runs.args_file(run), args)
+    assert runs.is_finished(run, 8, precision='float32')
+    train_model(tmp_path, 16)
+    with pytest.raises(utils.Error, match='precision=float32, not bfloat16'):
+        train_model(tmp_path, 24, precision='bfloat16')
+
+
 # --- The end ---
 
 
 def test_finished_is_the_last_checkpoint_whole_and_the_same_arguments(tmp_path):
     run = train_model(tmp_path, 8).train_dir
-    args = {'whiten': False, 'p_unlabeled': ''}
+    args = {'whiten': False, 'p_unlabeled': '', 'precision': 'float32'}
     assert runs.is_finished(run, 8, **args) and runs.is_finished(run, 4, **args)
     assert not runs.is_finished(run, 9, **args)
     assert not runs.is_finished(run, 8, **dict(args, whiten=True))
+    assert not runs.is_finished(run, 8, **dict(args, precision='bfloat16'))
     assert not runs.is_finished(str(tmp_path / 'none'), 1)
     path = utils.find_latest_checkpoint(os.path.join(run, 'tf')) + '.data-00000-of-00001'
     with open(path, 'r+b') as file:
