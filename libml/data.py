@@ -140,8 +140,7 @@ def stream(images, batch, seed, stream_id, start=0):
         indices = order(position + np.arange(batch), len(images), seed, stream_id)
         return images.gather(indices), images.labels[indices]
 
-    dataset = tf.data.Dataset.range(start, sys.maxsize, batch)
-    return dataset.map(functools.partial(_call, draw, batch, images.shape)).prefetch(2)
+    return _batches(tf.data.Dataset.range(start, sys.maxsize, batch), draw, batch, images.shape)
 
 
 def once(images, batch):
@@ -151,8 +150,7 @@ def once(images, batch):
         indices = np.arange(start, min(start + batch, len(images)))
         return images.gather(indices), images.labels[indices]
 
-    dataset = tf.data.Dataset.range(0, len(images), batch)
-    return dataset.map(functools.partial(_call, draw, None, images.shape)).prefetch(2)
+    return _batches(tf.data.Dataset.range(0, len(images), batch), draw, None, images.shape)
 
 
 def equal_batches(sets, limit):
@@ -176,11 +174,17 @@ def equal_batches(sets, limit):
         )
 
 
-@tf.autograph.experimental.do_not_convert
-def _call(draw, batch, shape, position):
-    """The tensors of a Python function from a position to images and labels."""
-    image, label = tf.numpy_function(draw, [position], [tf.uint8, tf.int32])
-    return {'image': tf.ensure_shape(image, [batch, *shape]), 'label': tf.ensure_shape(label, [batch])}
+def _batches(positions, draw, batch, shape):
+    """Returns the Dataset of what a Python function makes of each position: images and labels, two ahead of time."""
+
+    @tf.autograph.experimental.do_not_convert
+    def call(position):
+        image, label = tf.numpy_function(draw, [position], [tf.uint8, tf.int32])
+        return {'image': tf.ensure_shape(image, [batch, *shape]), 'label': tf.ensure_shape(label, [batch])}
+
+    options = tf.data.Options()
+    options.autotune.enabled = False  # Nothing here is tuned, and a session would wait for the tuner when it is closed.
+    return positions.map(call).prefetch(2).with_options(options)
 
 
 # --- Augmentation ---
