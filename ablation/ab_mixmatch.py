@@ -136,7 +136,7 @@ class AblationMixMatch(models.MultiModel):
     @staticmethod
     def flop(shape, nu, arch, nclass, scales, filters, repeat, **_):
         """Returns the floating-point operations of an update per labelled image; a backward pass counts twice."""
-        _, forward = models.describe(arch, tuple(shape), nclass, scales, filters, repeat)
+        _, forward = models.describe(arch, shape, nclass, scales, filters, repeat)
         return forward * (nu + 3 * (nu + 1))
 
     @classmethod
@@ -161,28 +161,33 @@ MODEL_FLAGS = ('arch', 'batch', 'beta', 'ema', 'filters', 'lr', 'mixmode', 'nu',
 
 
 def model_params(split):
-    """Returns the arguments of the model that the flags ask for on a data_pair.Split; raises utils.Error."""
+    """Returns what the flags ask for on a data_pair.Split, or raises utils.Error.
+
+    Returns:
+        The arguments of the model, a dict, and the floating-point operations of an update.
+    """
     params = {name: FLAGS[name].value for name in MODEL_FLAGS}
     AblationMixMatch.check(**params)
     family = data_pair.find_family(data_pair.find_data_dir(FLAGS.data_dir), split.name)
-    return dict(params, scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
+    params.update(scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
+    return params, AblationMixMatch.flop(family.shape, **params) * params['batch']
 
 
 def main(argv):
     utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
     split = data_pair.parse(FLAGS.dataset)
-    params = model_params(split)
+    params, flop = model_params(split)
     train_dir = os.path.join(FLAGS.train_dir, str(split))
     run, train_nimg = AblationMixMatch.run_dir(train_dir, FLAGS.seed, **params), FLAGS.train_kimg << 10
     chosen = dict(whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
     if not FLAGS.eval_ckpt and runs.is_finished(run, train_nimg, precision=FLAGS.precision, **chosen):
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
         return
+    utils.setup_tf(train.threads_that_pay(flop))
     print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)
     xla = runs.read_args(run).get('xla') if FLAGS.xla is None else FLAGS.xla  # As the run began, or as asked for.
     if xla is None:
-        flop = AblationMixMatch.flop(dataset.shape, **params) * FLAGS.batch
         xla = not FLAGS.eval_ckpt and train.compiling_pays(flop, train_nimg // FLAGS.batch)
     model = AblationMixMatch(train_dir, dataset, seed=FLAGS.seed, xla=xla, precision=FLAGS.precision, **params)
     model.config.log_device_placement = FLAGS.log_device_placement
@@ -193,5 +198,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    utils.setup_tf()
     utils.run(main)

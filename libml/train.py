@@ -45,7 +45,7 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved, 
 SUBSETS = dict(train='labeled', valid='validation', test='testing')  # What a report evaluates.
 PREFETCH = 2  # Batches of each kind that wait on the device.
 EVAL_BATCH = 512  # Images at a time at most.
-SMALL_UPDATE, LARGE_RUN = 1e9, 1e13  # Floating-point operations, see compiling_pays.
+SMALL_UPDATE, LARGE_RUN = 1e9, 1e13  # Floating-point operations, see threads_that_pay and compiling_pays.
 
 
 class Model:
@@ -416,11 +416,19 @@ def compiling_pays(flop, updates):
     """
     if utils.get_available_gpus():
         return True
-    if flop < SMALL_UPDATE:  # Calling its operations costs more than they do: a third and more is saved.
-        return updates > 1000
+    if flop < SMALL_UPDATE:  # With threads_that_pay it would take longer.
+        return False
     if utils.has_avx512():  # TensorFlow's own convolutions use it, XLA's do not: the update would take longer.
         return False
     return flop * updates > LARGE_RUN  # A sixth is saved, a compilation of 10 to 15 s is spent.
+
+
+def threads_that_pay(flop):
+    """Returns how many threads should share an operation of an update of so many floating-point operations; 0: all.
+
+    The parts of a small one have ended before a second thread is awake; the cores have other operations to do.
+    """
+    return 1 if flop < SMALL_UPDATE else 0
 
 
 class EventLog:

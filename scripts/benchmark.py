@@ -119,8 +119,8 @@ class OnOneBatch(AblationMixMatch):
 class Bench:
     """Models in sessions of their own, on one dataset."""
 
-    def __init__(self, dataset, params, precision, turns, at_least):
-        self.dataset, self.params, self.precision = dataset, params, precision
+    def __init__(self, dataset, params, flop, precision, turns, at_least):
+        self.dataset, self.params, self.flop, self.precision = dataset, params, flop, precision
         self.turns = lambda functions: in_turns(functions, turns, at_least)
 
     def model(self, xla, dataset=None, cls=AblationMixMatch):
@@ -143,9 +143,8 @@ class Bench:
         if profile:
             with profiler.experimental.Profile(profile):
                 updates['plain'](), updates['compiled']()
-        batch = self.params['batch']
-        gflop = AblationMixMatch.flop(self.dataset.shape, **self.params) * batch / 1e9
-        images, rates = ({name: n / seconds[name] for name in updates} for n in (batch, gflop))
+        counts = self.params['batch'], self.flop / 1e9
+        images, rates = ({name: n / seconds[name] for name in updates} for n in counts)
         ceiling = product_gflop / seconds['product']
         return [
             Row.of('plain graph (--noxla): the reference', 'labelled images/s', images['plain'], images['plain']),
@@ -327,7 +326,7 @@ def peak_memory():
     return found
 
 
-def measure(part, params, turns, at_least):
+def measure(part, params, flop, turns, at_least):
     """Returns the figures of one part: dict of rows and, unless it starts processes, of peak memory."""
     if part == 'startup':
         names = (*MODEL_FLAGS, 'dataset', 'data_dir', 'precision', 'whiten', 'p_unlabeled')
@@ -335,7 +334,7 @@ def measure(part, params, turns, at_least):
         return dict(rows=startup(['--%s=%s' % item for item in chosen.items() if item[1] is not None], turns))
     split = data_pair.parse(FLAGS.dataset)
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
-    bench = Bench(dataset, params, FLAGS.precision, turns, at_least)
+    bench = Bench(dataset, params, flop, FLAGS.precision, turns, at_least)
     rows = bench.step(FLAGS.profile) if part == 'step' else getattr(bench, part)()
     return dict(rows=rows, peak_memory=peak_memory())
 
@@ -355,11 +354,12 @@ def main(argv):
     utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --parts=step')
     for part in FLAGS.parts:
         utils.check('parts', part, part in PARTS, 'some of %s' % ', '.join(PARTS))
-    params = model_params(data_pair.parse(FLAGS.dataset))
+    params, flop = model_params(data_pair.parse(FLAGS.dataset))
+    utils.setup_tf(train.threads_that_pay(flop))
     figures = dict(machine=machine(), flags=dict(params, dataset=FLAGS.dataset, precision=FLAGS.precision), parts={})
     if len(FLAGS.parts) == 1:
         (part,) = FLAGS.parts
-        found = measure(part, params, FLAGS.turns, FLAGS.turn)
+        found = measure(part, params, flop, FLAGS.turns, FLAGS.turn)
         print_part(part, found)
         figures['parts'][part] = dict(found, rows=[dataclasses.asdict(row) for row in found['rows']])
         write(figures)
@@ -387,5 +387,4 @@ def in_a_process(part):
 
 
 if __name__ == '__main__':
-    utils.setup_tf()
     utils.run(main)

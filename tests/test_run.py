@@ -286,8 +286,7 @@ def test_a_bad_flag_of_a_process(tmp_path):
     'gpus, avx512, flop, updates, pays',
     [
         (1, True, 1e8, 1, True),
-        (0, True, 1e8, 5000, True),  # Many small updates.
-        (0, False, 1e8, 100, False),  # A few.
+        (0, False, 1e8, 10**6, False),  # Small updates.
         (0, True, 3e11, 10**6, False),  # A long run of large ones.
         (0, False, 3e11, 10**6, True),
         (0, False, 3e11, 10, False),
@@ -297,3 +296,7 @@ def test_xla_is_chosen_where_it_pays(gpus, avx512, flop, updates, pays, monkeypa
     monkeypatch.setattr(utils, 'get_available_gpus', lambda: ['/device:GPU:%d' % i for i in range(gpus)])
     monkeypatch.setattr(utils, 'has_avx512', lambda: avx512)
     assert train.compiling_pays(flop, updates) is pays
+
+
+def test_a_small_network_gets_one_thread_an_operation_a_large_one_all():
+    assert train.threads_that_pay(1e8) == 1 and train.threads_that_pay(3e11) == 0
