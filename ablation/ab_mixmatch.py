@@ -183,7 +183,7 @@ def main(argv):
     if not FLAGS.eval_ckpt and runs.is_finished(run, train_nimg, precision=FLAGS.precision, **chosen):
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
         return
-    utils.setup_tf(train.threads_that_pay(flop))
+    utils.share_operations(train.threads_that_pay(flop))
     print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)
     xla = runs.read_args(run).get('xla') if FLAGS.xla is None else FLAGS.xla  # As the run began, or as asked for.
@@ -198,4 +198,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
+    utils.setup_tf()
     utils.run(main)

@@ -67,20 +67,22 @@ def reason(error):
     return ' '.join(text.split())
 
 
-def setup_tf(threads=0):
-    """Turns TensorFlow into a TF1-style graph library: no eager execution, resource variables, quiet logs.
-
-    Args:
-        threads: int, how many of the CPU share an operation; 0: one a core. The first call of a process decides.
-    """
+def setup_tf():
+    """Turns TensorFlow into a TF1-style graph library: no eager execution, resource variables, quiet logs."""
     tf.disable_eager_execution()
     tf.enable_resource_variables()
     tf.logging.set_verbosity(tf.logging.ERROR)
     logging.set_verbosity(logging.ERROR)
+    with muted():  # The first search for devices complains of missing drivers; later ones are silent.
+        tf.config.list_physical_devices()
+
+
+def share_operations(threads):
+    """Sets how many threads of the CPU share an operation; 0: one a core. The first session of a process decides."""
     config = get_config()
     config.intra_op_parallelism_threads = threads
-    with muted(), tf.Graph().as_default(), tf.Session(config=config) as session:
-        session.run(tf.constant(0))  # The first session complains of missing drivers; later ones are silent.
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
+        session.run(tf.constant(0))
 
 
 def get_config(log_device_placement=False):

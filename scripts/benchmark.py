@@ -355,7 +355,7 @@ def main(argv):
     for part in FLAGS.parts:
         utils.check('parts', part, part in PARTS, 'some of %s' % ', '.join(PARTS))
     params, flop = model_params(data_pair.parse(FLAGS.dataset))
-    utils.setup_tf(train.threads_that_pay(flop))
+    utils.share_operations(train.threads_that_pay(flop))
     figures = dict(machine=machine(), flags=dict(params, dataset=FLAGS.dataset, precision=FLAGS.precision), parts={})
     if len(FLAGS.parts) == 1:
         (part,) = FLAGS.parts
@@ -387,4 +387,5 @@ def in_a_process(part):
 
 
 if __name__ == '__main__':
+    utils.setup_tf()
     utils.run(main)

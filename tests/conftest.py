@@ -26,7 +26,8 @@ def pytest_addoption(parser):
 def pytest_configure():
     # What is compared with NumPy, or bit by bit, is the CPU's: GPUs round convolutions to fewer bits.
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
-    utils.setup_tf(threads=1)  # As training takes for networks of this size, so that it gives the same numbers here.
+    utils.setup_tf()
+    utils.share_operations(threads=1)  # As networks of the tests' size do: their numbers are to be the same.
 
 
 @pytest.fixture(autouse=True)
