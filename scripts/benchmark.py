@@ -90,14 +90,15 @@ def in_turns(functions, turns, at_least):
 
 
 def matrix_product(dtype):
-    """Returns a function that multiplies two matrices, and its GFLOP."""
-    size = MATRIX['gpu' if utils.get_available_gpus() else 'cpu']
+    """Returns a function that squares matrices, one for each core, as an operation may have but one; and its GFLOP."""
+    size, count = (MATRIX['gpu'], 1) if utils.get_available_gpus() else (MATRIX['cpu'], os.cpu_count())
     with tf.Graph().as_default() as graph:
-        values = tf.random.stateless_uniform([size, size], [0, 1])
-        factor = tf.get_variable('factor', initializer=tf.cast(values, dtype))
+        values = tf.random.stateless_uniform([count, size, size], [0, 1])
+        factors = tf.get_variable('factors', initializer=tf.cast(values, dtype))
+        products = [tf.matmul(factor, factor).op for factor in tf.unstack(factors)]  # Grouped, they would be pruned.
         session = tf.Session(graph=graph, config=utils.get_config())
-        session.run(factor.initializer)
-        return session.make_callable(tf.matmul(factor, factor).op), 2 * size**3 / 1e9
+        session.run(factors.initializer)
+        return session.make_callable(products), count * 2 * size**3 / 1e9
 
 
 class OnOneBatch(AblationMixMatch):
