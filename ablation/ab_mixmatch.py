@@ -91,9 +91,7 @@ class AblationMixMatch(models.MultiModel):
         # Mix: labelled and unlabelled images, and their labels, as the mode says.
         with tf.name_scope('mixup'):
             mix = layers.MixMode(mixmode)
-            xy, labels = mix(
-                [x] + views, [label_x] + [label_y] * nu, [beta, beta], key=self.keys()
-            )  # (1 + nu) * [B, ...]
+            xy, labels = mix([x] + views, [label_x] + [label_y] * nu, [beta, beta], self.keys())  # (1 + nu) * [B, ...]
 
         # Interleave and classify: every batch is a mixture, and is normalised by its own statistics.
         with tf.name_scope('interleave'):
