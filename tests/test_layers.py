@@ -329,3 +329,17 @@ def test_a_key_is_a_function_of_seed_step_and_order():
     assert keys(3, 640, 2) == keys(3, 640)[:2]
     found = [key for seed in (0, 1, 2) for step in (0, 64, 128) for key in keys(seed, step)]
     assert len(set(found)) == len(found) == 36
+
+
+# --- Convolutions ---
+
+
+@pytest.mark.parametrize('side', [6, 7])
+def test_a_strided_1x1_convolution_is_that_of_every_other_pixel(side):
+    x = np.random.RandomState(0).uniform(-1, 1, [2, side, side, 3]).astype(np.float32)
+    found = layers.conv2d(tf.constant(x), 4, 1, strides=2)
+    (kernel,) = [v for v in tf.trainable_variables() if v.op.name == 'conv2d/kernel']
+    ops = [op for op in tf.get_default_graph().get_operations() if op.type == 'Conv2D']
+    assert [op.get_attr('strides') for op in ops] == [[1, 1, 1, 1]]  # oneDNN's gradient of others corrupts memory.
+    found, expected = evaluate([found, tf.nn.conv2d(x, kernel, 2, 'SAME')])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
