@@ -132,10 +132,10 @@ class AblationMixMatch(models.MultiModel):
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
     @staticmethod
-    def flop(shape, nu, arch, nclass, scales, filters, repeat, **_):
-        """Returns the floating-point operations of an update per labelled image; a backward pass counts twice."""
+    def flop(shape, batch, nu, arch, nclass, scales, filters, repeat, **_):
+        """Returns the floating-point operations of an update; a backward pass counts twice."""
         _, forward = models.describe(arch, shape, nclass, scales, filters, repeat)
-        return forward * (nu + 3 * (nu + 1))
+        return forward * (nu + 3 * (nu + 1)) * batch
 
     @classmethod
     def check(cls, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, **kwargs):
@@ -162,25 +162,26 @@ def model_params(split):
     """Returns what the flags ask for on a data_pair.Split, or raises utils.Error.
 
     Returns:
-        The arguments of the model, a dict, and the floating-point operations of an update.
+        The arguments of the model, a dict, and the shape of the images, (H, W, C).
     """
     params = {name: FLAGS[name].value for name in MODEL_FLAGS}
     AblationMixMatch.check(**params)
     family = data_pair.find_family(data_pair.find_data_dir(FLAGS.data_dir), split.name)
     params.update(scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
-    return params, AblationMixMatch.flop(family.shape, **params) * params['batch']
+    return params, family.shape
 
 
 def main(argv):
     utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
     split = data_pair.parse(FLAGS.dataset)
-    params, flop = model_params(split)
+    params, shape = model_params(split)
     train_dir = os.path.join(FLAGS.train_dir, str(split))
     run, train_nimg = AblationMixMatch.run_dir(train_dir, FLAGS.seed, **params), FLAGS.train_kimg << 10
     chosen = dict(whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
     if not FLAGS.eval_ckpt and runs.is_finished(run, train_nimg, precision=FLAGS.precision, **chosen):
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (run, FLAGS.train_kimg))
         return
+    flop = AblationMixMatch.flop(shape, **params)
     utils.share_operations(train.threads_that_pay(flop))
     print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(split, FLAGS.data_dir, seed=FLAGS.seed or 0, **chosen)

@@ -355,7 +355,8 @@ def main(argv):
     utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --parts=step')
     for part in FLAGS.parts:
         utils.check('parts', part, part in PARTS, 'some of %s' % ', '.join(PARTS))
-    params, flop = model_params(data_pair.parse(FLAGS.dataset))
+    params, shape = model_params(data_pair.parse(FLAGS.dataset))
+    flop = AblationMixMatch.flop(shape, **params)
     utils.share_operations(train.threads_that_pay(flop))
     figures = dict(machine=machine(), flags=dict(params, dataset=FLAGS.dataset, precision=FLAGS.precision), parts={})
     if len(FLAGS.parts) == 1:

@@ -311,9 +311,14 @@ BOUNDS = {
 }
 
 
+def fitting(arch):
+    """Returns a dataset and a number of scales that an architecture takes."""
+    return (make_dataset(12, 12), 3) if arch == 'cnn13' else (make_dataset(), 1)
+
+
 def loss_curve(train_dir, arch, **options):
     """Returns the losses of UPDATES of a model built with options, float [n, 2], and all variables at the end."""
-    dataset, scales = (make_dataset(12, 12), 3) if arch == 'cnn13' else (make_dataset(), 1)
+    dataset, scales = fitting(arch)
     with tf.Graph().as_default():
         model = make_model(train_dir, dataset, arch=arch, scales=scales, warmup_kimg=0, mixmode='xxy.yxy', **options)
         losses, after = updates(model, UPDATES[arch])
@@ -336,7 +341,7 @@ def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, pl
 
 @pytest.mark.parametrize('arch', models.MODELS)
 def test_in_bfloat16_logits_statistics_and_variables_are_float32(arch, tmp_path):
-    dataset, scales = (make_dataset(12, 12), 3) if arch == 'cnn13' else (make_dataset(), 1)
+    dataset, scales = fitting(arch)
     model = make_model(tmp_path, dataset, arch=arch, scales=scales, precision='bfloat16')
     moments, size = [], dict(scales=scales, filters=2, repeat=1)
     logits = model.classifier(model.ops.x, arch, **size, training=True, moments=moments)
