@@ -12,17 +12,21 @@ import os
 import re
 
 from libml import data, records, utils
+from libml.options import Option
 
-from absl import flags
-
-flags.DEFINE_string('dataset', 'cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.')
-flags.DEFINE_string('data_dir', None, 'Folder of the datasets; default: the environment variable ML_DATA.')
-flags.DEFINE_boolean('whiten', False, "Normalise by the training images' mean and standard deviation.")
-flags.DEFINE_string('p_unlabeled', '', 'Comma-separated weight of each class among the unlabelled images, any scale.')
-UNUSED = ' Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
-flags.DEFINE_integer('shuffle', 8192, 'Size of the shuffle buffer.' + UNUSED, lower_bound=1)
-flags.DEFINE_integer('para_parse', 4, 'Parallel parsing.' + UNUSED, lower_bound=1)
-flags.DEFINE_integer('para_augment', 4, 'Parallel augmentation.' + UNUSED, lower_bound=1)
+UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
+OPTIONS = dict(  # Of scripts that read a dataset.
+    data_dir=Option(None, 'Folder of the datasets; default: the environment variable ML_DATA.', type=str),
+)
+TRAINING_OPTIONS = dict(
+    dataset=Option('cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.'),
+    **OPTIONS,
+    whiten=Option(False, "Normalise by the training images' mean and standard deviation."),
+    p_unlabeled=Option('', 'Comma-separated weight of each class among the unlabelled images, any scale.'),
+    shuffle=Option(8192, UNUSED, 'at least 1', lambda n: n >= 1),
+    para_parse=Option(4, UNUSED, 'at least 1', lambda n: n >= 1),
+    para_augment=Option(4, UNUSED, 'at least 1', lambda n: n >= 1),
+)
 
 
 @dataclasses.dataclass(frozen=True)
