@@ -8,10 +8,10 @@ import functools
 import itertools
 import sys
 
-from libml import records, utils
-
 import numpy as np
 import tensorflow.compat.v1 as tf
+
+from libml import records, utils
 
 LABELED, UNLABELED = 0, 1  # Numbers of the two training streams.
 TRAINING = dict(labeled=LABELED, unlabeled=UNLABELED)
@@ -332,6 +332,10 @@ class DataSet:
         if whiten:
             self.mean, self.std = mean_std(labeled, unlabeled)
         self._seed = seed
+
+    sets = property(
+        lambda self: dict(labeled=self.labeled, unlabeled=self.unlabeled, valid=self.validation, test=self.testing)
+    )  # TEMP
 
     def stream(self, name, batch, seed, start=0):
         """Returns the endless shuffled batches of `labeled` or `unlabeled` training images, see `stream` above."""

@@ -9,10 +9,10 @@ import re
 import sys
 import warnings
 
-from libml import data, data_pair, records, utils
-
 import numpy as np
 from PIL import Image, ImageOps
+
+from libml import data, data_pair, records, utils
 
 EXTENSIONS = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 MAX_PIXELS = 1 << 26  # Of a file before it is resized: 8192 x 8192. More is taken for a decompression bomb.

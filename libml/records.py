@@ -11,12 +11,12 @@ import mmap
 import os
 import struct
 
-from libml import utils
-
 import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 from tqdm import tqdm
+
+from libml import utils
 
 MAX_SIDE = 4096  # Pixels. An image beyond this is damage or a decompression bomb: no dataset here comes near.
 BATCH_BYTES = 1 << 24  # Decoded bytes handled at a time: large enough to be fast, small enough not to be noticed.

@@ -8,11 +8,11 @@ the set repeat another of it.
 
 import hashlib
 
-from libml import utils
-from libml.data_pair import DATASETS
-
 import numpy as np
 from absl import flags
+
+from libml import utils
+from libml.data_pair import DATASETS
 
 SETS = dict(labelled='labeled', unlabelled='unlabeled', validation='validation', test='testing')
 

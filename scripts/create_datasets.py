@@ -15,11 +15,11 @@ import itertools
 import os
 import shutil
 
-from libml import archives, data_pair, pictures, records, utils
-from libml.archives import Archive
-
 import numpy as np
 from absl import flags
+
+from libml import archives, data_pair, pictures, records, utils
+from libml.archives import Archive
 
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
 STANFORD = 'http://ufldl.stanford.edu/housenumbers/'

@@ -11,10 +11,10 @@ import itertools
 import json
 import os
 
-from libml import data_pair, records, utils
-
 import numpy as np
 from absl import flags
+
+from libml import data_pair, records, utils
 
 SEEDS = (1, 2, 3, 4, 5)
 # What --all makes: the sizes of the paper (for digits, which it lacks, some to try), each with SEEDS.

@@ -8,13 +8,13 @@ augmented, as the network sees it.
 
 import os
 
-from libml import data, data_pair, utils
-from libml.data_pair import DATASETS
-
 import numpy as np
 import tensorflow.compat.v1 as tf
 from absl import flags
 from PIL import Image, ImageDraw
+
+from libml import data, data_pair, utils
+from libml.data_pair import DATASETS
 
 COLUMNS = 10
 AUGMENTED_ROWS = 6

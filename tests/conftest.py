@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 
-from ablation.ab_mixmatch import AblationMixMatch
-from libml import data, layers, utils
-
 import forked
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+
+from ablation.ab_mixmatch import AblationMixMatch
+from libml import data, layers, utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PARAMS = dict(

@@ -4,16 +4,16 @@ import json
 import os
 import types
 
-from libml import data_pair, records, utils
-from libml.data_pair import DATASETS
-from scripts import check_split, create_split
-
 import fakes
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, command
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from libml import data_pair, records, utils
+from libml.data_pair import DATASETS
+from scripts import check_split, create_split
 
 
 def rule(labels, size, seed):

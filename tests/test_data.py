@@ -2,14 +2,14 @@
 
 import os
 
-from libml import data, records, utils
-
 import fakes
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from libml import data, records, utils
 
 few = settings(max_examples=30, deadline=None)
 

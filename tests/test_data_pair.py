@@ -4,16 +4,16 @@ import json
 import os
 import shutil
 
-from libml import data_pair, records, utils
-from libml.data_pair import DATASETS
-from scripts import create_split
-
 import fakes
 import numpy as np
 import pytest
 from conftest import command
 from hypothesis import given
 from hypothesis import strategies as st
+
+from libml import data_pair, records, utils
+from libml.data_pair import DATASETS
+from scripts import create_split
 
 NAMES = st.from_regex(r'[A-Za-z0-9_][A-Za-z0-9_-]{0,9}', fullmatch=True)
 SHAPE = (8, 8, 1)

@@ -3,13 +3,13 @@
 import os
 import types
 
-from libml import data, data_pair, records, utils
-from scripts import create_split, inspect_dataset
-
 import fakes
 import numpy as np
 import pytest
 from PIL import Image
+
+from libml import data, data_pair, records, utils
+from scripts import create_split, inspect_dataset
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The pieces of the method against NumPy, written from the paper."""
 
-from libml import layers, utils
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,6 +8,8 @@ from conftest import evaluate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import interleaved, mixed, rows
+
+from libml import layers, utils
 
 # --- Interleaving ---
 

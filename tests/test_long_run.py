@@ -2,12 +2,12 @@
 
 import os
 
-from ablation.ab_mixmatch import AblationMixMatch
-from libml import utils
-
 import numpy as np
 import pytest
 from conftest import PARAMS, make_model
+
+from ablation.ab_mixmatch import AblationMixMatch
+from libml import utils
 
 UPDATES = 2000
 EVERY = 20  # Updates between reports, each with a checkpoint.

@@ -1,13 +1,13 @@
 """The classifiers: variables by name and shape, sizes, and what they compute, against NumPy."""
 
-from libml import models, utils
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import assign, evaluate, make_dataset, make_model, variables
 from easydict import EasyDict
 from reference import Network
+
+from libml import models, utils
 
 # Layers in order of creation, with filters=4, scales=2, repeat=2 (cnn13: scales=3), 3 colors, 5 classes.
 BLOCK = {  # conv, norm, conv, norm: a branch of shake.

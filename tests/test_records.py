@@ -6,8 +6,6 @@ import struct
 import tempfile
 import zlib
 
-from libml import records, utils
-
 import fakes
 import numpy as np
 import pytest
@@ -15,6 +13,8 @@ import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from libml import records, utils
 
 SHAPE = (6, 5, 3)
 few = settings(max_examples=25, deadline=None)

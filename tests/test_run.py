@@ -10,16 +10,16 @@ import subprocess
 import sys
 import time
 
-from ablation import ab_mixmatch
-from libml import train, utils
-from scripts import extract_accuracy
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from absl.testing import flagsaver
 from conftest import ROOT, assert_one_line_error, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ablation import ab_mixmatch
+from libml import train, utils
+from scripts import extract_accuracy
 
 SCRIPT = os.path.join('ablation', 'ab_mixmatch.py')
 KIMG = 4

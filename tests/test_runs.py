@@ -4,13 +4,13 @@ import glob
 import os
 import signal
 
-from libml import runs, train, utils
-
 import fakes
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import ROOT, command, make_model
 from tensorboard.plugins.hparams import plugin_data_pb2
+
+from libml import runs, train, utils
 
 
 def train_model(train_dir, train_nimg=8, **params):

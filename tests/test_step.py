@@ -1,14 +1,14 @@
 """One update of MixMatch: against NumPy, and what it may and may not touch."""
 
-from ablation.ab_mixmatch import AblationMixMatch
-from libml import models, utils
-
 import numpy as np
 import pytest
 import reference
 import tensorflow.compat.v1 as tf
 from conftest import PARAMS, assign, changed, feed, make_dataset, make_model, random_batch, variables
 from reference import AVERAGE
+
+from ablation.ab_mixmatch import AblationMixMatch
+from libml import models, utils
 
 # --- Against NumPy ---
 

@@ -6,17 +6,17 @@ import os
 import pkgutil
 import sys
 
-import ablation
-import libml
-import scripts
-from libml import utils
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from absl import flags
 from absl.testing import flagsaver
 from conftest import command
+
+import ablation
+import libml
+import scripts
+from libml import utils
 
 # --- Small functions ---
 
