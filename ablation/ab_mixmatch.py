@@ -18,7 +18,6 @@ from libml import checkpoints, data_pair, hardware, layers, models, networks, op
 from libml.options import Option, above, at_least, below, between
 
 PARAMS = dict(  # The model's hyperparameters. With the class they name the run's folder.
-    arch=Option('resnet', 'Classifier.', choices=networks.MODELS),
     batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),
     lr=Option(0.002, "Adam's learning rate.", *above(0)),
     wd=Option(0.02, 'Weight decay, times lr, at each update.', *at_least(0)),
@@ -30,9 +29,7 @@ PARAMS = dict(  # The model's hyperparameters. With the class they name the run'
     mixmode=Option('xxy.yxy', 'What is mixed with what: <labelled>.<unlabelled>.', choices=layers.MixMode.MODES),
     w_match=Option(100.0, "Weight of the unlabelled loss (the paper's lambda_U).", *at_least(0)),
     warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', *at_least(0)),
-    scales=Option(0, "Stages of the classifier; 0 for ilog2 of the images' width less 2.", *between(0, 10)),
-    filters=Option(32, 'Width of the classifier.', *between(1, 4096)),
-    repeat=Option(4, 'Residual blocks a stage.', *between(1, 256)),
+    **models.PARAMS,  # arch, scales, filters, repeat
 )
 OPTIONS = {**PARAMS, **data_pair.TRAINING_OPTIONS, **train.OPTIONS}
 
@@ -45,6 +42,8 @@ def adam(loss, weights, lr):
 
 class AblationMixMatch(models.MultiModel):
     """MixMatch. Every ablation is a value of an argument."""
+
+    PARAMS = PARAMS
 
     def guess_label(self, y, classifier, T, getter=None, **kwargs):
         """Guesses one label for all augmentations of each unlabelled image (section 3.2 of the paper).
@@ -149,9 +148,9 @@ class AblationMixMatch(models.MultiModel):
         return forward * (nu + 3 * (nu + 1)) * batch
 
     @classmethod
-    def check(cls, nclass=None, **params):
-        """Raises utils.Error where an argument is out of range; see PARAMS for what they are."""
-        options.check(PARAMS, params)
+    def check(cls, **params):
+        """Raises utils.Error where an argument is out of range; PARAMS says what they are."""
+        super().check(**params)
         nu, batch, wd = params['nu'], params['batch'], params['wd']
         utils.check('batch', batch, batch >= nu + 1, 'at least nu + 1 = %d, to be interleaved' % (nu + 1))
         utils.check('wd', wd, wd * params['lr'] < 1, 'at least 0, and below 1 when multiplied by lr')

@@ -3,6 +3,14 @@
 import tensorflow.compat.v1 as tf
 
 from libml import networks, train, utils
+from libml.options import Option, between
+
+PARAMS = dict(  # The classifier's hyperparameters.
+    arch=Option('resnet', 'Classifier.', choices=networks.MODELS),
+    scales=Option(0, "Stages of the classifier; 0 for ilog2 of the images' width less 2.", *between(0, 10)),
+    filters=Option(32, 'Width of the classifier.', *between(1, 4096)),
+    repeat=Option(4, 'Residual blocks a stage.', *between(1, 256)),
+)
 
 
 class MultiModel(train.ClassifySemi):
@@ -13,6 +21,7 @@ class MultiModel(train.ClassifySemi):
     """
 
     MODELS = networks.MODELS
+    PARAMS = PARAMS
 
     def __init__(self, train_dir, dataset, nclass, **params):
         super().__init__(train_dir, dataset, nclass, **params)

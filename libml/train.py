@@ -5,13 +5,14 @@ import os
 import secrets
 import signal
 import time
+import types
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 from tqdm import tqdm
 
-from libml import checkpoints, hardware, layers, runs, utils
+from libml import checkpoints, hardware, layers, options, runs, utils
 from libml.options import Option, at_least, between
 
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
@@ -64,6 +65,8 @@ class Model:
         machine: hardware.Machine; None: the first GPU if there is one, and no XLA.
         **params: the arguments of `model`; with the class they name the run's folder.
     """
+
+    PARAMS = types.MappingProxyType({})  # Option by name: what the arguments of `model` may be.
 
     def __init__(self, train_dir, dataset, seed=None, precision='float32', machine=None, **params):
         utils.check('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
@@ -132,7 +135,8 @@ class Model:
 
     @classmethod
     def check(cls, **params):
-        """Raises utils.Error where an argument of the model is out of range."""
+        """Raises utils.Error where an argument of the model is not what PARAMS allows."""
+        options.check(cls.PARAMS, params)
 
     @contextlib.contextmanager
     def open_session(self):

@@ -28,7 +28,8 @@ def run(main):
 
     Exit codes: 1 an error, 2 a bad flag, 130 interrupted, otherwise what main returns. --debug shows the traceback.
     """
-    flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
+    if 'debug' not in flags.FLAGS:  # Tests run several scripts in a process.
+        flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
     def parse(argv):

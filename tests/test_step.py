@@ -8,7 +8,7 @@ from conftest import PARAMS, assign, changed, feed, make_dataset, make_model, ra
 from reference import AVERAGE
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import models, utils
+from libml import networks, utils
 
 # --- Against NumPy ---
 
@@ -234,7 +234,7 @@ def test_an_argument_out_of_range_is_refused_before_anything_is_built(name, valu
 def test_accuracies_are_those_of_each_set(batch, model, session):
     model.session = session
     expected = []
-    for images in (model.dataset.labeled, model.dataset.validation, model.dataset.testing):
+    for images in (model.dataset.sets[name] for name in ('labeled', 'valid', 'test')):
         p = session.run(model.ops.classify_op, {model.ops.x: model.dataset.to_float(images.gather(slice(None)))})
         expected.append(100 * np.mean(p.argmax(1) == images.labels))
     assert len(set(expected)) == 3
@@ -243,7 +243,7 @@ def test_accuracies_are_those_of_each_set(batch, model, session):
 
 def test_a_set_without_images_has_no_accuracy(tmp_path):
     dataset = make_dataset()
-    dataset.validation = dataset.validation.select(slice(0))
+    dataset.sets['valid'] = dataset.sets['valid'].select(slice(0))
     model = make_model(tmp_path, dataset)
     with model.open_session():
         train, valid, test = model.eval_stats()
@@ -327,10 +327,10 @@ def loss_curve(train_dir, arch, **options):
 
 @pytest.fixture(scope='module')
 def plain_curves(tmp_path_factory):
-    return {arch: loss_curve(tmp_path_factory.mktemp('plain'), arch) for arch in models.MODELS}
+    return {arch: loss_curve(tmp_path_factory.mktemp('plain'), arch) for arch in networks.MODELS}
 
 
-@pytest.mark.parametrize('arch', models.MODELS)
+@pytest.mark.parametrize('arch', networks.MODELS)
 @pytest.mark.parametrize('options, bound', BOUNDS.values(), ids=BOUNDS)
 def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, plain_curves, tmp_path):
     (expected, _), (found, _) = plain_curves[arch], loss_curve(tmp_path, arch, **options)
@@ -339,7 +339,7 @@ def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, pl
         assert np.abs(found / expected - 1).max() > 1e-5
 
 
-@pytest.mark.parametrize('arch', models.MODELS)
+@pytest.mark.parametrize('arch', networks.MODELS)
 def test_in_bfloat16_logits_statistics_and_variables_are_float32(arch, tmp_path):
     dataset, scales = fitting(arch)
     model = make_model(tmp_path, dataset, arch=arch, scales=scales, precision='bfloat16')
