@@ -24,6 +24,7 @@ class Option:
         valid: function of a value, True where it is allowed.
         choices: the only values allowed; () for no such list.
         type: the type of a value, where the default is None.
+        path: whether it is a path, in which a leading ~ stands for the user's home.
     """
 
     default: Any
@@ -32,6 +33,7 @@ class Option:
     valid: Callable = lambda value: True
     choices: tuple = ()
     type: type = None
+    path: bool = False
 
 
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
@@ -49,8 +51,9 @@ def define(table, flag_values=flags.FLAGS):
 
 
 def chosen(table, flag_values=flags.FLAGS):
-    """Returns the values of a table's flags as they were parsed, a dict."""
-    return {name: flag_values[name].value for name in table}
+    """Returns the values of a table's flags as they were parsed, a dict; the ~ of paths is expanded."""
+    values = {name: flag_values[name].value for name in table}
+    return {name: utils.expand(value) if table[name].path else value for name, value in values.items()}
 
 
 def parse(table, words):

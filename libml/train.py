@@ -42,7 +42,7 @@ flags.DEFINE_bool('xla', None, 'Compile the networks with XLA; by default where 
 
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'xla')  # May change when a run is continued.
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved, go on by the same command.
-SUBSETS = dict(train='labeled', valid='validation', test='testing')  # What a report evaluates.
+SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates.
 PREFETCH = 2  # Batches of each kind that wait on the device.
 EVAL_BATCH = 512  # Images at a time at most.
 SMALL_UPDATE, LARGE_RUN = 1e9, 1e13  # Floating-point operations, see threads_that_pay and compiling_pays.
@@ -372,7 +372,7 @@ class ClassifySemi(Model):
             classify_op: float32 [None, nclass], class probabilities; None for the averaged weights'.
         """
         classify_op = self.ops.classify_op if classify_op is None else classify_op
-        sets = [getattr(self.dataset, name) for name in SUBSETS.values()]
+        sets = [self.dataset.sets[name] for name in SUBSETS.values()]
         guesses = []
         for pixels in self.dataset.equal_batches(sets, batch or EVAL_BATCH):
             feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}

@@ -196,7 +196,8 @@ class Bench:
         """
         with tf.Graph().as_default() as graph:
             batches = []
-            for images, views in ((self.dataset.labeled, 1), (self.dataset.unlabeled, self.params['nu'])):
+            sets = self.dataset.sets
+            for images, views in ((sets['labeled'], 1), (sets['unlabeled'], self.params['nu'])):
                 pixels = images.gather(np.arange(min(len(images), 5000)))
                 one = tf.data.Dataset.range(len(pixels)).shuffle(8192).repeat()
                 one = one.map(augment(self.dataset, pixels, views), num_parallel_calls=4)
@@ -206,10 +207,10 @@ class Bench:
     def eval(self):
         """The evaluation."""
         shorter = copy.copy(self.dataset)
-        for name in train.SUBSETS.values():
-            setattr(shorter, name, getattr(shorter, name).select(slice(EVALUATED // len(train.SUBSETS))))
+        first = slice(EVALUATED // len(train.SUBSETS))
+        shorter.sets = {name: images.select(first) for name, images in shorter.sets.items()}
         model, compiled = (self.model(xla, shorter) for xla in (False, True))
-        sets = [getattr(shorter, name) for name in train.SUBSETS.values()]
+        sets = [shorter.sets[name] for name in train.SUBSETS.values()]
         count = sum(map(len, sets))
         batches = [data.to_float(pixels) for pixels in data.equal_batches(sets, train.EVAL_BATCH)]
         classify = model.session.make_callable(model.ops.classify_op, [model.ops.x])
@@ -230,14 +231,14 @@ class Bench:
 
 def in_python(dataset, pixels, views):
     """See Bench.one_by_one: by NumPy in a Python function."""
-    height, width, shift = dataset.height, dataset.width, dataset.shift
+    height, width, shift = dataset.height, dataset.width, dataset.family.shift
     random = np.random.RandomState(0)
 
     def view(image):
         image = np.pad(image, [(shift, shift), (shift, shift), (0, 0)], 'reflect')
         top, left = random.randint(0, 2 * shift + 1, 2)
         image = image[top : top + height, left : left + width]
-        return image[:, ::-1] if dataset.mirror and random.rand() < 0.5 else image
+        return image[:, ::-1] if dataset.family.mirror and random.rand() < 0.5 else image
 
     def augment(i):
         return data.to_float(np.stack([view(pixels[i]) for _ in range(views)]))
@@ -247,12 +248,12 @@ def in_python(dataset, pixels, views):
 
 def in_tensorflow(dataset, pixels, views):
     """See Bench.one_by_one: by TensorFlow's own ops."""
-    shift = dataset.shift
+    shift = dataset.family.shift
 
     def view(image):
         image = tf.pad(data.to_float(image), [(shift, shift), (shift, shift), (0, 0)], 'REFLECT')
         image = tf.image.random_crop(image, dataset.shape)
-        return tf.image.random_flip_left_right(image) if dataset.mirror else image
+        return tf.image.random_flip_left_right(image) if dataset.family.mirror else image
 
     return tf.autograph.experimental.do_not_convert(
         lambda i: tf.stack([view(tf.gather(pixels, i)) for _ in range(views)])

@@ -234,7 +234,7 @@ def test_an_argument_out_of_range_is_refused_before_anything_is_built(name, valu
 def test_accuracies_are_those_of_each_set(batch, model, session):
     model.session = session
     expected = []
-    for images in (model.dataset.labeled, model.dataset.validation, model.dataset.testing):
+    for images in (model.dataset.sets['labeled'], model.dataset.sets['valid'], model.dataset.sets['test']):
         p = session.run(model.ops.classify_op, {model.ops.x: model.dataset.to_float(images.gather(slice(None)))})
         expected.append(100 * np.mean(p.argmax(1) == images.labels))
     assert len(set(expected)) == 3
@@ -243,7 +243,7 @@ def test_accuracies_are_those_of_each_set(batch, model, session):
 
 def test_a_set_without_images_has_no_accuracy(tmp_path):
     dataset = make_dataset()
-    dataset.validation = dataset.validation.select(slice(0))
+    dataset.sets['valid'] = dataset.sets['valid'].select(slice(0))
     model = make_model(tmp_path, dataset)
     with model.open_session():
         train, valid, test = model.eval_stats()
