@@ -149,12 +149,13 @@ def made(folder):
         raise
 
 
-def serialize(png, label):
-    """Returns the bytes of a tf.train.Example."""
+def serialize(png, label, group=None):
+    """Returns the bytes of a tf.train.Example; `group`, an int64, is a feature of its own where it is given."""
+    numbers = {'label': label} if group is None else {'label': label, 'group': group}
     feature = {
-        'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
-        'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[int(label)])),
+        name: tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)])) for name, value in numbers.items()
     }
+    feature['image'] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[png]))
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
 
 
