@@ -40,6 +40,7 @@ class Family:
             `<name>-test.tfrecord`.
         source: the name that the parts bear, if it is another's.
         classes: names of the classes, where they are kept.
+        range: (low, high), which became 0 and 255 in pictures deeper than 8 bits; () where there were none.
     """
 
     height: int
@@ -51,6 +52,7 @@ class Family:
     parts: tuple = ('train',)
     source: str = ''
     classes: tuple = ()
+    range: tuple = ()
 
     @property
     def shape(self):
@@ -190,7 +192,9 @@ def read_family(path):
         with open(path, encoding='utf-8') as f:
             found = json.load(f)
         family = Family(**found)
-        family = dataclasses.replace(family, classes=tuple(family.classes), parts=tuple(family.parts))
+        family = dataclasses.replace(
+            family, classes=tuple(family.classes), parts=tuple(family.parts), range=tuple(family.range)
+        )
         numbers = (family.height, family.width, family.colors, family.nclass, family.shift)
         if not all(type(x) is int for x in numbers) or type(family.mirror) is not bool:
             raise TypeError('a number or truth value is of another type')
