@@ -2,7 +2,6 @@
 
 import json
 import os
-import types
 
 import fakes
 import numpy as np
@@ -60,11 +59,8 @@ def write(path, labels, seed=0, shape=(2, 2, 1)):
     return [records.serialize(*example) for example in examples]
 
 
-def run(monkeypatch, *argv, **flags):
-    """Calls create_split's main as the command line would."""
-    values = dict(dict(seed=0, size=None, all=False, data_dir=None), **flags)
-    monkeypatch.setattr(create_split, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values)))
-    create_split.main(['create_split.py', *map(str, argv)])
+def make(*paths, data_dir=None, **options):
+    create_split.make(*map(str, paths), data_dir=data_dir and str(data_dir), **options)
 
 
 def read_split(folder, name, seed, size):
@@ -109,37 +105,38 @@ def test_a_hand_made_example():
 
 
 @pytest.mark.parametrize('seed', [0, 3])
-def test_a_split_holds_the_records_by_the_rule(tmp_path, monkeypatch, seed):
+def test_a_split_holds_the_records_by_the_rule(tmp_path, seed):
     labels = np.random.RandomState(0).randint(0, 10, 150).tolist()
     serialized = write(str(tmp_path / 'cifar10-train.tfrecord'), labels)
-    run(monkeypatch, 'cifar10', seed=seed, size=30, data_dir=str(tmp_path))
+    make('cifar10', seed=seed, size=30, data_dir=str(tmp_path))
     label, unlabel, found = read_split(tmp_path / 'SSL', 'cifar10', seed, 30)
     expected = rule(labels, 30, seed)
-    assert found == dict(label=sorted(expected[0]), unlabel=expected[1])
+    source = {'cifar10-train.tfrecord': records.RecordFile(str(tmp_path / 'cifar10-train.tfrecord')).fingerprint}
+    assert found == dict(label=sorted(expected[0]), unlabel=expected[1], source=source)
     assert label == [serialized[i] for i in sorted(expected[0])]
     assert unlabel == [serialized[i] for i in expected[1]]
     assert sorted(found['label'] + found['unlabel']) == list(range(150))
 
 
-def test_the_published_form_and_the_name_give_the_same(tmp_path, monkeypatch):
+def test_the_published_form_and_the_name_give_the_same(tmp_path):
     parts = [str(tmp_path / ('svhn-%s.tfrecord' % part)) for part in ('train', 'extra')]
     for i, part in enumerate(parts):
         write(part, np.random.RandomState(i).randint(0, 10, 60).tolist(), seed=i)
-    run(monkeypatch, 'svhn', seed=2, size=20, data_dir=str(tmp_path))
-    run(monkeypatch, tmp_path / 'other' / 'svhn', *parts, seed=2, size=20)
+    make('svhn', seed=2, size=20, data_dir=str(tmp_path))
+    make(tmp_path / 'other' / 'svhn', *parts, seed=2, size=20)
     assert read_split(tmp_path / 'SSL', 'svhn', 2, 20) == read_split(tmp_path / 'other', 'svhn', 2, 20)
     assert len(read_split(tmp_path / 'SSL', 'svhn', 2, 20)[1]) == 100
-    run(monkeypatch, 'svhn_noextra', seed=2, size=20, data_dir=str(tmp_path))
+    make('svhn_noextra', seed=2, size=20, data_dir=str(tmp_path))
     assert len(read_split(tmp_path / 'SSL', 'svhn_noextra', 2, 20)[1]) == 40
 
 
 def test_all_makes_the_missing_splits_of_the_paper(tmp_path, monkeypatch):
     write(str(tmp_path / 'cifar10-train.tfrecord'), (np.arange(60) % 10).tolist())
     monkeypatch.setitem(create_split.SIZES, 'cifar10', (20, 30))
-    run(monkeypatch, 'cifar10', seed=2, size=20, data_dir=str(tmp_path))
+    make('cifar10', seed=2, size=20, data_dir=str(tmp_path))
     before = read_split(tmp_path / 'SSL', 'cifar10', 2, 20)
     for _ in range(2):
-        run(monkeypatch, 'cifar10', all=True, data_dir=str(tmp_path))
+        make('cifar10', all=True, data_dir=str(tmp_path))
         expected = ['cifar10.%d@%d' % (seed, size) for seed in (1, 2, 3, 4, 5) for size in (20, 30)]
         assert data_pair.installed_splits(str(tmp_path)) == expected
     assert read_split(tmp_path / 'SSL', 'cifar10', 2, 20) == before
@@ -160,35 +157,35 @@ def stl10(tmp_path):
     return tmp_path, folds
 
 
-def test_stl10_takes_the_published_folds(stl10, monkeypatch):
+def test_stl10_takes_the_published_folds(stl10):
     folder, folds = stl10
     for seed in (0, 3):
-        run(monkeypatch, 'stl10', seed=seed, size=1000, data_dir=str(folder))
+        make('stl10', seed=seed, size=1000, data_dir=str(folder))
         label, unlabel, found = read_split(folder / 'SSL', 'stl10', seed, 1000)
         assert found['label'] == sorted(folds[seed])
         assert sorted(found['unlabel']) == sorted(set(range(1240)) - set(folds[seed]))
         assert (len(label), len(unlabel)) == (1000, 240)
     with pytest.raises(utils.Error, match='has 10 folds, so that seed=10 is too large'):
-        run(monkeypatch, 'stl10', seed=10, size=1000, data_dir=str(folder))
+        make('stl10', seed=10, size=1000, data_dir=str(folder))
 
 
-def test_pictures_without_a_class_are_never_picked(stl10, monkeypatch):
+def test_pictures_without_a_class_are_never_picked(stl10):
     folder, _ = stl10
-    run(monkeypatch, 'stl10', seed=1, size=1200, data_dir=str(folder))
+    make('stl10', seed=1, size=1200, data_dir=str(folder))
     _, unlabel, found = read_split(folder / 'SSL', 'stl10', 1, 1200)
     assert found['label'] == list(range(1200)) and found['unlabel'] == list(range(1200, 1240))
     assert len(unlabel) == 40
 
 
 @pytest.mark.parametrize('text', ['', '1 2 3\n', '0 ' * 1000 + '\n', ' '.join(map(str, range(300, 1300))), 'x ' * 1000])
-def test_damaged_folds_are_refused(stl10, monkeypatch, text):
+def test_damaged_folds_are_refused(stl10, text):
     folder, _ = stl10
     (folder / 'stl10_fold_indices.txt').write_text(text)
     with pytest.raises(utils.Error, match=r'stl10_fold_indices.txt'):
-        run(monkeypatch, 'stl10', seed=0, size=1000, data_dir=str(folder))
+        make('stl10', seed=0, size=1000, data_dir=str(folder))
     os.remove(folder / 'stl10_fold_indices.txt')
     with pytest.raises(utils.Error, match=r'stl10_fold_indices.txt is missing'):
-        run(monkeypatch, 'stl10', seed=0, size=1000, data_dir=str(folder))
+        make('stl10', seed=0, size=1000, data_dir=str(folder))
     assert not (folder / 'SSL').exists()
 
 
@@ -202,11 +199,11 @@ def digits(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['digits.1@20-label.tfrecord', 'digits.1@20-unlabel.tfrecord', 'digits.1@20-map.json'])
-def test_an_existing_split_is_never_overwritten(digits, monkeypatch, name):
+def test_an_existing_split_is_never_overwritten(digits, name):
     (digits / 'SSL').mkdir()
     (digits / 'SSL' / name).write_text('kept')
     with pytest.raises(utils.Error, match='%s exists already' % name):
-        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(digits))
+        make('digits', seed=1, size=20, data_dir=str(digits))
     assert os.listdir(digits / 'SSL') == [name]
     assert (digits / 'SSL' / name).read_text() == 'kept'
 
@@ -223,19 +220,18 @@ def test_what_breaks_off_leaves_nothing(digits, monkeypatch, broken):
 
     monkeypatch.setattr(records, 'write_part', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(digits))
+        make('digits', seed=1, size=20, data_dir=str(digits))
     assert os.listdir(digits) == ['digits-train.tfrecord']
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(tmp_path):
     write(str(tmp_path / 'digits-train.tfrecord'), (np.arange(60) % 10).tolist(), shape=(30, 30, 3))
     with fakes.full_disk(80_000), pytest.raises(utils.Error, match=r'cannot write .*digits.1@20-unlabel.tfrecord'):
-        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(tmp_path))
+        make('digits', seed=1, size=20, data_dir=str(tmp_path))
     assert os.listdir(tmp_path) == ['digits-train.tfrecord']
 
 
 BAD = [
-    ((), dict(size=3), 'which dataset'),
     (('digits',), dict(), 'either --size=N'),
     (('digits',), dict(size=3, all=True), 'either --size=N'),
     (('birds',), dict(size=3), "unknown dataset 'birds'"),
@@ -249,18 +245,18 @@ BAD = [
 
 
 @pytest.mark.parametrize('argv,flags,words', BAD, ids=[words for _, _, words in BAD])
-def test_bad_arguments_change_nothing(digits, monkeypatch, argv, flags, words):
+def test_bad_arguments_change_nothing(digits, argv, flags, words):
     with pytest.raises(utils.Error, match=words) as error:
-        run(monkeypatch, *[arg.format(digits) for arg in argv], **dict(dict(data_dir=str(digits)), **flags))
+        make(*[arg.format(digits) for arg in argv], **dict(dict(data_dir=str(digits)), **flags))
     assert '\n' not in str(error.value)
     assert os.listdir(digits) == ['digits-train.tfrecord']
 
 
 @pytest.mark.parametrize('labels,words', [([0, 1, 3] * 5, 'has no record of class 2'), ([10, 0], 'has 10 classes')])
-def test_classes_that_do_not_fit_are_refused(tmp_path, monkeypatch, labels, words):
+def test_classes_that_do_not_fit_are_refused(tmp_path, labels, words):
     write(str(tmp_path / 'digits-train.tfrecord'), labels)
     with pytest.raises(utils.Error, match=words):
-        run(monkeypatch, 'digits', seed=1, size=2, data_dir=str(tmp_path))
+        make('digits', seed=1, size=2, data_dir=str(tmp_path))
 
 
 def test_the_command_line(digits):
@@ -275,7 +271,7 @@ def test_the_command_line(digits):
 # --- check_split ---
 
 
-def test_overlaps_are_counted(tmp_path, monkeypatch, capsys):
+def test_overlaps_are_counted(tmp_path, capsys):
     assert check_split.overlaps([[1, 2, 2], [2, 3], [], [9, 1, 3]]).tolist() == [
         [1, 2, 0, 1],
         [1, 0, 0, 1],
@@ -284,7 +280,7 @@ def test_overlaps_are_counted(tmp_path, monkeypatch, capsys):
     ]
     shape = (8, 8, 1)
     write(str(tmp_path / 'digits-train.tfrecord'), (np.arange(60) % 10).tolist(), shape=shape)
-    run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(tmp_path))
+    make('digits', seed=1, size=20, data_dir=str(tmp_path))
     train, _ = records.read(str(tmp_path / 'digits-train.tfrecord'))
     _, _, found = read_split(tmp_path / 'SSL', 'digits', 1, 20)
     # Five test pictures are training pictures: one labelled, one for validation, three unlabelled, one of them twice.
@@ -294,10 +290,7 @@ def test_overlaps_are_counted(tmp_path, monkeypatch, capsys):
     dataset = DATASETS['digits.1@20-10'](str(tmp_path))
     sets = [check_split.hashes(dataset.sets[name]) for name in data.SETS]
     assert check_split.overlaps(sets).tolist() == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 1], [1, 3, 1, 1]]
-    monkeypatch.setattr(
-        check_split, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(data_dir=str(tmp_path)))
-    )
-    check_split.main(['check_split.py', 'digits.1@20-10'])
+    check_split.check_split('digits.1@20-10', str(tmp_path))
     assert 'Some sets share pictures' in capsys.readouterr().out
     with pytest.raises(utils.Error, match='which dataset'):
         check_split.main(['check_split.py'])
