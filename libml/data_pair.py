@@ -387,9 +387,7 @@ def set_aside(split, labeled, rest):
     valid, unlabeled = rest.select(slice(split.valid)), rest.select(slice(split.valid, None))
     shared = np.isin(valid.groups, labeled.groups) & (valid.groups != records.NO_GROUP)
     if shared.any():
-        text = (
-            '%s: the groups of only the first %d images left hold no labelled image: choose at most so many to validate'
-        )
+        text = '%s: only the first %d images left share no group with a labelled one: at most so many can validate'
         raise utils.Error(text % (split, shared.argmax()))
     outside = ~np.isin(unlabeled.groups, valid.groups) | (unlabeled.groups == records.NO_GROUP)
     if not outside.all():

@@ -101,6 +101,69 @@ def test_a_hand_made_example():
     assert create_split.order_unlabeled(labels, stats, [0, 4, 6, 1]) == [2, 5, 7, 3]
 
 
+# --- Groups ---
+
+NO_GROUP, NO_CLASS = records.NO_GROUP, records.NO_CLASS
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_groups_without_a_labelled_picture_come_first_and_whole(data):
+    count = data.draw(st.integers(1, 30))
+    labels = np.array(data.draw(st.lists(st.integers(NO_CLASS, 2), min_size=count, max_size=count)))
+    groups = np.array(data.draw(st.lists(st.integers(NO_GROUP, 4), min_size=count, max_size=count)))
+    labeled = data.draw(st.sets(st.integers(0, count - 1), max_size=count))
+    positions = data.draw(st.permutations(sorted(set(range(count)) - labeled)))
+    order, free = create_split.whole_groups(positions, labels, groups, sorted(labeled))
+    assert sorted(order) == sorted(positions)
+    if (groups == NO_GROUP).all():
+        assert order == positions and free == len(positions)
+    taken = {groups[i] for i in labeled} - {NO_GROUP}
+    assert [groups[i] in taken for i in order] == [False] * free + [True] * (len(order) - free)
+    for group in {groups[i] for i in order} - {NO_GROUP}:
+        where = [k for k, i in enumerate(order) if groups[i] == group]
+        assert where == list(range(where[0], where[0] + len(where)))  # Together,
+        assert [i for i in positions if groups[i] == group] == [order[k] for k in where]  # and in their old order.
+    kinds = [(labels[groups == groups[i]] if groups[i] != NO_GROUP else labels[[i]]) for i in order[:free]]
+    with_class = [bool((found != NO_CLASS).any()) for found in kinds]
+    assert with_class == sorted(with_class, reverse=True)
+
+
+def test_a_split_of_groups_is_made(tmp_path, capsys):
+    path = str(tmp_path / 'digits-train.tfrecord')
+    pngs = records.encode(fakes.random_images(60, 2, 2, 1))
+    records.write(path, [records.Example(png, i % 10, i // 10) for i, png in enumerate(pngs)])
+    make('digits', seed=1, size=10, data_dir=tmp_path)
+    label, unlabel, _ = read_split(tmp_path / 'SSL', 'digits', 1, 10)
+    taken, others = ([records.parse(record).group for record in found] for found in (label, unlabel))
+    free = sum(group not in taken for group in others)
+    assert all(group not in taken for group in others[:free])
+    text = '%d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
+    assert text % (50 - free, free) in capsys.readouterr().err
+
+
+# --- What may not be meant ---
+
+
+def test_classes_without_a_label_are_named(tmp_path, capsys):
+    write(str(tmp_path / 'cifar10-train.tfrecord'), (np.arange(60) % 10).tolist())
+    make('cifar10', size=4, data_dir=tmp_path)
+    words = 'cifar10.0@4: 6 of 10 classes have no labelled picture, so they cannot be learned: deer, dog, frog, horse'
+    assert words in capsys.readouterr().err
+    make('cifar10', size=10, data_dir=tmp_path)
+    assert 'Warning' not in capsys.readouterr().err
+
+
+def test_records_of_ones_own_need_a_description(tmp_path, capsys):
+    write(str(tmp_path / 'mine-train.tfrecord'), [0, 1, 2] * 4)
+    hint = '`python scripts/describe_dataset.py mine`'
+    make(tmp_path / 'SSL' / 'mine', tmp_path / 'mine-train.tfrecord', size=3)
+    assert hint in capsys.readouterr().err
+    for use in (lambda: make('mine', size=6, data_dir=tmp_path), lambda: DATASETS['mine.0@3-1'](str(tmp_path))):
+        with pytest.raises(utils.Error, match="unknown dataset 'mine': .*%s" % hint):
+            use()
+
+
 # --- Files ---
 
 
@@ -268,7 +331,27 @@ def test_the_command_line(digits):
     assert_one_line_error(command(*args, env=env), 'digits.3@20-label.tfrecord exists already')
 
 
+def test_the_home_is_known(digits):
+    env = dict(os.environ, PYTHONPATH=os.getcwd(), HOME=str(digits.parent), ML_DATA='~/%s' % digits.name)
+    done = command(os.path.abspath('scripts/create_split.py'), '--size=20', 'digits', env=env, cwd=digits)
+    assert done.returncode == 0, done.stderr
+    paths = '~/%s/SSL/other' % digits.name, '~/%s/digits-train.tfrecord' % digits.name
+    done = command(os.path.abspath('scripts/create_split.py'), '--size=20', *paths, env=env, cwd=digits)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(digits)) == ['SSL', 'digits-train.tfrecord'] and len(os.listdir(digits / 'SSL')) == 6
+
+
 # --- check_split ---
+
+
+def test_pictures_under_two_classes_are_found():
+    hashed = dict(labeled=['a', 'b'], unlabeled=['a', 'c', 'c', 'd'], test=['d', 'b', 'e', 'e'])
+    labels = dict(labeled=[0, 1], unlabeled=[2, 1, 0, NO_CLASS], test=[1, 1, 2, 2])
+    found = check_split.conflicts(hashed, {name: np.array(values) for name, values in labels.items()})
+    assert found == [
+        {0: ('labeled', 0), 2: ('unlabeled', 0)},
+        {1: ('unlabeled', 1), 0: ('unlabeled', 2)},
+    ]
 
 
 def test_overlaps_are_counted(tmp_path, capsys):
@@ -291,6 +374,10 @@ def test_overlaps_are_counted(tmp_path, capsys):
     sets = [check_split.hashes(dataset.sets[name]) for name in data.SETS]
     assert check_split.overlaps(sets).tolist() == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 1], [1, 3, 1, 1]]
     check_split.check_split('digits.1@20-10', str(tmp_path))
-    assert 'Some sets share pictures' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'Some sets share pictures' in printed and 'pictures stand under two classes or more' in printed
+    # The first picture of the test set has class 0 there.
+    place = '%d as picture 4 of labeled' % (found['label'][4] % 10)
+    assert found['label'][4] % 10 == 0 or place + ', 0 as picture 0 of test' in printed
     with pytest.raises(utils.Error, match='which dataset'):
         check_split.main(['check_split.py'])

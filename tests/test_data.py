@@ -61,6 +61,7 @@ def test_images_give_what_was_written(both):
     part = images.select(slice(3, None)).select(np.array([7, 1]))
     np.testing.assert_array_equal(everything(part), pixels[[10, 4]])
     np.testing.assert_array_equal(part.labels, labels[[10, 4]])
+    assert part.groups.tolist() == [records.NO_GROUP] * 2
     assert len(images.select(slice(0))) == len(everything(images.select(slice(0)))) == 0
 
 
@@ -278,6 +279,20 @@ def test_classes_keep_their_share(labels, weights):
 def test_weights_need_classes():
     with pytest.raises(utils.Error, match='some here have none'):
         data.thin(data.Images(np.zeros([2, 1, 1, 1], np.uint8), [0, -1]), np.ones(2))
+
+
+@pytest.mark.parametrize(
+    'text,expected',
+    [(None, (True, 1)), ('', (False, 0)), ('mirror', (True, 0)), ('shift2', (False, 2)), ('mirror,shift3', (True, 3))],
+)
+def test_augmentation_is_read_from_a_text(text, expected):
+    assert data.parse_augment(text, (9, 12)) == expected
+
+
+@pytest.mark.parametrize('text', ['x', 'shift', 'shift-1', 'shift9', 'mirror shift1', 'shift1,mirror'])
+def test_an_augmentation_that_cannot_be_is_refused(text):
+    with pytest.raises(utils.Error, match=r'mirror, shift<pixels>|cannot be shifted'):
+        data.parse_augment(text, (9, 12))
 
 
 # --- DataSet ---
