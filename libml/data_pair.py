@@ -18,7 +18,7 @@ import numpy as np
 
 from libml import data, records, utils
 from libml.data import Family
-from libml.options import Option
+from libml.options import Option, at_least
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
 OPTIONS = dict(  # Of scripts that read a dataset.
@@ -29,9 +29,9 @@ TRAINING_OPTIONS = dict(
     **OPTIONS,
     whiten=Option(False, "Normalise by the training images' mean and standard deviation."),
     p_unlabeled=Option('', 'Comma-separated weight of each class among the unlabelled images, any scale.'),
-    shuffle=Option(8192, UNUSED, 'at least 1', lambda n: n >= 1),
-    para_parse=Option(4, UNUSED, 'at least 1', lambda n: n >= 1),
-    para_augment=Option(4, UNUSED, 'at least 1', lambda n: n >= 1),
+    shuffle=Option(8192, UNUSED, *at_least(1)),
+    para_parse=Option(4, UNUSED, *at_least(1)),
+    para_augment=Option(4, UNUSED, *at_least(1)),
 )
 
 

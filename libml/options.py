@@ -5,12 +5,13 @@ utils only.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
-from libml import utils
-
 from absl import flags
+
+from libml import utils
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,29 @@ class Option:
     choices: tuple = ()
     type: type = None
     path: bool = False
+
+
+# What is allowed, in words and as a function: for the end of an Option, as in Option(1, '...', *at_least(1)).
+
+
+def at_least(low):
+    """Finite numbers from `low`."""
+    return 'at least %g' % low, lambda value: low <= value < math.inf
+
+
+def above(low):
+    """Finite numbers beyond `low`."""
+    return 'a number above %g' % low, lambda value: low < value < math.inf
+
+
+def between(low, high):
+    """Numbers from `low` to `high`."""
+    return '%s to %s' % (low, high), lambda value: low <= value <= high
+
+
+def below(low, high):
+    """Numbers from `low` up to, and without, `high`."""
+    return 'at least %g and below %g' % (low, high), lambda value: low <= value < high
 
 
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}

@@ -8,15 +8,15 @@ import tarfile
 import threading
 import types
 
-from libml import archives, data_pair, records, utils
-from libml.data_pair import DATASETS
-from scripts import create_datasets, create_split
-
 import fakes
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, command
 from scipy.io import savemat
+
+from libml import archives, data_pair, records, utils
+from libml.data_pair import DATASETS
+from scripts import create_datasets, create_split
 
 FLAGS = dict(data_dir=None, source=None, verify=False, from_folder=None)
 

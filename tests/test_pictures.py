@@ -6,16 +6,16 @@ import struct
 import types
 import zlib
 
-from libml import data_pair, pictures, records, utils
-from libml.data_pair import DATASETS
-from scripts import create_datasets, create_split
-
 import fakes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from libml import data_pair, pictures, records, utils
+from libml.data_pair import DATASETS
+from scripts import create_datasets, create_split
 
 CLASSES = ['blackbird', 'crow', 'robin']
 
