@@ -7,7 +7,6 @@ have seen had it never stopped. Images stay uint8 until they are augmented, and 
 import dataclasses
 import functools
 import itertools
-import re
 import sys
 
 import numpy as np
@@ -239,30 +238,6 @@ def check_shift(shift, height, width):
     """Raises utils.Error unless images of that size can be padded by reflection."""
     if not 0 <= shift < min(height, width):
         raise utils.Error('images of %dx%d cannot be shifted by %d pixels: choose less' % (height, width, shift))
-
-
-def parse_augment(text, size):
-    """Reads how a dataset is augmented.
-
-    Args:
-        text: 'mirror', 'shift<pixels>', both as in 'mirror,shift4', or ''; None for both, as of CIFAR-10: an eighth of
-            the shorter side.
-        size: (height, width) of the pictures.
-
-    Returns:
-        mirror, shift: see `augment`.
-
-    Raises:
-        utils.Error: the text is none of these, or the pictures are too small to be shifted so far.
-    """
-    if text is None:
-        return True, min(size) // 8
-    match = re.fullmatch(r'(mirror)?,?(?:shift([0-9]{1,4}))?', text)
-    if not match:
-        raise utils.Error("augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''" % text)
-    mirror, shift = bool(match[1]), int(match[2] or 0)
-    check_shift(shift, *size)
-    return mirror, shift
 
 
 def _reflect(moves, size):

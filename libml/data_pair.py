@@ -233,7 +233,15 @@ def check_gaps(name, labels, nclass):
 
 
 def write_family(path, family):
-    """Writes what read_family reads."""
+    """Writes what read_family reads.
+
+    Raises:
+        utils.Error: the Family says what cannot be.
+    """
+    try:
+        check_family(family)
+    except (ValueError, TypeError) as error:
+        raise utils.Error('the dataset cannot be described: %s' % error) from error
     fields = {key: value for key, value in dataclasses.asdict(family).items() if key != 'source'}
     with open(path, 'w', encoding='utf-8') as f:
         json.dump(fields, f, indent=2)

@@ -589,7 +589,7 @@ def _examples(items, images, shape, bad, groups):
         good = [(item, image) for item, image in batch if item.path not in bad]
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
         for png, (item, _) in zip(pngs, good, strict=True):
-            yield records.serialize(png, item.label, groups.get(item.path))
+            yield records.serialize(png, item.label, groups.get(item.path, records.NO_GROUP))
 
 
 def _check_bad(plan, bad, skip_bad):

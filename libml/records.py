@@ -372,9 +372,7 @@ def _walk(file, size):
     begin, digest, ahead = [0], hashlib.sha256(), 0
     length = os.pread(file, 8, 0)
     while begin[-1] + 16 <= size:
-        if begin[-1] >= ahead and hasattr(
-            os, 'posix_fadvise'
-        ):  # The disk reads on meanwhile, for the walk and after it.
+        if begin[-1] >= ahead and hasattr(os, 'posix_fadvise'):  # The disk reads on, for the walk and what follows.
             os.posix_fadvise(file, begin[-1], 2 * AHEAD, os.POSIX_FADV_WILLNEED)
             ahead = begin[-1] + AHEAD
         end = begin[-1] + 16 + int.from_bytes(length, 'little')

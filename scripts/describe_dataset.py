@@ -14,16 +14,12 @@ if __name__ == '__main__':
 import os
 import re
 
-from libml import data, data_pair, options, records, utils
+from libml import data, data_pair, folders, options, records, utils
 from libml.options import Option
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
-    augment=Option(
-        None,
-        "How training augments the pictures: 'mirror', 'shift<pixels>', both, or ''. Default: as CIFAR-10.",
-        type=str,
-    ),
+    augment=Option(None, "How training augments the pictures: 'mirror,shift4', say, or ''. Default: both.", type=str),
     classes=Option('', 'Comma-separated names of the classes, in the order of their labels. Default: numbers.'),
 )
 
@@ -33,7 +29,7 @@ def describe(name, augment=None, classes='', data_dir=None):
 
     Args:
         name: of the dataset.
-        augment: text, see data.parse_augment.
+        augment: text, see folders.parse_augment; None: mirror, and a shift by an eighth of the smaller side.
         classes: comma-separated names; '': none.
         data_dir: folder of the datasets; None: $ML_DATA.
 
@@ -46,9 +42,8 @@ def describe(name, augment=None, classes='', data_dir=None):
     with records.aside(data_pair.family_file(data_dir, name)) as part:
         family = describe_records(name, data_dir, augment, tuple(classes.split(',')) if classes else ())
         data_pair.write_family(part, family)
-    print(
-        '%s: %d classes, %d x %d pixels, %d colors' % (name, family.nclass, family.width, family.height, family.colors)
-    )
+    text = '%s: %d classes, %d x %d pixels, %d colors'
+    print(text % (name, family.nclass, family.width, family.height, family.colors))
 
 
 def describe_records(name, data_dir, augment, classes):
@@ -64,11 +59,9 @@ def describe_records(name, data_dir, augment, classes):
     if nclass < 2:
         raise utils.Error('%s has records of one class only: at least 2 are needed' % train.path)
     utils.check('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
-    family = data.Family(*shape, nclass, *data.parse_augment(augment, shape[:2]), parts=parts, classes=classes)
-    try:
-        return data_pair.check_family(family)
-    except ValueError as error:
-        raise utils.Error('%s cannot be described: %s' % (name, error)) from error
+    augment = 'mirror,shift%d' % (min(shape[:2]) // 8) if augment is None else augment  # As the published ones have it.
+    mirror, shift = folders.parse_augment(augment, shape[:2])
+    return data.Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
 
 
 def _there(data_dir, name, part):

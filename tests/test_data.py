@@ -281,20 +281,6 @@ def test_weights_need_classes():
         data.thin(data.Images(np.zeros([2, 1, 1, 1], np.uint8), [0, -1]), np.ones(2))
 
 
-@pytest.mark.parametrize(
-    'text,expected',
-    [(None, (True, 1)), ('', (False, 0)), ('mirror', (True, 0)), ('shift2', (False, 2)), ('mirror,shift3', (True, 3))],
-)
-def test_augmentation_is_read_from_a_text(text, expected):
-    assert data.parse_augment(text, (9, 12)) == expected
-
-
-@pytest.mark.parametrize('text', ['x', 'shift', 'shift-1', 'shift9', 'mirror shift1', 'shift1,mirror'])
-def test_an_augmentation_that_cannot_be_is_refused(text):
-    with pytest.raises(utils.Error, match=r'mirror, shift<pixels>|cannot be shifted'):
-        data.parse_augment(text, (9, 12))
-
-
 # --- DataSet ---
 
 
