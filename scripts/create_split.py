@@ -260,23 +260,27 @@ def create(source, targets, size, seed):
             json.dump({'label': labeled, 'unlabel': unlabeled, 'source': source.fingerprints}, f)
     split = targets[0].removesuffix('-label.tfrecord')
     print('%s: %d labelled, %d unlabelled' % (split, size, len(unlabeled)))
-    remark(os.path.basename(split), source, labeled, len(unlabeled), free)
+    remark(os.path.basename(split), source, labeled, unlabeled, free)
 
 
-def remark(split, source, labeled, count, free):
+def remark(split, source, labeled, unlabeled, free):
     """Says on stderr what a new split may not be meant to be.
 
     Args:
         split: its name, such as 'digits.1@20'.
         source: Source.
-        labeled: positions of the labelled records.
-        count: number of unlabelled records. free: how many of them share no group with a labelled one.
+        labeled, unlabeled: positions of the records.
+        free: how many of the unlabelled ones share no group with a labelled one.
     """
+    count = len(unlabeled)
     names = source.family.names if source.family else tuple(map(str, range(len(source.stats))))
     data_pair.warn_of_classes(split, source.labels[labeled], names)
     if not count:
         text = '%s: no picture is left to be unlabelled: train %s-0 with --w_match=0, or choose a smaller --size'
         data_pair.warn(text % (split, split))
+    elif source.labels[unlabeled].max() == records.NO_CLASS:
+        text = '%s: no picture with a class is left to validate: the validation accuracy will be nan'
+        data_pair.warn(text % split)
     if free < count:
         text = '%s: %d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
         data_pair.warn(text % (split, count - free, free))
