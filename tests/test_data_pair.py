@@ -7,7 +7,6 @@ import shutil
 import fakes
 import numpy as np
 import pytest
-from conftest import command
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -324,6 +323,7 @@ def test_validation_pictures_may_have_no_class(tmp_path, capsys, valid, classles
 
 def test_a_validation_accuracy_of_nothing_is_announced(tmp_path, capsys):
     folder = own(tmp_path, SIX, [(records.NO_CLASS, NO_GROUP)] * 5)
+    assert 'own.1@6: no picture with a class is left to validate' in capsys.readouterr().err
     assert len(DATASETS['own.1@6-1'](folder).sets['unlabeled']) == 4
     assert '1 of the 1 validation images have no class' in (line := capsys.readouterr().err) and 'nan' in line
 
@@ -431,30 +431,3 @@ def test_a_family_that_is_no_text_is_refused(tmp_path):
         (tmp_path / 'mine.json').write_bytes(content)
         with pytest.raises(utils.Error, match=r'mine.json does not describe a dataset'):
             data_pair.find_family(str(tmp_path), 'mine')
-
-
-# --- Import ---
-
-
-def test_importing_the_data_side_touches_nothing(tmp_path):
-    modules = 'libml.data_pair libml.pictures libml.archives scripts.create_datasets scripts.create_split'
-    modules += ' scripts.check_split scripts.inspect_dataset'
-    code = """
-import os, sys
-import libml  # TensorFlow, which looks at the machine, is not what is watched here.
-import numpy, PIL.Image, PIL.ImageDraw, PIL.ImageOps, tqdm, absl.flags, urllib.request, tarfile, json
-seen = []
-def watch(event, args):
-    if event in ('open', 'os.listdir', 'os.scandir', 'glob.glob', 'socket.connect', 'os.putenv', 'os.mkdir'):
-        path = str(args[0])
-        if event == 'os.listdir' and path.startswith(os.getcwd()):
-            return  # The import system itself looks for modules there.
-        if not (path.endswith(('.py', '.pyc')) or 'site-packages' in path or '__pycache__' in path or path in sys.path):
-            seen.append((event, path))
-sys.addaudithook(watch)
-import %s
-assert not seen, seen
-""" % ', '.join(modules.split())
-    env = dict(os.environ, ML_DATA=str(tmp_path / 'nowhere'), PYTHONPATH=os.getcwd(), PYTHONDONTWRITEBYTECODE='1')
-    done = command('-c', code, env=env)
-    assert done.returncode == 0, done.stderr
