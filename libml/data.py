@@ -17,6 +17,8 @@ from libml import records, utils
 SETS = ('labeled', 'unlabeled', 'valid', 'test')  # The names of the four sets of images, everywhere.
 TRAINING = dict(labeled=0, unlabeled=1)  # The sets that are streamed, and the numbers of their streams.
 MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; larger files are read as they are used.
+# Batches that one call of Python draws, and their bytes at most: for small networks, a call costs a part of an update.
+CHUNK, CHUNK_BYTES = 64, 4 << 20
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
 SMALL = 4096  # Permutations up to this length are quicker to draw again than worth keeping.
 
@@ -142,11 +144,15 @@ def stream(images, batch, seed, stream_id, start=0):
             'other --p_unlabeled, or --w_match=0, which needs no unlabelled images'
         )
 
-    def draw(position):
-        indices = order(position + np.arange(batch), len(images), seed, stream_id)
-        return images.gather(indices), images.labels[indices]
+    size = batch * max(1, min(CHUNK, CHUNK_BYTES // (batch * int(np.prod(images.shape)))))
 
-    return _batches(tf.data.Dataset.range(start, sys.maxsize, batch), draw, batch, images.shape)
+    def draw(position):
+        indices = order(position + np.arange(size), len(images), seed, stream_id)
+        pixels, labels = images.gather(indices), images.labels[indices]
+        return pixels.reshape(-1, batch, *images.shape), labels.reshape(-1, batch)
+
+    chunks = tf.data.Dataset.range(start, sys.maxsize - size, size)  # Whole chunks: `order` adds up to `size`.
+    return _arrays(chunks, draw, [size // batch, batch], images.shape).prefetch(1).unbatch()
 
 
 def once(images, batch):
@@ -156,7 +162,7 @@ def once(images, batch):
         indices = np.arange(start, min(start + batch, len(images)))
         return images.gather(indices), images.labels[indices]
 
-    return _batches(tf.data.Dataset.range(0, len(images), batch), draw, None, images.shape)
+    return _arrays(tf.data.Dataset.range(0, len(images), batch), draw, [None], images.shape).prefetch(2)
 
 
 def equal_batches(sets, limit):
@@ -180,17 +186,17 @@ def equal_batches(sets, limit):
         )
 
 
-def _batches(positions, draw, batch, shape):
-    """Returns the Dataset of what a Python function makes of each position: images and labels, two ahead of time."""
+def _arrays(positions, draw, count, shape):
+    """Returns the Dataset of what a Python function makes of each position: images [*count, *shape], labels count."""
 
     @tf.autograph.experimental.do_not_convert
     def call(position):
         image, label = tf.numpy_function(draw, [position], [tf.uint8, tf.int32])
-        return {'image': tf.ensure_shape(image, [batch, *shape]), 'label': tf.ensure_shape(label, [batch])}
+        return {'image': tf.ensure_shape(image, [*count, *shape]), 'label': tf.ensure_shape(label, count)}
 
     options = tf.data.Options()
     options.autotune.enabled = False  # Nothing here is tuned, and a session would wait for the tuner when it is closed.
-    return positions.map(call).prefetch(2).with_options(options)
+    return positions.map(call).with_options(options)
 
 
 # --- Augmentation ---
