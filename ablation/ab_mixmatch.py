@@ -77,7 +77,7 @@ class AblationMixMatch(models.MultiModel):
                 train_op: one update. tune_op: updates only batch norm's averages, as one update would.
                 classify_raw, classify_op: float32 [None, nclass], the class probabilities of x by the weights, and by
                     their moving average.
-                losses: dict from a tag of TensorBoard to float32 [].
+                losses, monitors: dicts from a tag of TensorBoard to float32 [].
         """
         # Inputs: x and y arrive augmented, y in nu different ways.
         x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
@@ -113,7 +113,8 @@ class AblationMixMatch(models.MultiModel):
         with tf.name_scope('losses'):
             loss_xe = layers.labeled_loss(labels[0], logits[0])
             loss_l2u = layers.unlabeled_loss(tf.concat(labels[1:], 0), tf.concat(logits[1:], 0))
-            loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
+            weight_l2u = w_match * layers.ramp(self.step, warmup_kimg)
+            loss = loss_xe + weight_l2u * loss_l2u
         with tf.name_scope('update'):
             kernels = [v for v in weights if v.op.name.endswith('kernel')]
             train_op = utils.in_order(
@@ -136,6 +137,7 @@ class AblationMixMatch(models.MultiModel):
             classify_raw=classify_raw,
             classify_op=classify_op,
             losses={'losses/xe': loss_xe, 'losses/l2u': loss_l2u},
+            monitors={'monitors/weight_l2u': weight_l2u, **layers.guess_monitors(label_y)},
         )
 
     def augment(self, *args, **kwargs):

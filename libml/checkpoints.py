@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 from libml import utils
 
 NAME = 'model.ckpt'
+NOTE = '.note.json'  # Behind a prefix: what the loop needs to go on exactly, besides the variables.
 PATTERN = re.compile(re.escape(NAME) + r'-(\d+)\.index')
 ASIDE = 'damaged-'  # Before the name of a damaged checkpoint's files.
 UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
@@ -211,15 +212,25 @@ class Checkpoints:
             self.restore(session, ckpt)
             print('Going on from %s' % ckpt)
 
-    def save(self, session, at, keep):
+    def note(self):
+        """Returns what was saved beside the checkpoint that was restored last; None where nothing was."""
+        return utils.read_json(self.last + NOTE, default=None) if self.last else None
+
+    def save(self, session, at, keep, note):
         """Writes the checkpoint of a step and removes the oldest ones over `keep`.
+
+        Args:
+            session: tf.Session.
+            at: int, the step.
+            keep: int, checkpoints kept.
+            note: what JSON can hold, saved beside the checkpoint.
 
         Raises:
             utils.Error: it cannot be written.
         """
         ckpt = os.path.join(self.folder, '%s-%010d' % (NAME, at))
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            utils.write_json(ckpt + NOTE, note)
             with plain(ckpt) as path:
                 self.saver.save(session, path, write_meta_graph=False)
         except (tf.errors.OpError, ValueError, OSError) as error:

@@ -315,6 +315,21 @@ def unlabeled_loss(labels, logits):
     return tf.reduce_mean(tf.square(labels - tf.nn.softmax(logits)))
 
 
+def guess_monitors(p):
+    """Returns how sure and how varied guesses are, a dict from a tag of TensorBoard to float32 [] from 0 to 1.
+
+    Confidence is the mean largest probability. Entropy is that of the mean guess, relative to the uniform
+    distribution's: 0 where all guesses are one class.
+
+    Args:
+        p: float32 [B, nclass], guesses.
+    """
+    mean = tf.reduce_mean(p, axis=0)  # [nclass]
+    entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
+    confidence = tf.reduce_mean(tf.reduce_max(p, axis=1))
+    return {'monitors/guess_confidence': confidence, 'monitors/guess_entropy': entropy}
+
+
 def ramp(step, kimg):
     """Returns how much of the unlabelled loss counts: 0 at step 0, linearly up to 1 after kimg · 1024 images.
 

@@ -209,7 +209,8 @@ class Network:
         images = tf.TensorSpec([None, *shape], tf.float32)
         self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
         counts = (size[name] for name in ('nclass', 'scales', 'filters', 'repeat'))
-        self.variables = describe(arch, tuple(shape), *counts).variables
+        self.description = describe(arch, tuple(shape), *counts)
+        self.variables = self.description.variables
         self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
         self.weights = {}  # By getter. Read once an update: the reads finish before the update writes.
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]

@@ -24,6 +24,7 @@ from libml import checkpoints, utils
 LAST = (1, 10, 20, 50)
 # Arguments that may change when a run goes on.
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt', 'xla', 'devices')
+NOT_HPARAMS = (*FREE_ARGS, 'data', 'classes')  # Arguments that TensorBoard's HPARAMS page does not show.
 MAX_NAME = 255  # Bytes of a folder's name that file systems allow.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
@@ -84,7 +85,7 @@ class Run:
             return False
         with contextlib.suppress(checkpoints.Damaged):  # train.Model says so when the run goes on.
             checkpoints.check(ckpt)
-            return True
+            return any(step >= train_nimg for step, _ in accuracies(self.folder))
         return False
 
     @contextlib.contextmanager
@@ -232,19 +233,23 @@ def damaged_events(run):
     return found
 
 
-def read_accuracy(run):
-    """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out.
-
-    Raises:
-        utils.Error: the folder holds no report.
-    """
+def accuracies(run):
+    """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out."""
     folder = os.path.join(run, 'tf')
     events = EventAccumulator(folder, size_guidance={'scalars': 0})  # 0: all of them.
     if os.path.isdir(folder):
         events.Reload()
     if 'accuracy' not in events.Tags()['scalars']:
-        raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
+        return []
     return [(event.step, event.value) for event in events.Scalars('accuracy')]
+
+
+def read_accuracy(run):
+    """As `accuracies`; raises utils.Error where the folder holds no report."""
+    found = accuracies(run)
+    if not found:
+        raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
+    return found
 
 
 def medians(values):

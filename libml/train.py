@@ -1,6 +1,7 @@
 """The training loop and the evaluation. Imports utils, layers, checkpoints, runs and hardware of libml."""
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import signal
@@ -49,6 +50,8 @@ EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; 
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
 PREFETCH = 2  # Batches of each kind that wait on the device.
 EVAL_BATCH = 512  # Images evaluated at a time, at most.
+COLLAPSED = 0.1  # Relative entropy of the mean guess; two equally frequent classes of ten have 0.3.
+POINTS = 16  # Of the curves of the losses between two reports.
 
 
 class Model:
@@ -87,10 +90,14 @@ class Model:
         self.update_key = tf.identity(self.step, name='update_key')  # What the draws of an update depend on.
         self.keys = layers.Keys(self.seed, self.update_key)
         self.iterators = []
+        self.warned = False
+        self.stopped = []  # The names of the signals that asked to stop.
 
     def build(self):
         """Builds the graph: the model's inputs, networks, update and evaluation; then what saves and starts it."""
         self.ops = self.model(**self.params)
+        self.scalars = {**self.ops.losses, **self.ops.get('monitors', {})}  # By TensorBoard's tag.
+        self.scalar_values = tf.stack(list(self.scalars.values()))  # One fetch is faster than several.
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
         self.checkpoints = checkpoints.Checkpoints(self.checkpoint_dir)
         self.init_op = tf.global_variables_initializer()
@@ -182,55 +189,102 @@ class Model:
         save_nimg = save_nimg or report_nimg
         args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt)
         self.run.check_args(args)
-        with self.run.lock(), stop_signals() as stopped, self.open_session():
+        with self.run.lock(), stop_signals() as self.stopped, self.open_session():
             self.print_start(args)
-            self.checkpoints.resume(self.session, init_ckpt)
+            means = self.resume(init_ckpt)
             step = int(self.session.run(self.step))
             self.session.run(self.init_input_op)
             self.graph.finalize()
             self.run.remove_unfinished()
             self.run.write_args(args)
-            hparams = {name: value for name, value in args.items() if name not in runs.FREE_ARGS}
+            hparams = {name: value for name, value in args.items() if name not in runs.NOT_HPARAMS}
             with (
                 runs.EventLog(self.checkpoint_dir, self.graph, step, hparams) as log,
                 progress_bar(step, train_nimg) as bar,
             ):
-                step = self.loop(step, train_nimg, report_nimg, save_nimg, keep_ckpt, log, bar, stopped)
-        if step < train_nimg:
-            print('Stopped by %s at step %d; the same command goes on from there.' % (stopped[0], step))
+                periods = Periods(self.params.batch, train_nimg, report_nimg, save_nimg)
+                step, finished = self.loop(step, periods, keep_ckpt, means, log, bar)
+        if not finished:
+            print('Stopped by %s at step %d; the same command goes on from there.' % (self.stopped[0], step))
             raise SystemExit(EXIT_INTERRUPTED)
 
-    def loop(self, step, train_nimg, report_nimg, save_nimg, keep_ckpt, log, bar, stopped):
-        """Makes updates, reports and checkpoints from `step` on, until train_nimg or until `stopped` holds a signal.
+    def resume(self, init_ckpt):
+        """Takes the variables of the newest whole checkpoint, else of init_ckpt if given; returns the Means."""
+        self.checkpoints.resume(self.session, init_ckpt)
+        return Means(self.scalars, self.checkpoints.note())
+
+    def loop(self, step, periods, keep_ckpt, means, log, bar):
+        """Makes updates, checkpoints and reports from `step` on, until the end or until a signal came.
+
+        A checkpoint is saved before the report of its step, so that nothing that goes wrong in a report costs an
+        update. A run that was stopped in between makes the report when it goes on.
 
         Returns:
-            The step at which it ended.
+            The step at which it ended, and whether nothing is left to do.
         """
-        update = self.session.make_callable([self.ops.losses, self.ops.train_op])
-        first, stop = step, False
-        while step < train_nimg and not stop:
-            # Update.
-            before, clock = step, time.monotonic()
-            losses, _ = update()
-            step += self.params.batch
-            self.check_finite(losses, step)
-            if before == first:  # scripts/benchmark.py waits for this line.
-                tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
-            bar.update(step - before)
-
-            # What is due. A signal from here on waits for the next update.
-            done, stop = step >= train_nimg, bool(stopped)
-            report = done or step // report_nimg > before // report_nimg
-            save = done or stop or step // save_nimg > before // save_nimg
-            if report or save:
-                self.check_finite_weights(step)
+        update = self.session.make_callable([self.scalar_values, self.ops.train_op])
+        saved, first = step, step
+        report = periods.due(step).report and self.lacks_report(step)
+        while True:
             if report:
-                clock = time.monotonic()
-                log.scalars(step, dict(losses, **self.report(step)))
-                bar.set_postfix_str('report %.1f s' % (time.monotonic() - clock), refresh=False)
-            if save:
-                self.checkpoints.save(self.session, step, keep_ckpt)
-        return step
+                report = not self.try_report(step, log, bar)
+            stop = bool(self.stopped)  # A signal from here on waits for the next update.
+            if stop and saved < step:
+                self.save(step, keep_ckpt, means)
+            if stop or step >= periods.train:
+                return step, step >= periods.train and not report
+
+            # Update.
+            clock = time.monotonic()
+            values, _ = update()
+            step += self.params.batch
+            self.check_finite(values, step)
+            means.add(values)
+            if step - self.params.batch == first:  # scripts/benchmark.py waits for this line.
+                tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
+            bar.update(self.params.batch)
+
+            # What is due.
+            due = periods.due(step)
+            report = due.report
+            if due.save or due.report:
+                self.check_finite_weights(step)
+            if due.point:
+                log.scalars(step, self.watch(means.take()))
+            if due.save:
+                self.save(step, keep_ckpt, means)
+                saved = step
+
+    def save(self, step, keep_ckpt, means):
+        """Writes a checkpoint, and beside it the unfinished means."""
+        self.checkpoints.save(self.session, step, keep_ckpt, means.state())
+
+    def lacks_report(self, step):
+        """Returns whether the run's own checkpoint of a step was saved, but its report not made."""
+        own = os.path.dirname(self.checkpoints.last) == self.checkpoint_dir
+        return own and not any(at == step for at, _ in runs.accuracies(self.train_dir))
+
+    def try_report(self, step, log, bar):
+        """Makes the report of a step; returns whether it was made, or a signal came before its end."""
+        clock = time.monotonic()
+        try:
+            log.scalars(step, self.report(step))
+        except Interrupted:
+            return False
+        bar.set_postfix_str('report %.1f s' % (time.monotonic() - clock), refresh=False)
+        return True
+
+    def watch(self, means):
+        """Returns the means of a point, and says once where the guesses have become one class."""
+        collapsed = means.get('monitors/weight_l2u') and means['monitors/guess_entropy'] < COLLAPSED
+        if collapsed and not self.warned:
+            self.warned = True
+            tqdm.write(
+                'Nearly all guesses are one class (monitors/guess_entropy %.2f): the network no longer learns from the '
+                'unlabelled images. Try a smaller --w_match, or a larger --warmup_kimg.'
+                % means['monitors/guess_entropy']
+            )
+        return means
 
     def print_start(self, args):
         """Prints the configuration and the table of variables."""
@@ -238,11 +292,11 @@ class Model:
         variables = [(v.op.name, 'x'.join(map(str, v.shape)), v.shape.num_elements()) for v in utils.model_vars()]
         print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
 
-    def check_finite(self, losses, step):
-        """Raises utils.Error where a loss is not finite."""
-        if not np.all(np.isfinite(list(losses.values()))):
-            values = ', '.join('%s %g' % item for item in losses.items())
-            raise self.diverged('the loss is not finite at step %d (%s)' % (step, values))
+    def check_finite(self, values, step):
+        """Raises utils.Error where a loss is not finite; values are those of self.scalars."""
+        if not np.isfinite(values).all():
+            losses = ', '.join('%s %g' % item for item in zip(self.ops.losses, values, strict=False))
+            raise self.diverged('the loss is not finite at step %d (%s)' % (step, losses))
 
     def check_finite_weights(self, step):
         """Raises utils.Error where an update of finite loss has left variables that are not finite."""
@@ -257,8 +311,61 @@ class Model:
         return utils.Error(text % (what, self.checkpoints.last, self.params.lr / 2, self.checkpoints.last))
 
     def report(self, step):
-        """Evaluates, prints a line, and returns more scalars for TensorBoard."""
+        """Evaluates, prints a line, and returns scalars for TensorBoard; raises Interrupted where a signal came."""
         raise NotImplementedError
+
+
+class Interrupted(Exception):
+    """A signal came during a report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Periods:
+    """What is due when, all in images: batch, the duration, and the periods of reports and checkpoints."""
+
+    batch: int
+    train: int
+    report: int
+    save: int
+
+    def due(self, step):
+        """Returns whether at a step a report, a checkpoint and a point of the losses' curves are due, an EasyDict."""
+        done = step >= self.train
+
+        def passed(period):
+            return step > 0 and (done or step // period > (step - self.batch) // period)
+
+        point = max(1, self.report // POINTS)
+        return EasyDict(report=passed(self.report), save=passed(self.save), point=passed(point))
+
+
+class Means:
+    """Means of named values over the updates since the last point.
+
+    Args:
+        names: of the values.
+        state: what `state` returned when an earlier process saved, None for no updates yet.
+    """
+
+    def __init__(self, names, state=None):
+        self.names = list(names)
+        self.count, sums = state or (0, [0.0] * len(self.names))
+        self.sums = np.array(sums, np.float64)
+
+    def add(self, values):
+        """Takes in the values of an update, float [n]."""
+        self.count += 1
+        self.sums += values
+
+    def take(self):
+        """Returns the means by name, and begins anew."""
+        means = dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
+        self.count, self.sums = 0, np.zeros_like(self.sums)
+        return means
+
+    def state(self):
+        """Returns what JSON can hold, to go on from."""
+        return [self.count, self.sums.tolist()]
 
 
 class ClassifySemi(Model):
@@ -309,27 +416,55 @@ class ClassifySemi(Model):
             return found
 
     def report(self, step):
-        train, valid, test = self.eval_stats()
+        """See Model.report. Where the test set's classes are unequal in number, balanced accuracy is reported too."""
+        guesses = self.guesses()
+        train, valid, test = self.accuracies(guesses)
         tqdm.write('kimg %-5d  accuracy train/valid/test  %.2f  %.2f  %.2f' % (step >> 10, train, valid, test))
-        return {'accuracy': test, 'accuracy/valid': valid, 'accuracy/train_labeled': train}
+        scalars = {'accuracy': test, 'accuracy/valid': valid, 'accuracy/train_labeled': train}
+        labels = self.dataset.sets['test'].labels
+        if len(labels) and len(set(np.unique(labels, return_counts=True)[1])) > 1:
+            right = guesses[-1] == labels
+            scalars['accuracy/balanced'] = 100 * np.mean([right[labels == label].mean() for label in np.unique(labels)])
+        return scalars
+
+    @property
+    def eval_batch(self):
+        """Images evaluated at a time."""
+        return EVAL_BATCH
+
+    def guesses(self, batch=None, feed_extra=None, classify_op=None):
+        """Returns the likeliest classes of the labelled, validation and test images, three int [n].
+
+        Args: see eval_stats.
+
+        Raises:
+            Interrupted: a signal asked the training to stop.
+        """
+        classify_op = self.ops.classify_op if classify_op is None else classify_op
+        sets = [self.dataset.sets[name] for name in SUBSETS.values()]
+        guesses = []
+        for pixels in self.dataset.equal_batches(sets, batch or self.eval_batch):
+            if self.stopped:
+                raise Interrupted
+            feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
+            guesses.extend(self.session.run(classify_op, feed).argmax(1))
+        ends = np.cumsum([len(images) for images in sets])  # Drop what fills the last batch up.
+        return np.split(guesses, ends)[:-1]
+
+    def accuracies(self, guesses):
+        """Returns the accuracies of three arrays of guesses, percent, float [3]; nan for a set without labels."""
+        sets = [self.dataset.sets[name] for name in SUBSETS.values()]
+        return np.array([accuracy(part, images.labels) for part, images in zip(guesses, sets, strict=True)])
 
     def eval_stats(self, batch=None, feed_extra=None, classify_op=None):
         """Returns the accuracies on the labelled, validation and test images, percent, float [3].
 
         Args:
-            batch: int, images at a time at most; None for EVAL_BATCH.
+            batch: int, images at a time at most; None for eval_batch.
             feed_extra: dict of further tensors to feed.
-            classify_op: float32 [None, nclass], class probabilities; None for the averaged weights'.
+            classify_op: float32 [None, nclass], class probabilities; None: those of the averaged weights.
         """
-        classify_op = self.ops.classify_op if classify_op is None else classify_op
-        sets = [self.dataset.sets[name] for name in SUBSETS.values()]
-        guesses = []
-        for pixels in self.dataset.equal_batches(sets, batch or EVAL_BATCH):
-            feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
-            guesses.extend(self.session.run(classify_op, feed).argmax(1))
-        ends = np.cumsum([len(images) for images in sets])  # Drop what fills the last batch up.
-        parts = zip(np.split(guesses, ends)[:-1], sets, strict=True)
-        return np.array([100 * np.mean(part == images.labels) if len(images) else np.nan for part, images in parts])
+        return self.accuracies(self.guesses(batch, feed_extra, classify_op))
 
     def tune(self, nimg):
         """Moves batch norm's averages over so many training images, weights untouched."""
@@ -357,6 +492,12 @@ class ClassifySemi(Model):
         for name, accuracies in results.items():
             print('%-12s' % name + ''.join('%8.2f' % accuracy for accuracy in accuracies))
         return results
+
+
+def accuracy(guesses, labels):
+    """Returns the share of right guesses in percent, nan where no picture has a class; both int [n]."""
+    known = labels >= 0
+    return 100 * np.mean(guesses[known] == labels[known]) if known.any() else np.nan
 
 
 def print_table(title, rows):
