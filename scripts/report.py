@@ -472,7 +472,8 @@ def main(argv):
     utils.check('arguments', argv[1:], len(argv) > 1, 'one folder of runs or more, such as experiments')
     chosen = options.chosen(OPTIONS)
     options.check(OPTIONS, chosen)
-    report(argv[1:], **chosen)
+    chosen['out'] = utils.expand(chosen['out'])
+    report([utils.expand(source) for source in argv[1:]], **chosen)
 
 
 if __name__ == '__main__':
