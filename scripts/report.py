@@ -51,7 +51,8 @@ OPTIONS = dict(
 ROWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'table4.csv')
 BASE = 'MixMatch'  # The row that all others are compared with.
 NOT_SHARED = ('dataset', 'seed', 'save_kimg', 'keep_ckpt', 'xla', 'devices')  # Arguments that may differ in a table.
-RUN = ['dataset', 'flags', 'row', 'split', 'seed']  # The columns that tell one run from all others.
+RUN = dict(dataset=str, flags=str, row=str, split=int, seed=int)  # Columns that tell one run from all others.
+REPORT = dict(RUN, train_kimg=float, kimg=float, error=float)  # Columns of a report, see read_run.
 
 # The paper's setting: what its rows share is at the defaults, except for these flags. (--scales=3 is what the default
 # means for CIFAR-10.) The published sweep leaves --w_match at 100, the default; the paper's text says 75.
@@ -89,8 +90,9 @@ def read_run(path):
     """Returns the reports of the run in a folder.
 
     Returns:
-        DataFrame, a line a report: the columns RUN; train_kimg, the run's duration; kimg and error, where the report
-        stands and its test error in percent. A run without reports has one line: kimg 0, error nan.
+        DataFrame, a line a report, with the columns REPORT: those that name the run; train_kimg, the run's duration;
+        kimg and error, the report's place and its test error in percent. A run without reports has one line: kimg 0,
+        error nan.
 
     Raises:
         utils.Error: its args.json does not say what it is.
@@ -115,14 +117,13 @@ def read_run(path):
         step, accuracy = np.array(runs.read_accuracy(path), float).T
     except utils.Error:
         step, accuracy = np.array([[0], [np.nan]])
-    return pd.DataFrame({**about, 'kimg': step / 1024, 'error': 100 - accuracy})
+    return pd.DataFrame({**about, 'kimg': step / 1024, 'error': (100 - accuracy).round(4)})
 
 
 def read_csv(path):
     """Returns the reports in a runs.csv, see read_run; raises utils.Error where the file is something else."""
-    numbers = dict(split=int, seed=int, train_kimg=float, kimg=float, error=float)
     try:
-        return pd.read_csv(path, converters={'flags': str})[[*RUN, *list(numbers)[2:]]].astype(numbers)
+        return pd.read_csv(path, converters={'flags': str})[[*REPORT]].astype(REPORT)
     except (ValueError, KeyError) as error:
         raise utils.Error('no runs.csv of this script: %s' % error) from None
 
@@ -178,8 +179,12 @@ class Table:
 
 
 def summarise(reports):
-    """Returns a DataFrame, a line a run: row, split, seed, train_kimg; kimg reached; error, the median of the last 20
-    reports in percent; finished; and counts: a finished run, or, where its row has none, any that has reported."""
+    """Returns the DataFrame of the runs of a setting, a line a run.
+
+    Its columns are row, split, seed and train_kimg; kimg, how far the run came; error, the median of its last 20
+    reports in percent; finished; counts, whether the run has a part in its row's error: finished runs have, and where
+    a row has none, all that have reported.
+    """
     groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
     table = groups.agg(kimg=('kimg', 'last'), error=('error', lambda e: runs.medians(e.array)['last20'])).reset_index()
     table['finished'] = table.kimg >= table.train_kimg
@@ -285,13 +290,13 @@ def findings(table):
     for verdict in 'worse', 'better':
         chosen = rows[rows.verdict == verdict].itertuples()
         named = ['%s (%+.2f points; %s)' % (row.Index, row.difference, interval_text(row)) for row in chosen]
-        sentences += ['Settled: %s than MixMatch: %s.' % (verdict, listed(named))] if named else []
+        sentences += ['Settled as %s than MixMatch: %s.' % (verdict, listed(named))] if named else []
     unsettled = rows[rows.verdict == 'not settled']
     if len(unsettled):
         reach = unsettled[['low', 'high']].abs().max(axis=None)
         sentences += [
-            'Not settled: %s.' % listed(list(unsettled.index)),
-            'There, the difference changes so much from split to split that it may be chance alone.',
+            'Not settled: %s.' % listed([name + ' (one split)' * (n == 1) for name, n in unsettled.splits.items()]),
+            'These differences change so much from split to split that they may be chance alone.',
             '"Not settled" does not mean "equal": a true difference of up to %.1f points is still possible.' % reach,
             'More splits narrow the intervals.',
         ]

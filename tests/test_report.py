@@ -155,13 +155,14 @@ def test_the_paragraph_says_what_is_settled_in_which_direction_and_what_is_not()
         'no sharpening': {1: 50, 2: 55, 3: 50},
         'K = 3': {1: 30, 2: 33, 3: 29},
         'K = 4': {1: 42, 2: 41, 3: 40},
+        'no MixUp': {2: 90},
     }
     (table,) = report.make_tables(made_up(errors))
     text = report.findings(table)
     worse, better, unsettled, *_ = text.split('. ')
-    assert worse == 'Settled: worse than MixMatch: no sharpening (+10.67 points; +9.23 to +12.10)'
-    assert better == 'Settled: better than MixMatch: K = 3 (-10.33 points; -11.77 to -8.90)'
-    assert unsettled == 'Not settled: K = 4'
+    assert worse == 'Settled as worse than MixMatch: no sharpening (+10.67 points; +9.23 to +12.10)'
+    assert better == 'Settled as better than MixMatch: K = 3 (-10.33 points; -11.77 to -8.90)'
+    assert unsettled == 'Not settled: K = 4 and no MixUp (one split)'
     assert 'does not mean "equal": a true difference of up to 6.6 points is still possible' in text
 
 

@@ -69,7 +69,7 @@ def test_a_sweep_is_arrays_whose_runs_go_on_when_they_are_stopped(cluster, tmp_p
         ' --dataset=digits.1@20-100 --batch=16 --filters=4 --repeat=1 --train_kimg=12 --report_kimg=1 --save_kimg=1'
     )
     (tmp_path / 'elsewhere').mkdir()
-    limit = 'cd elsewhere && %s --train_dir=limit; echo This is not reached.'
+    limit = 'cd elsewhere && %s --train_dir=limit; echo The rest of the line.'
     lines = ['# Comments and empty lines are no tasks.', '', program + ' --train_dir=requeued', program + ' --T=0']
     (tmp_path / 'sweep.txt').write_text('\r\n'.join([*lines, limit % program, '']))
 
@@ -105,7 +105,7 @@ def test_a_sweep_is_arrays_whose_runs_go_on_when_they_are_stopped(cluster, tmp_p
         assert checkpoint(train_dir) == 12 << 10
         assert states[task][-1] == ('COMPLETED', '0:0')
         assert not {state for state, _ in states[task]} - {'PENDING', 'COMPLETED'}  # Requeued, then done; never failed.
-    assert log(limit).count('This is not reached') == 1  # Not when the run was stopped.
+    assert log(limit).count('The rest of the line') == 1  # Not when the run was stopped.
 
 
 # --- The scripts alone ---
