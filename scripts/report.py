@@ -351,7 +351,7 @@ def comma_separated(tables):
 # --- Pictures ---
 
 STYLE = {  # Colours that the colour-blind tell apart. In black and white the shapes do.
-    'worse': dict(color='#C84E00', marker='>'),
+    'worse': dict(color='#B84300', marker='>'),
     'better': dict(color='#0067A5', marker='<'),
     'not settled': dict(color='0.15', marker='o', markerfacecolor='white'),
     '': dict(color='0.15', marker=''),
@@ -417,7 +417,7 @@ def draw_curves(figure, table):
     axes = figure.subplots(panel_lines(table), PANELS, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, row in zip(axes, table.rows.itertuples(), strict=False):
         color = STYLE[row.verdict]['color']
-        for name, shade, width in [(BASE, '0.6', 1.2)] * (row.Index != BASE) + [(row.Index, color, 1.6)]:
+        for name, shade, width in [(BASE, '0.68', 1.2)] * (row.Index != BASE) + [(row.Index, color, 1.6)]:
             kimg, mean, low, high = curve(table, name)
             axis.fill_between(kimg, low, high, color=shade, alpha=0.22, linewidth=0.5)
             axis.plot(kimg, mean, color=shade, linewidth=width)
