@@ -314,7 +314,7 @@ def shrunk(image, size):
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
     method = Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS
     pixels = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    return np.asarray(pictures.fit(pixels, size, method)).reshape(*size, image.shape[2])
+    return np.asarray(pictures.fit(pixels, size, method=method)).reshape(*size, image.shape[2])
 
 
 # --- The user's own pictures ---
