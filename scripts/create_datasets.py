@@ -251,12 +251,13 @@ def fetching(data_dir, source, verify):
     if source:
         yield fetch
         return
-    with records.made(downloads), archives.locked(os.path.join(downloads, 'lock')):
-        yield fetch
+    with archives.locked(os.path.join(data_dir, '.downloads.lock')):
+        with records.made(downloads):
+            yield fetch
         for path in taken.values():
             os.remove(path)
-    with contextlib.suppress(OSError):  # Other downloads may be there, to be gone on with.
-        os.rmdir(downloads)
+        with contextlib.suppress(OSError):  # Other downloads may be there, to be gone on with.
+            os.rmdir(downloads)
 
 
 # --- A published dataset, resized ---
