@@ -14,10 +14,10 @@ import urllib.error
 import urllib.request
 import zlib
 
-from libml import utils
-
 import filelock
 from tqdm import tqdm
+
+from libml import utils
 
 CHUNK = 1 << 20
 MAX_MEMBER = 1 << 28  # Bytes of a member read whole; the largest here are 150 MB.

@@ -19,10 +19,10 @@ import sys
 import unicodedata
 from typing import NamedTuple
 
+import numpy as np
+
 from libml import data, data_pair, pictures, records, utils
 from libml.pictures import shown
-
-import numpy as np
 
 UNLABELED = ('unlabeled', 'unlabelled')
 # A class of such a name is hardly meant: the folder is a part of a dataset.

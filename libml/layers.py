@@ -4,13 +4,14 @@ Layers are named and numbered as TF1's layer functions were (`conv2d`, `conv2d_1
 interchangeable with the published code's. Every random draw is a function of a key, an integer tensor [2].
 """
 
+import collections
 import itertools
 import zlib
 
-from libml import utils
-
 import numpy as np
 import tensorflow.compat.v1 as tf
+
+from libml import utils
 
 BN_MOMENTUM = 0.999
 BN_EPSILON = 1e-3
@@ -41,7 +42,9 @@ def conv2d(x, filters, size, strides=1, padding='same', use_bias=True, initializ
         use_bias: adds a bias that starts at zero.
         initializer: of the kernel [size, size, C, filters], see get_kernel.
     """
-    if size == 1 and strides > 1:  # The same; oneDNN's gradient of it writes beyond its memory where channels are few.
+    if (
+        size == 1 and strides > 1
+    ):  # Equivalent slicing. It avoids a memory bug in oneDNN's gradient where channels are few.
         x, strides = x[:, ::strides, ::strides], 1
     with tf.variable_scope(None, default_name='conv2d'):
         kernel = get_kernel([size, size, int(x.shape[3]), filters], initializer)
@@ -70,9 +73,9 @@ def batch_norm(x, training, moments=None):
 
     Args:
         x: float32 or bfloat16 [N, H, W, C].
-        training: True takes the mean and variance of x itself, False the moving averages.
-        moments: a list to which `(moving average, value in x)` is added twice, for the mean and for the variance
-            (with N·H·W - 1 below the line, as TF1's layer did); what is not asked for is not updated.
+        training: True normalises by the mean and variance of x itself, False by the moving averages.
+        moments: a list to which two pairs are added: (moving mean, mean of x) and (moving variance, variance of x,
+            unbiased). update_moments takes the list; without a list, nothing is updated.
     """
     channels = [int(x.shape[3])]
     with tf.variable_scope(None, default_name='batch_normalization'):
@@ -117,9 +120,11 @@ def shakeshake(a, b, training, noise):
 
 
 class Keys:
-    """A source of keys for random draws: call it for the next one.
+    """Keys for the random draws of an update, asked for by name: `keys('mixup')`.
 
-    The n-th key is a function of the seed, the step and n: a resumed run draws what it would have drawn anyway.
+    A key depends on the run's seed, the update's step and the name alone. So a resumed run draws what it would have
+    drawn, and a new draw elsewhere changes no other. A name that is asked for again gives a further key, as TensorFlow
+    gives `conv2d_1` after `conv2d`.
 
     Args:
         seed: int, the run's.
@@ -128,40 +133,16 @@ class Keys:
 
     def __init__(self, seed, step):
         self.root = tf.random.fold_in(tf.constant([seed, 0], tf.int64), tf.cast(step, tf.int64))
-        self.count = 0
+        self.counts = collections.Counter()
 
-    def __call__(self):
-        self.count += 1
-        return tf.random.fold_in(self.root, tf.constant(self.count, tf.int64))
+    def __call__(self, name):
+        """Returns the next key of a name, int64 [2]."""
+        number = zlib.crc32(('%s_%d' % (name, self.counts[name])).encode())
+        self.counts[name] += 1
+        return tf.random.fold_in(self.root, tf.constant(number, tf.int64))
 
 
 # The method.
-
-
-class MovingAverage:
-    """Exponential moving averages of variables, kept in `<variable>/ExponentialMovingAverage`; they start like them.
-
-    Args:
-        decay: float in [0, 1).
-        variables: list of variables.
-    """
-
-    def __init__(self, decay, variables):
-        self.decay = decay
-        self.averages = {v.ref(): self.make(v) for v in variables}
-
-    @staticmethod
-    def make(variable):
-        name = variable.op.name + '/ExponentialMovingAverage'
-        return tf.get_variable(name, initializer=tf.identity(variable.initial_value), trainable=False)
-
-    def average(self, variable):
-        """Returns the average of a variable; None where it has none."""
-        return self.averages.get(variable.ref())
-
-    def update(self):
-        """Returns the ops of average <- decay average + (1 - decay) variable."""
-        return [a.assign_sub((1 - self.decay) * (a - v.deref())) for v, a in self.averages.items()]
 
 
 def sharpen(p, T):
@@ -220,21 +201,37 @@ def permutation(n, key):
     return tf.argsort(tf.random.stateless_uniform([n], key), stable=True)
 
 
-class MixMode:
-    """Who is mixed with whom, read off the mode's name: `<side of x>.<side of y>`.
+X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # Which beta: x's, y's, or the mean of the two.
 
-    A side's first letter is who it is, the others are the pool its partners come from; an empty side is left alone.
-    `xx.yxy` mixes x with x, and y with x and y. Partners come from a permutation of the pool, the part of it where the
-    side's own examples stand in the pool; a side that is not in its pool (`yx`) takes a permutation for each batch.
+
+MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); None leaves a side unmixed.
+    'xx.yy':   (('x',  X),    ('y',  Y)),
+    'xxy.yxy': (('xy', MEAN), ('xy', MEAN)),
+    'xx.yxy':  (('x',  X),    ('xy', Y)),
+    'xx.yx':   (('x',  X),    ('x',  Y)),
+    'xx.':     (('x',  X),    None),
+    '.yy':     (None,         ('y',  Y)),
+    'xxy.':    (('xy', MEAN), None),
+    '.yxy':    (None,         ('xy', MEAN)),
+    '.':       (None,         None),
+}  # fmt: skip
+
+
+class MixMode:
+    """Which images are mixed with which, and by which beta: one row of MIXES.
+
+    Partners come from a permutation of a pool. Where a side stands in its pool, the side's examples take the partners
+    at their own positions, and both sides of `xxy.yxy` share one permutation. Where a side does not stand in its pool
+    (y of `xx.yx`), each of its batches takes a permutation of its own.
 
     Args:
         mode: one of MixMode.MODES. Raises utils.Error for others.
     """
 
-    MODES = ('xx.yy', 'xxy.yxy', 'xx.yxy', 'xx.yx', 'xx.', '.yy', 'xxy.', '.yxy', '.')
+    MODES = tuple(MIXES)
 
     def __init__(self, mode):
-        if mode not in self.MODES:
+        if mode not in MIXES:
             raise utils.Error('mixmode %r is unknown: take one of %s' % (mode, ' '.join(self.MODES)))
         self.mode = mode
 
@@ -252,42 +249,35 @@ class MixMode:
         """
         if key is None:
             key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
-        rules = dict(zip('xy', self.mode.split('.'), strict=True))
         images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
-        # A key for each pool that one permutation mixes, and one for y's permutations of x.
-        keys = dict(zip([*images, 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
+        # A key for each permutation: of the pools x, y and xy, and of x for y's batches.
+        keys = dict(zip(['x', 'y', 'xy', 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
         mixed_images, mixed_labels = [], []
-        for who, rule in rules.items():
-            if not rule:
-                mixed_images += images[who]
-                mixed_labels += labels[who]
+        for side, row in zip('xy', MIXES[self.mode], strict=True):
+            if row is None:
+                mixed_images += images[side]
+                mixed_labels += labels[side]
                 continue
-            pool = rule[1:]
-            m, partner = self.draw(who, pool, images, self.beta(rules, who, betal), keys[pool if who in pool else rule])
-            mixed_images += mix(images[who], images[pool], m, partner)
-            mixed_labels += mix(labels[who], labels[pool], m, partner)
+            pool, whose = row
+            beta = whose[0] * betal[0] + whose[1] * betal[1]
+            m, partner = self.draw(side, pool, images, beta, keys[pool if side in pool else side + pool])
+            mixed_images += mix(images[side], images[pool], m, partner)
+            mixed_labels += mix(labels[side], labels[pool], m, partner)
         return mixed_images, mixed_labels
 
     @staticmethod
-    def draw(who, pool, images, beta, key):
+    def draw(side, pool, images, beta, key):
         """Draws for the n examples of a side: m, float32 [n], and the partners' positions in the pool, int32 [n]."""
         sizes = {name: sum(tf.shape(v)[0] for v in batches) for name, batches in images.items()}
-        n = sizes[who]
+        n = sizes[side]
         weight_key, partner_key = tf.unstack(tf.random.split(key))
-        if who not in pool:
-            keys = tf.unstack(tf.random.split(partner_key, len(images[who])), num=len(images[who]))
+        if side not in pool:
+            keys = tf.unstack(tf.random.split(partner_key, len(images[side])), num=len(images[side]))
             partner = tf.concat([permutation(sizes[pool], k) for k in keys], axis=0)
             return mix_weights(n, beta, weight_key), partner
-        begin = 0 if pool.startswith(who) else sizes['x']
+        begin = 0 if pool.startswith(side) else sizes['x']
         m, partner = mix_weights(sizes[pool], beta, weight_key), permutation(sizes[pool], partner_key)
         return m[begin : begin + n], partner[begin : begin + n]
-
-    @staticmethod
-    def beta(rules, who, betal):
-        """Returns a side's beta: the mean of both where one mix over x and y is all there is, else the side's own."""
-        x, y = betal
-        shared = set(filter(None, rules.values())) <= {'xxy', 'yxy'}
-        return 0.5 * (x + y) if shared else {'x': x, 'y': y}[who]
 
 
 def mix(batches, pool, m, partner):
@@ -323,6 +313,21 @@ def unlabeled_loss(labels, logits):
         logits: float32 [nu * B, nclass].
     """
     return tf.reduce_mean(tf.square(labels - tf.nn.softmax(logits)))
+
+
+def guess_monitors(p):
+    """Returns how sure and how varied guesses are, a dict from a tag of TensorBoard to float32 [] from 0 to 1.
+
+    Confidence is the mean largest probability. Entropy is that of the mean guess, relative to the uniform
+    distribution's: 0 where all guesses are one class.
+
+    Args:
+        p: float32 [B, nclass], guesses.
+    """
+    mean = tf.reduce_mean(p, axis=0)  # [nclass]
+    entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
+    confidence = tf.reduce_mean(tf.reduce_max(p, axis=1))
+    return {'monitors/guess_confidence': confidence, 'monitors/guess_entropy': entropy}
 
 
 def ramp(step, kimg):

@@ -1,268 +1,81 @@
-"""The classifiers: plain functions of images, in one table. May import utils, layers and train.
+"""A semi-supervised model whose classifier is any of libml.networks. Imports utils, networks and train."""
 
-A new architecture is a function here and a row in ARCHS.
-"""
-
-import functools
-
-from libml import layers, train, utils
-
-import numpy as np
 import tensorflow.compat.v1 as tf
 
+from libml import networks, train, utils
+from libml.options import Option, between
 
-def check_size(arch, x, fits, allowed):
-    """Raises utils.Error where the height or width of x, [N, H, W, C], does not fit the architecture."""
-    for name, side in (('height', int(x.shape[1])), ('width', int(x.shape[2]))):
-        utils.check('image ' + name, side, fits(side), '%s for %s' % (allowed, arch))
-
-
-def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
-    """Wide ResNet (Zagoruyko and Komodakis 2016); WRN-28-2 with filters 32, repeat 4, scales 3.
-
-    The arguments of every architecture, of which each takes what it needs:
-        x: [N, H, W, C] in [-1, 1], float32 or bfloat16: the precision of everything up to the last layer.
-        nclass: int, classes.
-        scales: int, stages, between which height and width are halved.
-        filters: int, width of the first stage; doubled at each of the next.
-        repeat: int, residual blocks a stage.
-        batch_norm: function [N, H, W, C] -> the same.
-        whiten: function that normalises x by the data's mean and standard deviation.
-        training: bool.
-        noise: [N, scales * repeat, 2], in the precision of x, uniform in [0, 1): each block's random draws. They come
-            from outside, as XLA would draw other ones than TensorFlow.
-
-    Returns:
-        float32 [N, nclass], the logits.
-    """
-
-    def conv(x, filters, size, strides=1):
-        deviation = np.sqrt(2 / (size * size * filters))  # He's, counted over the outputs.
-        normal = functools.partial(tf.random_normal_initializer, stddev=deviation)
-        return layers.conv2d(x, filters, size, strides, initializer=normal)
-
-    def activate(x):
-        return tf.nn.leaky_relu(batch_norm(x), 0.1)
-
-    def block(x, filters, strides, activate_first):
-        branch = activate(x)
-        shortcut = branch if activate_first else x
-        branch = conv(branch, filters, 3, strides)
-        branch = conv(activate(branch), filters, 3)
-        if shortcut.shape[3] != filters:
-            shortcut = conv(shortcut, filters, 1, strides)
-        return shortcut + branch
-
-    x = conv(whiten(x), 16, 3)  # [N, H, W, 16]
-    for stage in range(scales):
-        for i in range(repeat):
-            strides = 2 if stage and i == 0 else 1
-            x = block(x, filters << stage, strides, activate_first=stage == i == 0)  # [N, H/2^s, W/2^s, f·2^s]
-    x = layers.mean_pixel(activate(x))  # [N, f·2^(scales-1)]
-    return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
-
-
-def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, noise):
-    """Shake-Shake (Gastaldi 2017). Arguments and result as for resnet."""
-    halvings = 2 ** (scales - 1)
-    check_size('shake', x, lambda side: side % halvings == 0, 'a multiple of 2^(scales - 1) = %d' % halvings)
-    conv = functools.partial(layers.conv2d, use_bias=False)
-
-    def branch(x, filters, strides):
-        x = batch_norm(conv(tf.nn.relu(x), filters, 3, strides))
-        return batch_norm(conv(tf.nn.relu(x), filters, 3))
-
-    def shortcut(x, filters, strides):
-        if strides == 2:
-            x = tf.nn.relu(x)
-            even, odd = x[:, ::2, ::2], x[:, 1::2, 1::2]
-            return batch_norm(tf.concat([conv(even, filters // 2, 1), conv(odd, filters // 2, 1)], axis=3))
-        return x if x.shape[3] == filters else batch_norm(conv(x, filters, 1))
-
-    x = conv(whiten(x), 16, 3)  # [N, H, W, 16]
-    for stage in range(scales):
-        for i in range(repeat):
-            with tf.variable_scope('layer%d.%d' % (stage + 1, i)):
-                width, strides = filters << stage, 2 if stage and i == 0 else 1
-                a, b = branch(x, width, strides), branch(x, width, strides)
-                blend = layers.shakeshake(a, b, training, noise[:, stage * repeat + i])
-                x = shortcut(x, width, strides) + blend  # [N, H/2^s, W/2^s, f·2^s]
-    x = layers.mean_pixel(x)  # [N, f·2^(scales-1)]
-    return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
-
-
-def cnn13(x, nclass, scales, filters, batch_norm, **_):
-    """Mean Teacher's 13 layers (Tarvainen and Valpola 2017), simplified. Arguments and result as for resnet."""
-    utils.check('scales', scales, scales == 3, '3 for cnn13')
-    check_size('cnn13', x, lambda side: side >= 12, 'at least 12')
-
-    def conv(x, filters, size=3, padding='same'):
-        return batch_norm(tf.nn.leaky_relu(layers.conv2d(x, filters, size, padding=padding), 0.2))
-
-    for width in (filters, 2 * filters):
-        for _ in range(3):
-            x = conv(x, width)
-        x = tf.nn.max_pool2d(x, 2, 2, 'VALID')  # [N, H/2, W/2, f], then [N, H/4, W/4, 2f]
-    x = conv(x, 4 * filters, padding='valid')  # [N, H/4-2, W/4-2, 4f]
-    x = conv(x, 2 * filters, 1)
-    x = conv(x, filters, 1)  # [N, H/4-2, W/4-2, f]
-    return layers.dense(layers.mean_pixel(x), nclass)  # [N, nclass]
-
-
-def convnet(x, nclass, scales, filters, **_):
-    """Convolutions and average pooling, no batch norm. Arguments and result as for resnet."""
-    check_size('convnet', x, lambda side: side >= 2**scales, 'at least 2^scales = %d' % 2**scales)
-
-    def conv(x, filters):
-        return tf.nn.leaky_relu(layers.conv2d(x, filters, 3), 0.2)
-
-    x = conv(x, filters)  # [N, H, W, f]
-    for scale in range(scales):
-        x = conv(conv(x, filters << scale), filters << (scale + 1))
-        x = tf.nn.avg_pool2d(x, 2, 2, 'VALID')  # [N, H/2^(s+1), W/2^(s+1), f·2^(s+1)]
-    return layers.mean_pixel(layers.conv2d(x, nclass, 3))  # [N, nclass]
-
-
-ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
-MODELS = tuple(ARCHS)
-
-
-def build(arch, x, noise, training=False, moments=None, getter=None, **size):
-    """Builds a network in scope `classify`. Arguments as for resnet and for MultiModel.classifier."""
-    with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
-        batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
-        return ARCHS[arch](x, batch_norm=batch_norm, training=training, noise=noise, **size)
-
-
-@functools.lru_cache
-def describe(arch, shape, nclass, scales, filters, repeat, /):  # By position alone: names would miss the cache.
-    """Builds a network in a graph that is thrown away, to learn what it is made of.
-
-    Args:
-        arch: one of MODELS.
-        shape: (H, W, C) of the images.
-        nclass, scales, filters, repeat: ints, see resnet.
-
-    Returns:
-        The arguments of tf.get_variable for each variable, a list of dicts in the order in which the network asks for
-        them; and the floating-point operations of classifying one image, int.
-    """
-    variables = []
-
-    def note(getter, name, shape=None, initializer=None, trainable=True, **kwargs):
-        relative = name.removeprefix('classify/')
-        variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
-        return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
-
-    with tf.Graph().as_default() as graph:
-        size = dict(nclass=nclass, scales=scales, filters=filters, repeat=repeat)
-        build(arch, tf.zeros([1, *shape]), tf.zeros([1, scales * repeat, 2]), getter=note, whiten=tf.identity, **size)
-        options = tf.profiler.ProfileOptionBuilder(tf.profiler.ProfileOptionBuilder.float_operation())
-        flop = tf.profiler.profile(graph, options=options.with_empty_output().build()).total_float_ops
-    return variables, flop
-
-
-class Network:
-    """A classifier as a function of images and weights, traced once for training and once for inference.
-
-    One trace serves every call: raw or averaged weights, guess or update. It makes the graph small, and one program of
-    it where XLA compiles it.
-
-    Args:
-        arch: one of MODELS.
-        shape: (H, W, C) of the images.
-        xla: bool, whether to compile it.
-        dtype: what it is computed in, float32 or bfloat16; images, weights, logits and statistics are float32.
-        whiten: function that normalises images.
-        **size: nclass, scales, filters, repeat.
-    """
-
-    def __init__(self, arch, shape, xla, dtype, whiten, **size):
-        self.dtype = dtype
-        self.build = functools.partial(build, arch, whiten=whiten, **size)
-        images = tf.TensorSpec([None, *shape], tf.float32)
-        self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
-        counts = (size[name] for name in ('nclass', 'scales', 'filters', 'repeat'))
-        self.variables, _ = describe(arch, tuple(shape), *counts)
-        self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
-        self.weights = {}  # By getter. Read once: every reader of an update stands before whatever changes them.
-        weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
-        signature = [images, self.noise, weights]
-        self.functions = {
-            training: tf.function(
-                functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
-            )
-            for training in (False, True)
-        }
-
-    def trace(self, training, x, noise, weights):
-        """Builds the network on weights that are given. Returns the logits, and batch norm's statistics if training."""
-        values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
-        moments = []
-        x, noise = tf.cast(x, self.dtype), tf.cast(noise, self.dtype)
-        logits = self.build(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
-        return logits, [value for _, value in moments]
-
-    def read(self, getter):
-        """Returns the variables, made where they are missing, and their values, as two lists."""
-        if getter not in self.weights:
-            with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
-                variables = [tf.get_variable(**variable) for variable in self.variables]
-            self.weights[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
-        return self.weights[getter]
-
-    def __call__(self, x, training, key, getter=None, moments=None):
-        """See MultiModel.classifier."""
-        variables, values = self.read(getter)
-        noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
-        logits, statistics = self.functions[training](x, noise, values)
-        if training and moments is not None:
-            moments += zip([variables[i] for i in self.moving], statistics, strict=True)
-        return logits
+PARAMS = dict(  # The classifier's hyperparameters.
+    arch=Option('resnet', 'Classifier.', choices=networks.MODELS),
+    scales=Option(0, "Stages of the classifier; 0 for ilog2 of the images' width less 2.", *between(0, 10)),
+    filters=Option(32, 'Width of the classifier.', *between(1, 4096)),
+    repeat=Option(4, 'Residual blocks a stage.', *between(1, 256)),
+)
 
 
 class MultiModel(train.ClassifySemi):
-    """A semi-supervised model whose classifier is any of ARCHS."""
+    """A semi-supervised model whose classifier is any of networks.ARCHS. A subclass's `model` builds the update.
 
-    MODELS = MODELS
+    Args:
+        train_dir, dataset, nclass, **params: see train.ClassifySemi and train.Model.
+    """
 
-    def __init__(self, *args, **kwargs):
-        self.networks = {}  # Those that were called, by their arguments: almost always one.
-        super().__init__(*args, **kwargs)
+    MODELS = networks.MODELS
+    PARAMS = PARAMS
+
+    def __init__(self, train_dir, dataset, nclass, **params):
+        super().__init__(train_dir, dataset, nclass, **params)
+        self.networks = {}  # By their arguments. A method may use several; MixMatch uses one.
+        self.build()
+
+    def network(self, arch, scales, filters, repeat):
+        """Returns the networks.Network of these arguments; the first call creates its variables in scope `classify`."""
+        size = (arch, scales, filters, repeat)
+        if size not in self.networks:
+            self.networks[size] = networks.Network(
+                arch,
+                self.dataset.shape,
+                self.machine.xla,
+                tf.bfloat16 if self.precision == 'bfloat16' else tf.float32,
+                self.whiten,
+                nclass=self.nclass,
+                scales=scales,
+                filters=filters,
+                repeat=repeat,
+            )
+            self.networks[size].read(getter=None)
+        return self.networks[size]
+
+    @property
+    def eval_batch(self):
+        """Images evaluated at a time: at most EVAL_BATCH, and no more than fit into the memory of an update.
+
+        An update keeps all layers of its images for the backward pass; an evaluation holds about four at a time.
+        """
+        images = self.params.batch * (1 + self.params.get('nu', 0))
+        fit = min(images * n.description.kept // (4 * n.description.largest) for n in self.networks.values())
+        return max(1, min(train.EVAL_BATCH, fit))
+
+    def weights(self, **size):
+        """Returns the trainable variables of a network, which the first call creates; arguments as of `network`."""
+        self.network(**size)
+        return utils.model_vars('classify')
+
+    def whiten(self, x):
+        """Normalises images by the mean and deviation of the training images, where --whiten asks for it."""
+        return (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype)
 
     def classifier(self, x, arch, scales, filters, repeat, training=False, getter=None, moments=None):
         """Classifies images with the variables of scope `classify`, which the first call creates.
 
         Args:
             x: float32 [N, H, W, C] in [-1, 1].
-            arch: one of MODELS; scales, filters and repeat: its size, see resnet.
-            training: True for batch norm by the batch's own statistics, and random draws.
+            arch: one of MODELS; scales, filters and repeat: its size, see networks.resnet.
+            training: True normalises by the batch's own statistics, and draws at random where the network does so.
             getter: a custom getter for the variables, such as utils.getter_ema with its average filled in.
-            moments: a list for batch norm's statistics in training, see layers.batch_norm.
+            moments: a list that collects batch norm's statistics in training, see layers.batch_norm.
 
         Returns:
             float32 [N, nclass], the logits.
         """
-        size = (arch, scales, filters, repeat)
-        if size not in self.networks:
-            self.networks[size] = Network(
-                arch,
-                self.dataset.shape,
-                self.xla,
-                tf.bfloat16 if self.precision == 'bfloat16' else tf.float32,
-                whiten=lambda x: (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype),
-                nclass=self.nclass,
-                scales=scales,
-                filters=filters,
-                repeat=repeat,
-            )
-        return self.networks[size](x, training, self.keys(), getter, moments)
-
-    @classmethod
-    def check(cls, arch, scales, filters, repeat, **kwargs):
-        """Raises utils.Error where an argument of the classifier is out of range."""
-        super().check(**kwargs)
-        utils.check('arch', arch, arch in MODELS, 'one of %s' % ', '.join(MODELS))
-        utils.check('scales', scales, 0 <= scales <= 10, '0 to 10')
-        utils.check('filters', filters, filters >= 1, 'at least 1')
-        utils.check('repeat', repeat, repeat >= 1, 'at least 1')
+        return self.network(arch, scales, filters, repeat)(x, training, self.keys('network'), getter, moments)

@@ -15,10 +15,10 @@ import sys
 import threading
 import warnings
 
-from libml import utils
-
 import numpy as np
 from PIL import Image
+
+from libml import utils
 
 MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
 LARGE = (

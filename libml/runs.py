@@ -1,48 +1,209 @@
-"""What runs leave in their folders, read back: arguments, progress, accuracies. Imports utils only."""
+"""The folder of a run: its layout, args.json, the lock, the event log, and reports read back.
+
+Imports utils and checkpoints only.
+"""
 
 import contextlib
+import errno
+import fcntl
+import functools
 import glob
 import os
+import re
+import socket
 import sys
-
-from libml import utils
+import time
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+from libml import checkpoints, utils
 
 LAST = (1, 10, 20, 50)
+# Arguments that may change when a run goes on.
+FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt', 'xla', 'devices')
+NOT_HPARAMS = (*FREE_ARGS, 'data', 'classes')  # Arguments that TensorBoard's HPARAMS page does not show.
+MAX_NAME = 255  # Bytes of a folder's name that file systems allow.
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
 
-def args_file(run):
-    """Returns the path of the args.json in a run's folder."""
-    return os.path.join(run, 'args', 'args.json')
-
-
-def read_args(run):
-    """Returns the args.json in a run's folder; {} where there is none or, with a warning, it cannot be read."""
-    args = utils.read_json(args_file(run), default={})
-    if isinstance(args, dict):
-        return {'precision': 'float32', **args} if args else {}  # Older runs do not say so.
-    print('Ignoring %s, which does not hold arguments' % args_file(run), file=sys.stderr)
-    return {}
-
-
-def is_finished(run, train_nimg, **args):
-    """Returns whether a run has nothing left to do. Reads neither images nor graph.
+class Run:
+    """A run's folder.
 
     Args:
-        run: its folder, see train.Model.run_dir.
-        train_nimg: int, duration in images.
-        **args: more of args.json that must be so; where it is not, train.Model.train says what is wrong.
+        folder: its path.
     """
-    saved, ckpt = read_args(run), utils.find_latest_checkpoint(os.path.join(run, 'tf'))
-    if not ckpt or utils.checkpoint_step(ckpt) < train_nimg or any(saved.get(k) != v for k, v in args.items()):
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.checkpoint_dir = os.path.join(folder, 'tf')  # And of TensorBoard's event files.
+        self.arg_dir = os.path.join(folder, 'args')
+        self.args_file = os.path.join(self.arg_dir, 'args.json')
+
+    @functools.cached_property
+    def args(self):
+        """The contents of args.json, read once; {} where there is none or, with a warning, it cannot be read.
+
+        Raises:
+            utils.Error: its seed is no seed.
+        """
+        args = utils.read_json(self.args_file, default={})
+        if not isinstance(args, dict):
+            print('Ignoring %s, which does not hold arguments' % self.args_file, file=sys.stderr)
+            return {}
+        seed = args.get('seed', 0)
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise utils.Error('%s is damaged: seed=%r is no number from 0 to 2^32 - 1' % (self.args_file, seed))
+        return {'precision': 'float32', **args} if args else {}  # Older runs do not say so.
+
+    def check_args(self, args):
+        """Raises utils.Error where the folder holds a run with other arguments."""
+        for name, value in self.args.items():
+            if name in args and name not in FREE_ARGS and args[name] != value:
+                if name == 'data':
+                    text = '%s was trained on other data than is there now (%s): take another --train_dir'
+                    changed = [part for part in value if value[part] != args[name].get(part)]
+                    raise utils.Error(text % (self.folder, ', '.join(changed)))
+                text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
+                raise utils.Error(text % (self.folder, name, value, args[name]))
+
+    def write_args(self, args):
+        """Writes args.json."""
+        utils.write_json(self.args_file, args)
+
+    def is_finished(self, train_nimg, **args):
+        """Returns whether a run has nothing left to do. Reads neither images nor graph.
+
+        Args:
+            train_nimg: int, duration in images.
+            **args: saved arguments that must match. Where one differs, train.Model.train says what is wrong.
+        """
+        ckpt = utils.find_latest_checkpoint(self.checkpoint_dir)
+        if not ckpt or checkpoints.step(ckpt) < train_nimg or any(self.args.get(k) != v for k, v in args.items()):
+            return False
+        with contextlib.suppress(checkpoints.Damaged):  # train.Model says so when the run goes on.
+            checkpoints.check(ckpt)
+            return any(step >= train_nimg for step, _ in accuracies(self.folder))
         return False
-    with contextlib.suppress(utils.Error):  # train.Model.resume says that it is damaged.
-        utils.check_checkpoint(ckpt)
+
+    @contextlib.contextmanager
+    def lock(self):
+        """Keeps every other process from writing this run; raises utils.Error where one does so already.
+
+        (The package filelock does not name the process that holds a lock, and fails where a disk answers ENOLCK.)
+        """
+        if len(os.fsencode(os.path.basename(self.folder))) > MAX_NAME:
+            text = '%s: the name of this folder is longer than %d bytes: use fewer or shorter arguments'
+            raise utils.Error(text % (self.folder, MAX_NAME))
+        os.makedirs(self.folder, exist_ok=True)
+        path = os.path.join(self.folder, 'lock')
+        with open(path, 'a+') as file:
+            file.seek(0)
+            owner = file.read().strip()
+            if not try_lock(file, owner):
+                raise utils.Error('%s is being trained by %s' % (self.folder, owner))
+            file.truncate(0)
+            print('process %d on %s' % (os.getpid(), socket.gethostname()), file=file, flush=True)
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def remove_unfinished(self):
+        """Removes what a killed or failed process left half-written; the run must be locked."""
+        checkpoints.remove_unfinished(self.arg_dir)
+        checkpoints.remove_unfinished(self.checkpoint_dir)
+
+
+def try_lock(file, owner):
+    """Locks an open file for this process; returns whether no other process holds it.
+
+    Where the disk knows no locks, the file's text decides: a living process of this machine holds the lock.
+
+    Args:
+        file: open for writing.
+        owner: the text in it, such as 'process 7 on host', '' for none.
+    """
+    for lock in (fcntl.flock, fcntl.lockf):
+        try:
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.EACCES:  # How lockf says that it is held.
+                return False
+            if error.errno not in NO_LOCKS:
+                raise
+    print('The disk of %s knows no locks: do not start this run twice' % file.name, file=sys.stderr)
+    match = re.fullmatch(r'process (\d+) on (.*)', owner)
+    return not (match and match[2] == socket.gethostname() and is_running(int(match[1])))
+
+
+def is_running(pid):
+    """Returns whether another process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
         return True
-    return False
+    return pid != os.getpid()
+
+
+class EventLog:
+    """TensorBoard's event file of a run that starts or goes on at `step`; used in a `with`.
+
+    Each write is flushed, and a write that fails raises utils.Error. (tf.summary.FileWriter writes in a thread that
+    does not report a full disk, and two of them that start within a second write one file.)
+
+    Args:
+        folder: where it goes.
+        graph: tf.Graph, for the graph page.
+        step: int, in images; what an earlier process logged after it is forgotten, as those updates are made again.
+        hparams: dict of numbers, bools and strings, for the HPARAMS page. TensorBoard keeps what the first event file
+            of a folder says, so these must not change when a run goes on.
+    """
+
+    PATTERN = re.compile(r'events\.out\.tfevents\.(\d+)\.')
+
+    def __init__(self, folder, graph, step, hparams):
+        os.makedirs(folder, exist_ok=True)
+        # TensorBoard reads the files in the order of the times in their names, so these grow even where clocks do not.
+        times = [int(match[1]) + 1 for name in os.listdir(folder) if (match := self.PATTERN.match(name))]
+        name = 'events.out.tfevents.%010d.%s' % (max([int(time.time()), *times]), socket.gethostname())
+        self.path = os.path.join(folder, name)
+        self.file = tf.io.TFRecordWriter(self.path)
+        self.write(file_version='brain.Event:2')
+        self.write(graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
+        self.write(step=step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
+        self.write(summary=tf.Summary.FromString(hparams_pb(hparams).SerializeToString()))
+
+    def scalars(self, step, values):
+        """Writes named floats."""
+        values = [tf.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.write(step=step, summary=tf.Summary(value=values))
+
+    def write(self, **event):
+        """Writes the fields of a tf.Event."""
+        try:
+            os.stat(self.path)  # The system would go on writing to a file that was removed.
+            self.file.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
+            self.file.flush()
+        except (tf.errors.OpError, OSError) as error:
+            raise checkpoints.unwritten(self.path, error) from error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(tf.errors.OpError):  # Nothing is left to be written, if all went well.
+            self.file.close()
+
+
+# --- Runs that others left ---
 
 
 def find(folder):
@@ -72,19 +233,23 @@ def damaged_events(run):
     return found
 
 
-def read_accuracy(run):
-    """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out.
-
-    Raises:
-        utils.Error: the folder holds no report.
-    """
+def accuracies(run):
+    """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out."""
     folder = os.path.join(run, 'tf')
     events = EventAccumulator(folder, size_guidance={'scalars': 0})  # 0: all of them.
     if os.path.isdir(folder):
         events.Reload()
     if 'accuracy' not in events.Tags()['scalars']:
-        raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
+        return []
     return [(event.step, event.value) for event in events.Scalars('accuracy')]
+
+
+def read_accuracy(run):
+    """As `accuracies`; raises utils.Error where the folder holds no report."""
+    found = accuracies(run)
+    if not found:
+        raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
+    return found
 
 
 def medians(values):

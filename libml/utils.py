@@ -1,37 +1,36 @@
-"""What everything else stands on: errors, sessions, variables, checkpoints' names. Imports nothing else of libml."""
+"""What everything else stands on: errors, scripts, sessions, variables, JSON files. Imports only libml.quiet."""
 
 import contextlib
-import glob
 import json
 import os
 import re
 import sys
 
-from libml import muted
-
 import tensorflow.compat.v1 as tf
 from absl import app, flags, logging
 from tensorflow.core.protobuf import rewriter_config_pb2
 
-flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
-flags.DEFINE_boolean('log_device_placement', False, 'Debugging: print the device of every operation.')
+from libml import quiet
 
 
 class Error(ValueError):
-    """What the user can mend: its text is one line that says what is wrong and what to do."""
+    """A mistake that the user can mend. Its text is one line: what is wrong, and what to do."""
 
 
 def check(name, value, valid, allowed):
-    """Raises Error, saying what is allowed, where a named value is not valid."""
+    """Raises Error unless a named value is valid; the text says what is allowed."""
     if not valid:
         raise Error('%s=%s is not allowed: it must be %s' % (name, value, allowed))
 
 
 def run(main):
-    """Runs `main(argv)` as a script: what goes wrong becomes one line on stderr and a non-zero exit code.
+    """Runs `main(argv)` as a script: an error becomes one line on stderr and a non-zero exit code.
 
     Exit codes: 1 an error, 2 a bad flag, 130 interrupted, otherwise what main returns. --debug shows the traceback.
     """
+    if 'debug' not in flags.FLAGS:  # Tests run several scripts in a process.
+        flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
     def parse(argv):
         try:
@@ -42,7 +41,7 @@ def run(main):
     def guarded(argv):
         try:
             return main(argv)
-        except (Error, OSError, MemoryError, tf.errors.OpError) as error:
+        except (Error, OSError, MemoryError, OverflowError, tf.errors.OpError) as error:
             if flags.FLAGS.debug:
                 raise
             return fail(error, 1)
@@ -50,6 +49,44 @@ def run(main):
             return fail('interrupted', 130)
 
     app.run(guarded, flags_parser=parse)
+
+
+class Output:
+    """A standard stream that never ends the work: what cannot be written is dropped, and stderr says so once.
+
+    `| head`, a full disk and Ctrl-C on a whole pipeline break a stream; a run must still save its checkpoint. A sign
+    that the stream's encoding lacks becomes `?`.
+
+    Args:
+        stream: sys.stdout or sys.stderr.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+        with contextlib.suppress(AttributeError, ValueError):  # Not every stand-in for a stream can.
+            stream.reconfigure(errors='replace')
+
+    def write(self, text):
+        with self.guarded():
+            return self.stream.write(text)
+
+    def flush(self):
+        with self.guarded():
+            self.stream.flush()
+
+    @contextlib.contextmanager
+    def guarded(self):
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed.
+            lost, self.stream = self.stream, open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
+            with contextlib.suppress(OSError, ValueError):  # What is left in its buffer would fail again at the exit.
+                os.dup2(self.stream.fileno(), lost.fileno())
+            if sys.stderr is not self:
+                print('What is printed is lost from here on: %s' % reason(error), file=sys.stderr)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 def fail(error, code):
@@ -68,21 +105,13 @@ def reason(error):
 
 
 def setup_tf():
-    """Turns TensorFlow into a TF1-style graph library: no eager execution, resource variables, quiet logs."""
+    """Turns TensorFlow into a TF1-style graph library: no eager execution, resource variables, few log lines."""
     tf.disable_eager_execution()
     tf.enable_resource_variables()
     tf.logging.set_verbosity(tf.logging.ERROR)
     logging.set_verbosity(logging.ERROR)
-    with muted():  # The first search for devices complains of missing drivers; later ones are silent.
+    with quiet.muted():  # The first search for devices complains of missing drivers; later ones are silent.
         tf.config.list_physical_devices()
-
-
-def share_operations(threads):
-    """Sets how many threads of the CPU share an operation; 0: one a core. The first session of a process decides."""
-    config = get_config()
-    config.intra_op_parallelism_threads = threads
-    with tf.Graph().as_default(), tf.Session(config=config) as session:
-        session.run(tf.constant(0))
 
 
 def get_config(log_device_placement=False):
@@ -97,13 +126,6 @@ def get_config(log_device_placement=False):
 def get_available_gpus():
     """Returns the names of the GPUs that TensorFlow can use, such as ['/device:GPU:0']."""
     return ['/device:GPU:%d' % i for i in range(len(tf.config.list_physical_devices('GPU')))]
-
-
-def has_avx512():
-    """Returns whether the CPU has 512-bit vectors; False where /proc/cpuinfo does not say."""
-    with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
-        return ' avx512f ' in file.read()
-    return False
 
 
 def ilog2(x):
@@ -122,8 +144,8 @@ def getter_ema(ema, getter, name, *args, **kwargs):
     """A custom getter that replaces each variable by its moving average, where it has one.
 
     Args:
-        ema: layers.MovingAverage, or a tf.train.ExponentialMovingAverage that has been applied.
-        getter: the getter that variable_scope hands over; name, args and kwargs are for it.
+        ema: tf.train.ExponentialMovingAverage that has been applied.
+        getter: the getter that variable_scope passes; name, args and kwargs are its arguments.
     """
     variable = getter(name, *args, **kwargs)
     average = ema.average(variable)
@@ -131,10 +153,10 @@ def getter_ema(ema, getter, name, *args, **kwargs):
 
 
 def in_order(*steps):
-    """Returns an op that runs what each step makes, a step after the one before.
+    """Returns an op that runs several steps, one after another.
 
     Args:
-        *steps: functions that make an op, or a list of ops, from what variables hold when its turn comes.
+        *steps: functions that return an op or a list of ops. Each reads the variables as the step before left them.
     """
     done = []
     for step in steps:
@@ -156,7 +178,7 @@ def read_json(path, default):
 
 
 def write_json(path, value):
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file, whole or not at all; makes its folder."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     aside = '%s.part-%d' % (path, os.getpid())
     try:
@@ -170,62 +192,21 @@ def write_json(path, value):
         raise
 
 
-CHECKPOINT = 'model.ckpt'  # Followed by - and the global step in ten digits.
-
-
-def checkpoints(folder):
-    """Returns the path prefixes of the checkpoints in a folder, oldest first."""
-    pattern = re.compile(re.escape(CHECKPOINT) + r'-(\d+)\.index$')
-    names = os.listdir(folder) if os.path.isdir(folder) else []
-    found = sorted((int(match.group(1)), name) for name in names if (match := pattern.match(name)))
-    return [os.path.join(folder, name.removesuffix('.index')) for _, name in found]
-
-
-def check_checkpoint(ckpt):
-    """Reads a checkpoint through, checksums included.
-
-    Raises:
-        Error: it is not whole.
-        tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError: it cannot be said.
-    """
-    try:
-        reader = tf.train.load_checkpoint(ckpt)
-        for name in reader.get_variable_to_shape_map():
-            reader.get_tensor(name)
-    except (tf.errors.PermissionDeniedError, tf.errors.ResourceExhaustedError):
-        raise
-    except (tf.errors.OpError, ValueError, LookupError, RuntimeError) as error:  # A cut file is an IndexError.
-        raise Error('%s is not a whole checkpoint: %s' % (ckpt, reason(error))) from error
-
-
-def remove_checkpoint(ckpt):
-    """Removes the files of a checkpoint, its index last: what a killed removal leaves is found, and removed later."""
-    for path in sorted(glob.glob(glob.escape(ckpt) + '.*')):
-        os.remove(path)
-
-
-UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-\d+')
-
-
-def remove_unfinished(folder):
-    """Removes the files of a folder that were being written, by write_json and tf.train.Saver, when a process ended."""
-    for name in os.listdir(folder) if os.path.isdir(folder) else []:
-        if UNFINISHED.fullmatch(name):
-            os.remove(os.path.join(folder, name))
-
-
-def checkpoint_step(ckpt):
-    """Returns the global step in a checkpoint's name."""
-    return int(ckpt.rsplit('-', 1)[1])
+def expand(path):
+    """Returns a path with `~` replaced by the home folder; None and '' stay as they are."""
+    return os.path.expanduser(path) if path else path
 
 
 def find_latest_checkpoint(folder):
     """Returns the path prefix of the newest checkpoint in a folder, None where there is none."""
-    found = checkpoints(folder)
-    return found[-1] if found else None
+    from libml import checkpoints  # It imports this module; other people's scripts find the name here.
+
+    return next(reversed(checkpoints.find(folder)), None)
 
 
 def get_latest_global_step(folder):
     """Returns the step (in images) of the newest checkpoint in a folder, 0 where there is none."""
+    from libml import checkpoints
+
     found = find_latest_checkpoint(folder)
-    return checkpoint_step(found) if found else 0
+    return checkpoints.step(found) if found else 0

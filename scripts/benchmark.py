@@ -13,6 +13,11 @@ The flags of training say what is measured. Each part runs in a process of its o
 that it compares.
 """
 
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+
 import copy
 import dataclasses
 import functools
@@ -24,22 +29,26 @@ import sys
 import tempfile
 import time
 
-from ablation.ab_mixmatch import MODEL_FLAGS, AblationMixMatch, model_params
-from libml import data, data_pair, train, utils
-
 import numpy as np
 import tensorflow.compat.v1 as tf
-from absl import flags
+from easydict import EasyDict
 from tensorflow import profiler
 from tqdm import tqdm
 
+from ablation.ab_mixmatch import OPTIONS as TRAINING
+from ablation.ab_mixmatch import PARAMS, AblationMixMatch, model_params
+from libml import data, data_pair, hardware, options, train, utils
+from libml.options import Option, at_least
+
 PARTS = ('step', 'guess', 'input', 'eval', 'startup')
-FLAGS = flags.FLAGS
-flags.DEFINE_list('parts', list(PARTS), 'What to measure.')
-flags.DEFINE_integer('turns', 7, 'Times that each is measured, after one that does not count.', 1)
-flags.DEFINE_float('turn', 1, 'Seconds that one measurement lasts at least.', 0)
-flags.DEFINE_string('json', '', 'File for the figures.')
-flags.DEFINE_string('profile', '', "Folder for a trace of an update each, for TensorBoard's profile page.")
+OPTIONS = dict(
+    TRAINING,
+    parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
+    turns=Option(7, 'Times that each is measured, after one that does not count.', *at_least(1)),
+    turn=Option(1.0, 'Seconds that one measurement lasts at least.', *at_least(0)),
+    json=Option('', 'File for the figures.'),
+    profile=Option('', "Folder for a trace of an update each, for TensorBoard's profile page."),
+)
 
 # Rows of the matrices whose product says what the machine can do: so many that calling it costs nothing.
 MATRIX = dict(cpu=2048, gpu=8192)
@@ -127,8 +136,9 @@ class Bench:
     def model(self, xla, dataset=None, cls=AblationMixMatch):
         """Returns a model with its session open and its input started."""
         with tf.Graph().as_default() as graph:
-            options = dict(seed=1, xla=xla, precision=self.precision)
-            model = cls('', dataset or self.dataset, **options, **self.params)
+            machine = hardware.Machine(xla, next(iter(utils.get_available_gpus()), None))
+            how = dict(seed=1, machine=machine, precision=self.precision)
+            model = cls('', dataset or self.dataset, **how, **self.params)
             model.session = tf.Session(graph=graph, config=model.config)
             model.session.run(model.init_op)
             model.session.run(model.init_input_op)
@@ -196,7 +206,8 @@ class Bench:
         """
         with tf.Graph().as_default() as graph:
             batches = []
-            for images, views in ((self.dataset.labeled, 1), (self.dataset.unlabeled, self.params['nu'])):
+            for name, views in (('labeled', 1), ('unlabeled', self.params['nu'])):
+                images = self.dataset.sets[name]
                 pixels = images.gather(np.arange(min(len(images), 5000)))
                 one = tf.data.Dataset.range(len(pixels)).shuffle(8192).repeat()
                 one = one.map(augment(self.dataset, pixels, views), num_parallel_calls=4)
@@ -206,10 +217,10 @@ class Bench:
     def eval(self):
         """The evaluation."""
         shorter = copy.copy(self.dataset)
-        for name in train.SUBSETS.values():
-            setattr(shorter, name, getattr(shorter, name).select(slice(EVALUATED // len(train.SUBSETS))))
+        few = slice(EVALUATED // len(train.SUBSETS))
+        shorter.sets = {name: images.select(few) for name, images in shorter.sets.items()}
         model, compiled = (self.model(xla, shorter) for xla in (False, True))
-        sets = [getattr(shorter, name) for name in train.SUBSETS.values()]
+        sets = [shorter.sets[name] for name in train.SUBSETS.values()]
         count = sum(map(len, sets))
         batches = [data.to_float(pixels) for pixels in data.equal_batches(sets, train.EVAL_BATCH)]
         classify = model.session.make_callable(model.ops.classify_op, [model.ops.x])
@@ -230,14 +241,14 @@ class Bench:
 
 def in_python(dataset, pixels, views):
     """See Bench.one_by_one: by NumPy in a Python function."""
-    height, width, shift = dataset.height, dataset.width, dataset.shift
+    height, width, shift = dataset.height, dataset.width, dataset.family.shift
     random = np.random.RandomState(0)
 
     def view(image):
         image = np.pad(image, [(shift, shift), (shift, shift), (0, 0)], 'reflect')
         top, left = random.randint(0, 2 * shift + 1, 2)
         image = image[top : top + height, left : left + width]
-        return image[:, ::-1] if dataset.mirror and random.rand() < 0.5 else image
+        return image[:, ::-1] if dataset.family.mirror and random.rand() < 0.5 else image
 
     def augment(i):
         return data.to_float(np.stack([view(pixels[i]) for _ in range(views)]))
@@ -247,12 +258,12 @@ def in_python(dataset, pixels, views):
 
 def in_tensorflow(dataset, pixels, views):
     """See Bench.one_by_one: by TensorFlow's own ops."""
-    shift = dataset.shift
+    shift = dataset.family.shift
 
     def view(image):
         image = tf.pad(data.to_float(image), [(shift, shift), (shift, shift), (0, 0)], 'REFLECT')
         image = tf.image.random_crop(image, dataset.shape)
-        return tf.image.random_flip_left_right(image) if dataset.mirror else image
+        return tf.image.random_flip_left_right(image) if dataset.family.mirror else image
 
     return tf.autograph.experimental.do_not_convert(
         lambda i: tf.stack([view(tf.gather(pixels, i)) for _ in range(views)])
@@ -312,7 +323,7 @@ def machine():
     return {
         'cpu': name,
         'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-        'avx512': utils.has_avx512(),
+        'avx512': hardware.has_avx512(),
         'gpus': [details.get('device_name', 'unknown') for details in devices],
         'tensorflow': tf.__version__,
     }
@@ -327,16 +338,16 @@ def peak_memory():
     return found
 
 
-def measure(part, params, flop, turns, at_least):
+def measure(part, o, params, flop):
     """Returns the figures of one part: dict of rows and, unless it starts processes, of peak memory."""
     if part == 'startup':
-        names = (*MODEL_FLAGS, 'dataset', 'data_dir', 'precision', 'whiten', 'p_unlabeled')
-        chosen = {name: FLAGS[name].value for name in names}
-        return dict(rows=startup(['--%s=%s' % item for item in chosen.items() if item[1] is not None], turns))
-    split = data_pair.parse(FLAGS.dataset)
-    dataset = data_pair.read_dataset(split, FLAGS.data_dir, whiten=FLAGS.whiten, p_unlabeled=FLAGS.p_unlabeled)
-    bench = Bench(dataset, params, flop, FLAGS.precision, turns, at_least)
-    rows = bench.step(FLAGS.profile) if part == 'step' else getattr(bench, part)()
+        names = (*PARAMS, 'dataset', 'data_dir', 'precision', 'whiten', 'p_unlabeled')
+        chosen = {name: o[name] for name in names}
+        return dict(rows=startup(['--%s=%s' % item for item in chosen.items() if item[1] is not None], o.turns))
+    split = data_pair.parse(o.dataset)
+    dataset = data_pair.read_dataset(split, o.data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
+    bench = Bench(dataset, params, flop, o.precision, o.turns, o.turn)
+    rows = bench.step(o.profile) if part == 'step' else getattr(bench, part)()
     return dict(rows=rows, peak_memory=peak_memory())
 
 
@@ -351,31 +362,35 @@ def print_part(part, found):
     sys.stdout.flush()
 
 
-def main(argv):
-    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --parts=step')
-    for part in FLAGS.parts:
+def benchmark(**given):
+    """Measures and prints; returns the figures, a dict. Arguments as OPTIONS."""
+    o = EasyDict(options.fill(OPTIONS, given))
+    parts = o.parts.split(',')
+    for part in parts:
         utils.check('parts', part, part in PARTS, 'some of %s' % ', '.join(PARTS))
-    params, shape = model_params(data_pair.parse(FLAGS.dataset))
-    flop = AblationMixMatch.flop(shape, **params)
-    utils.share_operations(train.threads_that_pay(flop))
-    figures = dict(machine=machine(), flags=dict(params, dataset=FLAGS.dataset, precision=FLAGS.precision), parts={})
-    if len(FLAGS.parts) == 1:
-        (part,) = FLAGS.parts
-        found = measure(part, params, flop, FLAGS.turns, FLAGS.turn)
+    family = data_pair.find_family(data_pair.find_data_dir(o.data_dir), data_pair.parse(o.dataset).name)
+    params = model_params(o, family)
+    flop = AblationMixMatch.flop(family.shape, **params)
+    hardware.share_operations(hardware.threads_that_pay(flop))
+    figures = dict(machine=machine(), flags=dict(params, dataset=o.dataset, precision=o.precision), parts={})
+    if len(parts) == 1:
+        (part,) = parts
+        found = measure(part, o, params, flop)
         print_part(part, found)
         figures['parts'][part] = dict(found, rows=[dataclasses.asdict(row) for row in found['rows']])
-        write(figures)
+        write(o.json, figures)
     else:
         print(', '.join('%s %s' % item for item in figures['machine'].items()), flush=True)
-        for part in tqdm(FLAGS.parts, unit='part', leave=False):
+        for part in tqdm(parts, unit='part', leave=False):
             figures['parts'].update(in_a_process(part))
-            write(figures)
+            write(o.json, figures)
+    return figures
 
 
-def write(figures):
+def write(path, figures):
     """Writes the file that --json asks for."""
-    if FLAGS.json:
-        utils.write_json(os.path.abspath(FLAGS.json), figures)
+    if path:
+        utils.write_json(os.path.abspath(utils.expand(path)), figures)
 
 
 def in_a_process(part):
@@ -388,6 +403,12 @@ def in_a_process(part):
         return utils.read_json(file, default={})['parts']
 
 
+def main(argv):
+    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --parts=step')
+    benchmark(**options.chosen(OPTIONS))
+
+
 if __name__ == '__main__':
+    options.define(OPTIONS)
     utils.setup_tf()
     utils.run(main)

@@ -24,12 +24,12 @@ import itertools
 import os
 import shutil
 
+import numpy as np
+from PIL import Image
+
 from libml import archives, data_pair, folders, options, pictures, records, utils
 from libml.archives import Archive
 from libml.options import Option
-
-import numpy as np
-from PIL import Image
 
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
 STANFORD = 'http://ufldl.stanford.edu/housenumbers/'
@@ -383,7 +383,7 @@ def create(names=(), **given):
         utils.Error: they do not go together; see `install`, `resize` and `from_folder`.
     """
     chosen = options.fill(OPTIONS, given)
-    chosen.update((path, os.path.expanduser(chosen[path] or '')) for path in PATHS)
+    chosen.update((path, utils.expand(chosen[path])) for path in PATHS)
     check(names, chosen)
     source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
     new = {name: chosen[name] for name in NEW}

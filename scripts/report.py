@@ -14,11 +14,11 @@ import io
 import operator
 import os
 
-from ablation import ab_mixmatch  # noqa: F401  It defines the flags that a row is made of.
-from libml import data_pair, runs, utils
-
 import numpy as np
 from absl import flags
+
+from ablation import ab_mixmatch  # noqa: F401  It defines the flags that a row is made of.
+from libml import data_pair, runs, utils
 
 ROWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'table4.csv')
 PAPER_DATASET = 'cifar10'

@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 
-from ablation.ab_mixmatch import AblationMixMatch
-from libml import data, layers, utils
-
 import forked
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+
+from ablation.ab_mixmatch import AblationMixMatch
+from libml import data, hardware, layers, utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PARAMS = dict(
@@ -27,7 +27,7 @@ def pytest_configure():
     # What is compared with NumPy, or bit by bit, is the CPU's: GPUs round convolutions to fewer bits.
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
     utils.setup_tf()
-    utils.share_operations(threads=1)  # As networks of the tests' size do: their numbers are to be the same.
+    hardware.share_operations(threads=1)  # As networks of the tests' size do: their numbers are to be the same.
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +52,16 @@ def make_dataset(height=8, width=8, colors=1, nclass=3, count=24, whiten=False):
         pixels = random.randint(0, 256, [n, height, width, colors])
         return data.Images(pixels.astype(np.uint8), random.randint(0, nclass, n))
 
-    sets = images(count), images(count + 6), images(5), images(7)
-    return data.DataSet('random.1@%d-5' % count, *sets, nclass, mirror=False, shift=1, whiten=whiten)
+    family = data.Family(height, width, colors, nclass, mirror=False, shift=1)
+    sets = dict(zip(data.SETS, map(images, (count, count + 6, 5, 7)), strict=True))
+    return data.DataSet('random.1@%d-5' % count, family, sets, whiten)
 
 
 def make_model(train_dir, dataset=None, seed=1, xla=False, cls=AblationMixMatch, **params):
     """Returns a tiny AblationMixMatch in the current graph; `params` change PARAMS."""
     dataset = dataset or make_dataset()
-    return cls(str(train_dir), dataset, nclass=dataset.nclass, seed=seed, xla=xla, **{**PARAMS, **params})
+    machine = hardware.Machine(xla, next(iter(utils.get_available_gpus()), None))
+    return cls(str(train_dir), dataset, nclass=dataset.nclass, seed=seed, machine=machine, **{**PARAMS, **params})
 
 
 def random_batch(dataset, batch, nu, seed=0):

@@ -6,12 +6,12 @@ import os
 import resource
 import tarfile
 
-from libml import data_pair
-from scripts import create_datasets, create_split
-
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
+
+from libml import data_pair
+from scripts import create_datasets, create_split
 
 
 def random_images(n, height, width, colors, seed=0):

@@ -153,11 +153,11 @@ def note_progress(path):
 if __name__ == '__main__':
     sys.path.insert(0, ROOT)
     # What all scripts share. libml.train is not among it, as its flags would clash with those of some.
-    from libml import archives, data_pair, layers, pictures  # noqa: F401
-
     import scipy.io  # noqa: F401
     import sklearn.datasets  # noqa: F401
     import tensorboard.backend.event_processing.event_accumulator
     import tensorboard.plugins.hparams.summary_v2  # noqa: F401
+
+    from libml import archives, data_pair, layers, pictures  # noqa: F401
 
     serve()

@@ -10,14 +10,14 @@ import os
 import shutil
 import tarfile
 
-from libml import layers, records, utils
-
 import fakes
 import numpy as np
 import pytest
 from conftest import assert_one_line_error, command
 from hypothesis import given
 from hypothesis import strategies as st
+
+from libml import layers, records, utils
 
 TRAIN = 'ablation/ab_mixmatch.py'
 TINY = '--batch=8 --filters=2 --repeat=1 --scales=1 --seed=1 --train_kimg=1 --report_kimg=1 --data_dir={data}'

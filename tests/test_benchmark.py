@@ -2,10 +2,10 @@
 
 import math
 
-from libml import utils
-
 import pytest
 from conftest import assert_one_line_error
+
+from libml import utils
 
 BENCHMARK = 'scripts/benchmark.py'
 TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--turns=1', '--turn=0']

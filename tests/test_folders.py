@@ -7,11 +7,6 @@ import shutil
 import unicodedata
 import zlib
 
-from libml import data_pair, folders, pictures, records, utils
-from libml.data_pair import DATASETS
-from libml.folders import Item
-from scripts import create_datasets, create_split
-
 import fakes
 import numpy as np
 import pytest
@@ -19,6 +14,11 @@ import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from libml import data_pair, folders, pictures, records, utils
+from libml.data_pair import DATASETS
+from libml.folders import Item
+from scripts import create_datasets, create_split
 
 CLASSES = ['blackbird', 'crow', 'robin']
 
@@ -95,7 +95,10 @@ def test_a_folder_becomes_a_dataset(tmp_path, capsys):
     targets = data_pair.split_files(str(tmp_path / 'data' / 'SSL'), 'birds', 1, 6)
     create_split.create(create_split.Source('birds', files), targets, 6, 1)
     dataset = DATASETS['birds.1@6-3'](str(tmp_path / 'data'))
-    assert (dataset.height, dataset.width, dataset.mirror, dataset.shift) == (12, 10, True, 2)
+    sets = [dataset.sets[part] for part in ('labeled', 'unlabeled', 'valid', 'test')]
+    assert [len(part) for part in sets] == [6, 16, 3, 6]
+    assert np.bincount(sets[0].labels).tolist() == [2, 2, 2]
+    assert dataset.family == family
 
 
 @pytest.mark.parametrize(('size', 'shift'), [('32x32', 4), ('96x64', 8), ('8x8', 1), ('4x4', 0), ('', 4)])

@@ -1,7 +1,5 @@
 """The pieces of the method against NumPy, written from the paper."""
 
-from libml import layers, utils
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -10,6 +8,8 @@ from conftest import evaluate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import interleaved, mixed, rows
+
+from libml import layers, utils
 
 # --- Interleaving ---
 
@@ -320,13 +320,14 @@ def test_shakeshake_takes_the_middle_outside_training():
 # --- Keys ---
 
 
-def test_a_key_is_a_function_of_seed_step_and_order():
-    def keys(seed, step, count=4):
+def test_a_key_is_a_function_of_seed_step_and_name():
+    def keys(seed, step, names='abca'):
         source = layers.Keys(seed, tf.constant(step, tf.int64))
-        return [tuple(key) for key in evaluate([source() for _ in range(count)])]
+        return [tuple(key) for key in evaluate([source(name) for name in names])]
 
     assert keys(3, 640) == keys(3, 640)
-    assert keys(3, 640, 2) == keys(3, 640)[:2]
+    assert keys(3, 640, 'ca') == [keys(3, 640)[2], keys(3, 640)[0]]  # Other draws change nothing.
+    assert keys(3, 640, 'aa') == [keys(3, 640)[0], keys(3, 640)[3]]
     found = [key for seed in (0, 1, 2) for step in (0, 64, 128) for key in keys(seed, step)]
     assert len(set(found)) == len(found) == 36
 

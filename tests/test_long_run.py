@@ -2,12 +2,12 @@
 
 import os
 
-from ablation.ab_mixmatch import AblationMixMatch
-from libml import utils
-
 import numpy as np
 import pytest
 from conftest import PARAMS, make_model
+
+from ablation.ab_mixmatch import AblationMixMatch
+from libml import checkpoints
 
 UPDATES = 2000
 EVERY = 20  # Updates between reports, each with a checkpoint.
@@ -18,18 +18,18 @@ pytestmark = pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='read
 
 
 class Watched(AblationMixMatch):
-    """Notes the memory (bytes) and the open files of the process at each checkpoint."""
+    """Notes the memory (bytes) and the open files of the process at each report."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.memory, self.files, self.finalized = [], [], []
 
-    def save(self, *args):
-        super().save(*args)
+    def report(self, step):
         with open('/proc/self/statm') as file:
             self.memory.append(int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE'))
         self.files.append(len(os.listdir('/proc/self/fd')))
         self.finalized.append(self.graph.finalized)
+        return super().report(step)
 
 
 def test_memory_and_open_files_stay_as_they_are(tmp_path):
@@ -41,5 +41,5 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path):
     assert np.median(quarters[-1]) - np.median(quarters[1]) < BOUND
     assert len(set(model.files[1:])) == 1
     assert all(model.finalized)
-    assert len(utils.checkpoints(model.checkpoint_dir)) == KEEP
+    assert len(checkpoints.find(model.checkpoint_dir)) == KEEP
     assert len(os.listdir(model.checkpoint_dir)) == 2 * KEEP + 2  # With TensorFlow's list of them, and one event file.

@@ -4,12 +4,12 @@ import ast
 import glob
 import os
 
-from scripts import create_datasets
-
 import numpy as np
 import pytest
 from conftest import ROOT
 from scipy.io import savemat
+
+from scripts import create_datasets
 
 FOLDERS = ('libml', 'ablation', 'scripts')
 FILES = sorted(path for folder in FOLDERS for path in glob.glob(os.path.join(ROOT, folder, '*.py')))

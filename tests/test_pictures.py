@@ -9,14 +9,14 @@ import time
 import warnings
 import zlib
 
-from libml import pictures, utils
-
 import fakes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from libml import pictures, utils
 
 
 def convert(tmp_path, image, size=(8, 8), colors=3, name='x.png', range=(), **options):

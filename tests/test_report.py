@@ -5,13 +5,13 @@ import io
 import json
 import os
 
-from libml import runs, utils
-from scripts import report
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, command
+
+from libml import runs, utils
+from scripts import report
 
 ROWS = report.paper_rows()
 BASE = dict(ROWS[0].values, arch='resnet', beta=0.75, train_kimg=40.0, report_kimg=1.0, keep_ckpt=50, seed=1)

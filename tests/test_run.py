@@ -10,16 +10,17 @@ import subprocess
 import sys
 import time
 
-from ablation import ab_mixmatch
-from libml import train, utils
-from scripts import extract_accuracy
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from absl import flags as absl_flags
 from absl.testing import flagsaver
 from conftest import ROOT, assert_one_line_error, command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ablation import ab_mixmatch
+from libml import checkpoints, hardware, options, utils
+from scripts import extract_accuracy
 
 SCRIPT = os.path.join('ablation', 'ab_mixmatch.py')
 KIMG = 4
@@ -52,6 +53,8 @@ def here(capsys, *args):
     """Gives a command line to the script within this process; returns what a process would have returned."""
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
         patch.setattr(sys, 'argv', [SCRIPT, *args])
+        if 'nu' not in absl_flags.FLAGS:
+            options.define(ab_mixmatch.OPTIONS)
         utils.run(ab_mixmatch.main)
     return subprocess.CompletedProcess(args, stop.value.code or 0, *capsys.readouterr())
 
@@ -69,7 +72,7 @@ def contents(folder):
 
 def steps(folder):
     """Returns the steps of a run's checkpoints."""
-    return [utils.checkpoint_step(ckpt) for ckpt in utils.checkpoints(os.path.join(folder, 'tf'))]
+    return [checkpoints.step(ckpt) for ckpt in checkpoints.find(os.path.join(folder, 'tf'))]
 
 
 def scalars(folder):
@@ -164,7 +167,7 @@ def test_eval_ckpt(finished, digits_dir, capsys):
 
 def test_medians_of_the_last_reports(finished):
     accuracies = [value for _, value in scalars(finished[1])['accuracy']]
-    extract_accuracy.main(['extract_accuracy.py', finished[1]])
+    extract_accuracy.extract_accuracy(finished[1])
     with open(os.path.join(finished[1], 'stats', 'accuracy.json')) as file:
         found = json.load(file)
     median = np.median(accuracies)  # Of all: there are fewer than ten.
@@ -179,16 +182,26 @@ def test_a_finished_run_is_left_alone(finished, digits_dir, capsys):
     assert contents(finished[1]) == before
 
 
-def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finished, digits_dir, capsys):
-    before = contents(finished[1])
-    train_dir = os.path.dirname(os.path.dirname(finished[1]))
-    done = here(capsys, *flags(**SHORT, data_dir=digits_dir, train_dir=train_dir, train_kimg=KIMG), '--whiten')
-    assert_one_line_error(done, 'whiten=False, not True', finished[1])
-    assert contents(finished[1]) == before
+def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finished, digits_dir, tmp_path, capsys):
+    folder = shutil.copytree(finished[1], tmp_path / TINY['dataset'] / os.path.basename(finished[1]))
+    args = utils.read_json(str(folder / 'args' / 'args.json'), default={})
+    utils.write_json(str(folder / 'args' / 'args.json'), dict(args, whiten=True))
+    before = contents(folder)
+    done = here(capsys, *flags(**SHORT, data_dir=digits_dir, train_dir=tmp_path, train_kimg=KIMG))
+    assert_one_line_error(done, 'whiten=True, not False', folder)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize('more', [dict(whiten=True), dict(p_unlabeled=','.join('1' * 10)), dict(precision='bfloat16')])
+def test_what_is_not_at_its_default_joins_the_name_of_the_folder(more, tmp_path):
+    cls, params = ab_mixmatch.AblationMixMatch, dict(nu=2, lr=0.1)
+    ((name, value),) = more.items()
+    assert os.path.basename(cls.run_dir(str(tmp_path), 1, **params, **more)).count('_%s%s' % (name, value)) == 1
+    assert os.path.basename(cls.run_dir(str(tmp_path), 1, **params)) == 'AblationMixMatch_lr0.1_nu2_seed1'
 
 
 def test_a_run_goes_on_compiled_as_it_began_unless_told_otherwise(finished, digits_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, 'compiling_pays', lambda flop, updates: True)
+    monkeypatch.setattr(hardware, 'compiling_pays', lambda flop, updates: True)
     shutil.copytree(finished[1], tmp_path / TINY['dataset'] / os.path.basename(finished[1]))
     periods = dict(data_dir=digits_dir, train_dir=tmp_path, report_kimg=1, save_kimg=1)
     for more, kimg, compiled in ([], 1, False), (['--xla'], 2, True), ([], 3, True):
@@ -251,7 +264,7 @@ def test_a_stopped_and_killed_run_ends_like_one_that_was_not(start, finished, di
     second.kill()
     assert second.wait() == -signal.SIGKILL
     cut = utils.find_latest_checkpoint(os.path.join(folder, 'tf'))
-    assert utils.checkpoint_step(cut) < 1024 * KIMG
+    assert checkpoints.step(cut) < 1024 * KIMG
     os.truncate(cut + '.data-00000-of-00001', 1000)
 
     with tf.Graph().as_default():
@@ -294,9 +307,9 @@ def test_a_bad_flag_of_a_process(tmp_path):
 )
 def test_xla_is_chosen_where_it_pays(gpus, avx512, flop, updates, pays, monkeypatch):
     monkeypatch.setattr(utils, 'get_available_gpus', lambda: ['/device:GPU:%d' % i for i in range(gpus)])
-    monkeypatch.setattr(utils, 'has_avx512', lambda: avx512)
-    assert train.compiling_pays(flop, updates) is pays
+    monkeypatch.setattr(hardware, 'has_avx512', lambda: avx512)
+    assert hardware.compiling_pays(flop, updates) is pays
 
 
 def test_a_small_network_gets_one_thread_an_operation_a_large_one_all():
-    assert train.threads_that_pay(1e8) == 1 and train.threads_that_pay(3e11) == 0
+    assert hardware.threads_that_pay(1e8) == 1 and hardware.threads_that_pay(3e11) == 0

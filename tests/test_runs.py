@@ -4,13 +4,13 @@ import glob
 import os
 import signal
 
-from libml import runs, train, utils
-
 import fakes
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import ROOT, command, make_model
 from tensorboard.plugins.hparams import plugin_data_pb2
+
+from libml import runs, train, utils
 
 
 def train_model(train_dir, train_nimg=8, **params):
@@ -42,9 +42,9 @@ def test_hparams_are_the_arguments_and_the_same_when_the_run_goes_on(tmp_path):
     train_model(tmp_path, 16, nu=3, T=0.25, w_match=7)
     first, second = hparams(run)
     assert first == second
-    args = runs.read_args(run)
+    args = runs.Run(run).args
     assert args['train_kimg'] == 16 / 1024
-    assert first == {name: value for name, value in args.items() if name not in train.FREE_ARGS}
+    assert first == {name: value for name, value in args.items() if name not in runs.FREE_ARGS}
     assert (first['nu'], first['T'], first['w_match'], first['use_ema_guess']) == (3, 0.25, 7, False)
 
 
@@ -65,22 +65,20 @@ def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(tmp_path):
 
 def test_a_run_keeps_its_precision_but_not_how_it_is_compiled(tmp_path):
     run = train_model(tmp_path, precision='bfloat16').train_dir
-    with pytest.raises(utils.Error, match='precision=bfloat16, not float32'):
-        train_model(tmp_path, 16)
+    assert run != train_model(tmp_path).train_dir
     train_model(tmp_path, 16, precision='bfloat16', xla=True)
     assert utils.get_latest_global_step(os.path.join(run, 'tf')) == 16
-    assert (runs.read_args(run)['precision'], runs.read_args(run)['xla']) == ('bfloat16', True)
+    assert (runs.Run(run).args['precision'], runs.Run(run).args['xla']) == ('bfloat16', True)
 
 
 def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
     run = train_model(tmp_path).train_dir
-    args = runs.read_args(run)
+    args = runs.Run(run).args
     del args['precision'], args['xla']
-    utils.write_json(runs.args_file(run), args)
-    assert runs.is_finished(run, 8, precision='float32')
-    train_model(tmp_path, 16)
-    with pytest.raises(utils.Error, match='precision=float32, not bfloat16'):
-        train_model(tmp_path, 24, precision='bfloat16')
+    utils.write_json(runs.Run(run).args_file, args)
+    assert runs.Run(run).is_finished(8, precision='float32')
+    assert train_model(tmp_path, 16).train_dir == run
+    assert utils.get_latest_global_step(os.path.join(run, 'tf')) == 16
 
 
 # --- The end ---
@@ -89,15 +87,15 @@ def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
 def test_finished_is_the_last_checkpoint_whole_and_the_same_arguments(tmp_path):
     run = train_model(tmp_path, 8).train_dir
     args = {'whiten': False, 'p_unlabeled': '', 'precision': 'float32'}
-    assert runs.is_finished(run, 8, **args) and runs.is_finished(run, 4, **args)
-    assert not runs.is_finished(run, 9, **args)
-    assert not runs.is_finished(run, 8, **dict(args, whiten=True))
-    assert not runs.is_finished(run, 8, **dict(args, precision='bfloat16'))
-    assert not runs.is_finished(str(tmp_path / 'none'), 1)
+    assert runs.Run(run).is_finished(8, **args) and runs.Run(run).is_finished(4, **args)
+    assert not runs.Run(run).is_finished(9, **args)
+    assert not runs.Run(run).is_finished(8, **dict(args, whiten=True))
+    assert not runs.Run(run).is_finished(8, **dict(args, precision='bfloat16'))
+    assert not runs.Run(str(tmp_path / 'none')).is_finished(1)
     path = utils.find_latest_checkpoint(os.path.join(run, 'tf')) + '.data-00000-of-00001'
     with open(path, 'r+b') as file:
         file.truncate(os.path.getsize(path) // 2)
-    assert not runs.is_finished(run, 8, **args)
+    assert not runs.Run(run).is_finished(8, **args)
 
 
 @pytest.mark.parametrize('seed', [None, 3])

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 
-from libml import runs, utils
-
 import fakes
 import pytest
 from conftest import ROOT
+
+from libml import runs, utils
 
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scancel', 'scontrol', 'squeue')
 PATH = os.environ['PATH'] + os.pathsep + '/usr/sbin'

@@ -10,13 +10,13 @@ import re
 import shlex
 import shutil
 
-from libml import runs, utils
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from libml import runs, utils
 
 SAVE_KIMG, TRAIN_KIMG = 3, 10  # Reports, every 2 kimg, fall beside checkpoints and on them.
 TINY = ['--batch=32', '--filters=2', '--repeat=1', '--scales=1', '--ema=.9', '--warmup_kimg=1', '--seed=3']

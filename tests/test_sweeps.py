@@ -7,13 +7,13 @@ import os
 import shlex
 import subprocess
 
-from ablation import ab_mixmatch
-from libml import data_pair
-from scripts import report
-
 import pytest
 from absl import flags
 from conftest import ROOT
+
+from ablation import ab_mixmatch
+from libml import data_pair
+from scripts import report
 
 # Section 10 of the specification: the paper's Table 4.
 ROWS = [

@@ -1,4 +1,4 @@
-"""Errors, variables, order of ops, checkpoints' names; and what importing a module may not do."""
+"""Errors, variables, order of ops, JSON files; and what importing a module may not do."""
 
 import functools
 import json
@@ -6,17 +6,17 @@ import os
 import pkgutil
 import sys
 
-import ablation
-import libml
-import scripts
-from libml import utils
-
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from absl import flags
 from absl.testing import flagsaver
 from conftest import command
+
+import ablation
+import libml
+import scripts
+from libml import utils
 
 # --- Small functions ---
 
@@ -89,67 +89,6 @@ def test_json_is_written_whole_and_read_back(tmp_path, capsys):
         file.write('{"x": ')
     assert utils.read_json(path, default={}) == {}
     assert path in capsys.readouterr().err
-
-
-# --- Checkpoints ---
-
-
-def touch(folder, *names):
-    for name in names:
-        (folder / name).touch()
-
-
-def test_no_checkpoint(tmp_path):
-    for folder in (tmp_path, tmp_path / 'missing'):
-        assert utils.checkpoints(str(folder)) == []
-        assert utils.find_latest_checkpoint(str(folder)) is None
-        assert utils.get_latest_global_step(str(folder)) == 0
-    touch(tmp_path, 'checkpoint', 'model.ckpt-0000000064.data-00000-of-00001', 'model.ckpt-x.index')
-    touch(tmp_path, 'model.ckpt-0000000128.index.tempstate1', 'model.ckpt-0000000128.meta', 'a-model.ckpt-5.index')
-    assert utils.find_latest_checkpoint(str(tmp_path)) is None
-
-
-def test_checkpoints_in_the_order_of_their_steps(tmp_path):
-    steps = [64, 1 << 20, 65536, 12345678901, 999]
-    touch(tmp_path, *('model.ckpt-%010d.index' % step for step in steps), 'model.ckpt-5000.index')
-    expected = [str(tmp_path / ('model.ckpt-%010d' % step)) for step in sorted(steps)]
-    expected.insert(2, str(tmp_path / 'model.ckpt-5000'))
-    assert utils.checkpoints(str(tmp_path)) == expected
-    assert utils.find_latest_checkpoint(str(tmp_path)) == expected[-1]
-    assert utils.get_latest_global_step(str(tmp_path)) == 12345678901
-    assert [utils.checkpoint_step(path) for path in expected] == sorted([*steps, 5000])
-
-
-def some_checkpoint(folder):
-    """Saves a variable; returns the path prefix and the data file."""
-    v = tf.get_variable('v', [1000])
-    with tf.Session() as session:
-        session.run(v.initializer)
-        ckpt = tf.train.Saver().save(session, str(folder / 'model.ckpt-0000000064'), write_meta_graph=False)
-    return ckpt, ckpt + '.data-00000-of-00001'
-
-
-def test_a_whole_checkpoint(tmp_path):
-    utils.check_checkpoint(some_checkpoint(tmp_path)[0])
-
-
-@pytest.mark.parametrize('damage', ['cut', 'flip', 'no data', 'cut index'])
-def test_a_damaged_checkpoint(damage, tmp_path):
-    ckpt, data = some_checkpoint(tmp_path)
-    if damage == 'cut':
-        os.truncate(data, os.path.getsize(data) // 2)
-    elif damage == 'flip':
-        with open(data, 'r+b') as file:
-            file.seek(100)
-            byte = file.read(1)[0]
-            file.seek(100)
-            file.write(bytes([byte ^ 1]))
-    elif damage == 'no data':
-        os.remove(data)
-    else:
-        os.truncate(ckpt + '.index', 20)
-    with pytest.raises(utils.Error, match='not a whole checkpoint'):
-        utils.check_checkpoint(ckpt)
 
 
 # --- Running a script ---

@@ -1,0 +1,248 @@
+"""The classifiers: plain functions of images, in one table. Imports utils and layers only.
+
+A new architecture is a function here and a row in ARCHS.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from libml import layers, utils
+
+
+def check_size(arch, x, fits, allowed):
+    """Raises utils.Error where the height or width of x, [N, H, W, C], does not fit the architecture."""
+    for name, side in (('height', int(x.shape[1])), ('width', int(x.shape[2]))):
+        utils.check('image ' + name, side, fits(side), '%s for %s' % (allowed, arch))
+
+
+def conv_he(x, filters, size, strides=1, use_bias=True):
+    """A convolution whose kernel starts normal, with He's deviation counted over the outputs; see layers.conv2d."""
+    deviation = np.sqrt(2 / (size * size * filters))
+    normal = functools.partial(tf.random_normal_initializer, stddev=deviation)
+    return layers.conv2d(x, filters, size, strides, use_bias=use_bias, initializer=normal)
+
+
+def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
+    """Wide ResNet (Zagoruyko and Komodakis 2016); WRN-28-2 with filters 32, repeat 4, scales 3.
+
+    The arguments of every architecture, of which each takes what it needs:
+        x: [N, H, W, C] in [-1, 1], float32 or bfloat16: the precision of everything up to the last layer.
+        nclass: int, classes.
+        scales: int, stages, between which height and width are halved.
+        filters: int, width of the first stage; doubled at each of the next.
+        repeat: int, residual blocks a stage.
+        batch_norm: function [N, H, W, C] -> the same.
+        whiten: function that normalises x by the data's mean and standard deviation.
+        training: bool.
+        noise: [N, scales * repeat, 2], in the precision of x, uniform in [0, 1): the random draws of each block. The
+            caller draws them, because XLA and TensorFlow draw different numbers.
+
+    Returns:
+        float32 [N, nclass], the logits.
+    """
+
+    def activate(x):
+        return tf.nn.leaky_relu(batch_norm(x), 0.1)
+
+    def block(x, filters, strides, activate_first):
+        branch = activate(x)
+        shortcut = branch if activate_first else x
+        branch = conv_he(branch, filters, 3, strides)
+        branch = conv_he(activate(branch), filters, 3)
+        if shortcut.shape[3] != filters:
+            shortcut = conv_he(shortcut, filters, 1, strides)
+        return shortcut + branch
+
+    x = conv_he(whiten(x), 16, 3)  # [N, H, W, 16]
+    for stage in range(scales):
+        for i in range(repeat):
+            strides = 2 if stage and i == 0 else 1
+            x = block(x, filters << stage, strides, activate_first=stage == i == 0)  # [N, H/2^s, W/2^s, f·2^s]
+    x = layers.mean_pixel(activate(x))  # [N, f·2^(scales-1)]
+    return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
+
+
+def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, noise):
+    """Shake-Shake (Gastaldi 2017). Arguments and result as for resnet."""
+    halvings = 2 ** (scales - 1)
+    check_size('shake', x, lambda side: side % halvings == 0, 'a multiple of 2^(scales - 1) = %d' % halvings)
+    conv = functools.partial(conv_he, use_bias=False)
+
+    def branch(x, filters, strides):
+        x = batch_norm(conv(tf.nn.relu(x), filters, 3, strides))
+        return batch_norm(conv(tf.nn.relu(x), filters, 3))
+
+    def shortcut(x, filters, strides):
+        if strides == 2:
+            x = tf.nn.relu(x)
+            even, odd = x[:, ::2, ::2], x[:, 1::2, 1::2]
+            return batch_norm(tf.concat([conv(even, filters // 2, 1), conv(odd, filters // 2, 1)], axis=3))
+        return x if x.shape[3] == filters else batch_norm(conv(x, filters, 1))
+
+    x = conv(whiten(x), 16, 3)  # [N, H, W, 16]
+    for stage in range(scales):
+        for i in range(repeat):
+            with tf.variable_scope('layer%d.%d' % (stage + 1, i)):
+                width, strides = filters << stage, 2 if stage and i == 0 else 1
+                a, b = branch(x, width, strides), branch(x, width, strides)
+                blend = layers.shakeshake(a, b, training, noise[:, stage * repeat + i])
+                x = shortcut(x, width, strides) + blend  # [N, H/2^s, W/2^s, f·2^s]
+    x = layers.mean_pixel(x)  # [N, f·2^(scales-1)]
+    return layers.dense(x, nclass, tf.glorot_normal_initializer)  # [N, nclass]
+
+
+def cnn13(x, nclass, scales, filters, batch_norm, **_):
+    """Mean Teacher's 13 layers (Tarvainen and Valpola 2017), simplified. Arguments and result as for resnet."""
+    utils.check('scales', scales, scales == 3, '3 for cnn13')
+    check_size('cnn13', x, lambda side: side >= 12, 'at least 12')
+
+    def conv(x, filters, size=3, padding='same'):
+        return batch_norm(tf.nn.leaky_relu(layers.conv2d(x, filters, size, padding=padding), 0.2))
+
+    for width in (filters, 2 * filters):
+        for _ in range(3):
+            x = conv(x, width)
+        x = tf.nn.max_pool2d(x, 2, 2, 'VALID')  # [N, H/2, W/2, f], then [N, H/4, W/4, 2f]
+    x = conv(x, 4 * filters, padding='valid')  # [N, H/4-2, W/4-2, 4f]
+    x = conv(x, 2 * filters, 1)
+    x = conv(x, filters, 1)  # [N, H/4-2, W/4-2, f]
+    return layers.dense(layers.mean_pixel(x), nclass)  # [N, nclass]
+
+
+def convnet(x, nclass, scales, filters, **_):
+    """Convolutions and average pooling, no batch norm. Arguments and result as for resnet."""
+    check_size('convnet', x, lambda side: side >= 2**scales, 'at least 2^scales = %d' % 2**scales)
+
+    def conv(x, filters):
+        return tf.nn.leaky_relu(layers.conv2d(x, filters, 3), 0.2)
+
+    x = conv(x, filters)  # [N, H, W, f]
+    for scale in range(scales):
+        x = conv(conv(x, filters << scale), filters << (scale + 1))
+        x = tf.nn.avg_pool2d(x, 2, 2, 'VALID')  # [N, H/2^(s+1), W/2^(s+1), f·2^(s+1)]
+    return layers.mean_pixel(layers.conv2d(x, nclass, 3))  # [N, nclass]
+
+
+ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
+MODELS = tuple(ARCHS)
+
+
+def build(arch, x, noise, training=False, moments=None, getter=None, **size):
+    """Builds a network in scope `classify`. Arguments as for resnet and for MultiModel.classifier."""
+    with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+        batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
+        return ARCHS[arch](x, batch_norm=batch_norm, training=training, noise=noise, **size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What a network is made of.
+
+    Attributes:
+        variables: the arguments of tf.get_variable for each variable, in the order in which the network asks for them.
+        flop: int, floating-point operations of classifying one image.
+        kept: int, values of all layers for one image, which an update keeps for its backward pass.
+        largest: int, values of the largest layer for one image.
+    """
+
+    variables: tuple
+    flop: int
+    kept: int
+    largest: int
+
+
+@functools.lru_cache
+def describe(arch, shape, nclass, scales, filters, repeat, /):  # Positional only, so that the cache finds equal calls.
+    """Returns the Description of a network, which is built in a graph that is thrown away.
+
+    Args:
+        arch: one of MODELS.
+        shape: (H, W, C) of the images.
+        nclass, scales, filters, repeat: ints, see resnet.
+
+    Raises:
+        utils.Error: the images or the scales do not fit the architecture.
+    """
+    variables = []
+
+    def note(getter, name, shape=None, initializer=None, trainable=True, **kwargs):
+        relative = name.removeprefix('classify/')
+        variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
+        return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
+
+    with tf.Graph().as_default() as graph:
+        size = dict(nclass=nclass, scales=scales, filters=filters, repeat=repeat)
+        noise = tf.zeros([1, scales * repeat, 2])
+        build(arch, tf.zeros([1, *shape]), noise, True, [], getter=note, whiten=tf.identity, **size)
+        options = tf.profiler.ProfileOptionBuilder(tf.profiler.ProfileOptionBuilder.float_operation())
+        flop = tf.profiler.profile(graph, options=options.with_empty_output().build()).total_float_ops
+        layer_sizes = [op.outputs[0].shape.num_elements() for op in graph.get_operations() if is_layer(op)]
+    return Description(tuple(variables), flop, sum(layer_sizes), max(layer_sizes))
+
+
+def is_layer(op):
+    """Returns whether an operation's first output is a layer, [1, H, W, C]."""
+    return bool(op.outputs) and op.outputs[0].shape.rank == 4 and op.outputs[0].shape[0] == 1
+
+
+class Network:
+    """A classifier as a function of images and weights, traced once for training and once for inference.
+
+    One trace serves every call: raw or averaged weights, guess or update. So the graph is small, and XLA compiles one
+    program.
+
+    Args:
+        arch: one of MODELS.
+        shape: (H, W, C) of the images.
+        xla: bool, whether XLA compiles the network.
+        dtype: tf.float32 or tf.bfloat16, the type of the layers. Images, weights, logits and statistics are float32.
+        whiten: function that normalises images.
+        **size: nclass, scales, filters, repeat.
+    """
+
+    def __init__(self, arch, shape, xla, dtype, whiten, **size):
+        self.dtype = dtype
+        self.build = functools.partial(build, arch, whiten=whiten, **size)
+        images = tf.TensorSpec([None, *shape], tf.float32)
+        self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
+        counts = (size[name] for name in ('nclass', 'scales', 'filters', 'repeat'))
+        self.description = describe(arch, tuple(shape), *counts)
+        self.variables = self.description.variables
+        self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
+        self.weights = {}  # By getter. Read once an update: the reads finish before the update writes.
+        weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
+        signature = [images, self.noise, weights]
+        self.functions = {
+            training: tf.function(
+                functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
+            )
+            for training in (False, True)
+        }
+
+    def trace(self, training, x, noise, weights):
+        """Builds the network with given weights; returns the logits, and batch norm's statistics in training."""
+        values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
+        moments = []
+        x, noise = tf.cast(x, self.dtype), tf.cast(noise, self.dtype)
+        logits = self.build(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
+        return logits, [value for _, value in moments]
+
+    def read(self, getter):
+        """Returns the network's variables, which the first call creates, and their values, as two lists."""
+        if getter not in self.weights:
+            with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
+                variables = [tf.get_variable(**variable) for variable in self.variables]
+            self.weights[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
+        return self.weights[getter]
+
+    def __call__(self, x, training, key, getter=None, moments=None):
+        """See MultiModel.classifier."""
+        variables, values = self.read(getter)
+        noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
+        logits, statistics = self.functions[training](x, noise, values)
+        if training and moments is not None:
+            moments += zip([variables[i] for i in self.moving], statistics, strict=True)
+        return logits
