@@ -120,7 +120,7 @@ def draws(monkeypatch):
 
 def command(*args, env=None, cwd=ROOT):
     """Runs python with arguments from the repository's root; returns subprocess.CompletedProcess with text."""
-    env = {'PYTHONPATH': ROOT, **(env or os.environ)}
+    env = dict(env or os.environ, PYTHONPATH=ROOT)
     return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
 
 
