@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +23,9 @@ PARAMS = dict(
 
 
 def pytest_addoption(parser):
-    parser.addoption('--kills', type=int, default=20, help='how often tests/test_survival.py kills a run')
+    parser.addoption(
+        '--kills', type=int, default=20, help='how often tests/test_survival.py harms a run: half are kills'
+    )
 
 
 def pytest_configure():
@@ -144,9 +147,19 @@ def scalars(folder):
 
 
 @pytest.fixture(scope='session')
-def server(tmp_path_factory):
+def faults(tmp_path_factory):
+    """The path of the library that faults.c becomes, None where it cannot be compiled."""
+    compiler, path = shutil.which('cc'), str(tmp_path_factory.mktemp('faults') / 'faults.so')
+    if not compiler or not sys.platform.startswith('linux'):
+        return None
+    subprocess.run([compiler, '-O2', '-shared', '-fPIC', '-o', path, ROOT + '/tests/faults.c', '-ldl'], check=True)
+    return path
+
+
+@pytest.fixture(scope='session')
+def server(faults, tmp_path_factory):
     """Runs command lines in forks of one process, see forked.Server."""
-    return forked.Server(tmp_path_factory.mktemp('output'))
+    return forked.Server(tmp_path_factory.mktemp('output'), faults)
 
 
 @pytest.fixture(scope='session')

@@ -23,12 +23,14 @@ class Server:
 
     Args:
         folder: where their output goes.
+        library: path of a library that all forks have loaded, None for none.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, library=None):
         self.outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
         FORKS.set_forkserver_preload(HEAVY)
-        with mock.patch.dict(os.environ, PYTHONPATH=ROOT):  # Where the server finds the heavy modules.
+        env = {'PYTHONPATH': ROOT, **({'LD_PRELOAD': library} if library else {})}  # The server finds HEAVY in ROOT.
+        with mock.patch.dict(os.environ, env):
             multiprocessing.forkserver.ensure_running()
 
     def run(self, script, *args, first=(), env=None):
@@ -53,6 +55,7 @@ def fork(argv, outputs, first, env):
     for stream, path in zip((sys.stdout, sys.stderr), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream.fileno())
     os.chdir(ROOT)
+    os.environ.pop('LD_PRELOAD', None)
     os.environ.update(env)
     sys.argv = argv
     for function in first:

@@ -1,10 +1,14 @@
 """Runs that are killed, damaged, or have no room left: they go on as if nothing had happened, or say why they do not.
 
-Real command lines on the digits, in forks (see forked.py). --kills=200 makes the kill test thorough.
+Real command lines on the digits, in forks (see forked.py). --kills=400 kills 200 processes, and lets the disk of 200
+fail (see faults.c).
 """
 
+import ctypes
+import errno
 import glob
 import os
+import pathlib
 import pkgutil
 import random
 import re
@@ -27,6 +31,11 @@ from libml import checkpoints, runs, train, utils
 SAVE_KIMG, TRAIN_KIMG = 3, 10  # Reports, every 2 kimg, fall beside checkpoints and on them.
 TINY = ['--batch=32', '--filters=2', '--repeat=1', '--scales=1', '--ema=.9', '--warmup_kimg=1', '--seed=3']
 PERIODS = ['--report_kimg=2', '--save_kimg=%d' % SAVE_KIMG, '--train_kimg=%d' % TRAIN_KIMG]
+
+FAULTS = [  # What fails, and how.
+    ('read', errno.EIO), ('write', errno.EIO), ('write', errno.ENOSPC), ('open', errno.EMFILE),
+    ('open', errno.ESTALE), ('read', errno.ESTALE), ('write', errno.ESTALE),
+]  # fmt: skip
 
 
 @pytest.fixture(scope='module')
@@ -120,27 +129,68 @@ def moments(seed):
         )
 
 
-def test_a_run_ends_the_same_however_often_it_is_killed(start, whole, tmp_path, request):
-    reached, kills, chain = tmp_path / 'reached', 0, 0
-    moment = moments(seed=6)
-    while kills < request.config.getoption('--kills'):
-        train_dir, chain, newest, finished = tmp_path / str(chain), chain + 1, None, False
-        while not finished:
-            end = [] if kills >= request.config.getoption('--kills') else [partial(kill, *next(moment))]
-            done = start(train_dir, first=[partial(note_progress, reached), *end])
-            finished = done.returncode == 0
-            assert finished or done.returncode == -9, done.stderr
-            kills += not finished
-            assert newest is None or 'Going on from' not in done.stdout or newest in done.stdout
-            newest = utils.find_latest_checkpoint(tf_dir(train_dir)) if list(train_dir.glob('*/*/tf')) else None
-            if newest:
-                assert not damage(newest)
+def inject(folder, kind, number, n, count):
+    """Arranges for system calls on files in a folder to fail with an errno: the n-th of a kind, and what count says."""
+    arm = ctypes.CDLL(None).arm_faults  # Of the process, which has faults.c loaded.
+    arm(os.fsencode(folder), dict(open=1, read=2, write=4)[kind], number, ctypes.c_long(n), ctypes.c_long(count))
+
+
+def disk_faults(folder, seed):
+    """Yields random faults of the disk, the arguments of `inject`."""
+    draw = random.Random(seed)
+    while True:
+        kind, number = draw.choice(FAULTS)
+        n = int(2 ** draw.uniform(0, 9 if kind == 'write' else 6))
+        yield folder, kind, number, n, draw.choice([1, 1, 1 << 30])
+
+
+def snapshot(train_dir):
+    """Returns the whole checkpoints of a run, {prefix: the bytes of its files}."""
+    found = checkpoints.find(tf_dir(train_dir)) if list(train_dir.glob('*/*/tf')) else []
+    whole = [ckpt for ckpt in found if not damage(ckpt)]
+    return {ckpt: [pathlib.Path(path).read_bytes() for path in checkpoints.files(ckpt)] for ckpt in whole}
+
+
+def storm(start, whole, folder, count, harms):
+    """Trains run after run until `count` processes were harmed. Each run is started until it ends, and ends as `whole`.
+
+    Args:
+        harms: function of a run's train_dir and number; returns an iterator of functions for `first`, one a process.
+    """
+    reached, harmed, number = folder / 'reached', 0, 0
+    while harmed < count:
+        train_dir, number, returncode = folder / str(number), number + 1, None
+        harm = harms(train_dir, number)
+        while returncode != 0:
+            held, last = snapshot(train_dir), harmed >= count
+            done = start(train_dir, first=[partial(note_progress, reached), *([] if last else [next(harm)])])
+            returncode = done.returncode
+            assert returncode == 0 or not last, done
+            if returncode not in (0, -signal.SIGKILL):
+                assert_one_line_error(done)
+            harmed += returncode != 0
+
+            holds = snapshot(train_dir)
+            assert all(holds.get(ckpt) == content for ckpt, content in held.items()), done
+            assert 'Going on without' not in done.stdout
+            assert not held or 'Going on from' not in done.stdout or next(reversed(held)) in done.stdout
             if step := int(reached.read_text() or 0) if reached.exists() else 0:
-                saved = checkpoints.step(newest) if newest else 0
-                assert step - saved <= SAVE_KIMG << 10
+                assert step - max(map(checkpoints.step, holds), default=0) <= SAVE_KIMG << 10
             reached.unlink(missing_ok=True)
         assert_same_end(train_dir, whole)
         shutil.rmtree(train_dir)
+
+
+def test_a_run_ends_the_same_however_often_it_is_killed(start, whole, tmp_path, request):
+    count, moment = request.config.getoption('--kills') // 2, moments(seed=6)
+    storm(start, whole, tmp_path, count, lambda train_dir, number: (partial(kill, *m) for m in moment))
+
+
+def test_a_run_ends_the_same_however_often_its_disk_fails(start, whole, tmp_path, request, faults):
+    if not faults:
+        pytest.skip('no C compiler (cc) makes the library that lets system calls fail')
+    count = request.config.getoption('--kills') // 2
+    storm(start, whole, tmp_path, count, lambda *run: (partial(inject, *fault) for fault in disk_faults(*run)))
 
 
 def test_what_a_killed_process_left_half_written_is_removed(start, whole, copy):
