@@ -23,9 +23,7 @@ PARAMS = dict(
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        '--kills', type=int, default=20, help='how often tests/test_survival.py harms a run: half are kills'
-    )
+    parser.addoption('--kills', type=int, default=20, help='how often test_survival.py harms a run')
 
 
 def pytest_configure():

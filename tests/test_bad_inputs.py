@@ -7,7 +7,6 @@ import functools
 import glob
 import hashlib
 import os
-import shlex
 import shutil
 import tarfile
 
@@ -275,7 +274,7 @@ ROWS = [
     for rows in (flag_rows, dataset_rows, run_rows, split_rows, archive_rows, picture_rows, inspect_rows)
     for row in rows()
 ]
-IDS = [shlex.join([os.path.basename(script), *args]) for script, args, _ in ROWS]
+IDS = [' '.join([os.path.basename(script), *args]) for script, args, _ in ROWS]
 
 
 # --- The world ---
