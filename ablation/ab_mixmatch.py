@@ -143,6 +143,13 @@ class AblationMixMatch(models.MultiModel):
     def augment(self, *args, **kwargs):
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
+    def remedy(self):
+        """See train.Model.remedy: a smaller lr or w_match, whichever is further above its default."""
+        above = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
+        if above['w_match'] > max(1, above['lr']):
+            return '--w_match=%g' % PARAMS['w_match'].default
+        return super().remedy()
+
     @staticmethod
     def flop(shape, batch, nu, arch, nclass, scales, filters, repeat, **_):
         """Returns the floating-point operations of an update; a backward pass counts twice."""

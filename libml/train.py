@@ -316,11 +316,15 @@ class Model:
             raise self.diverged('the weights are not finite at step %d' % step)
 
     def diverged(self, what):
-        """Returns the utils.Error that advises to go on from the last good checkpoint with half the learning rate."""
+        """Returns the utils.Error that advises what to change, and to go on from the last good checkpoint."""
         if not self.checkpoints.last:
-            return utils.Error('%s, and there is no checkpoint yet: start with --lr=%g' % (what, self.params.lr / 2))
-        text = '%s; the last good checkpoint is %s: go on from it in a run of its own by --lr=%g --init_ckpt=%s'
-        return utils.Error(text % (what, self.checkpoints.last, self.params.lr / 2, self.checkpoints.last))
+            return utils.Error('%s, and there is no checkpoint yet: start with %s' % (what, self.remedy()))
+        text = '%s; the last good checkpoint is %s: go on from it in a run of its own by %s --init_ckpt=%s'
+        return utils.Error(text % (what, self.checkpoints.last, self.remedy(), self.checkpoints.last))
+
+    def remedy(self):
+        """Returns the flag that is likely to help against a loss that is not finite."""
+        return '--lr=%g' % (self.params.lr / 2)
 
     def report(self, step):
         """Evaluates, prints a line, and returns scalars for TensorBoard; raises Interrupted where a signal came."""
