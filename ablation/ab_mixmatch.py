@@ -143,6 +143,13 @@ class AblationMixMatch(models.MultiModel):
     def augment(self, *args, **kwargs):
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
+    def remedy(self):
+        """See train.Model.remedy: a smaller lr or w_match, whichever is further above its default."""
+        above = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
+        if above['w_match'] > max(1, above['lr']):
+            return '--w_match=%g' % PARAMS['w_match'].default
+        return super().remedy()
+
     @staticmethod
     def flop(shape, batch, nu, arch, nclass, scales, filters, repeat, **_):
         """Returns the floating-point operations of an update; a backward pass counts twice."""
@@ -186,11 +193,14 @@ def run(**given):
     train_dir = os.path.join(utils.expand(o.train_dir), str(split))
     chosen = dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
     saved = runs.Run(AblationMixMatch.run_dir(train_dir, o.seed, precision=o.precision, **chosen, **params))
+    saved.check_name()
     if o.eval_ckpt:
         o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
     elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (saved.folder, o.train_kimg))
         return
+    else:
+        checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)  # Raises what is wrong, before the data is read.
     xla = saved.args.get('xla') if o.xla is None else o.xla  # As the run began, or as asked for.
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
     machine = hardware.choose(AblationMixMatch.flop(family.shape, **params), updates, xla)

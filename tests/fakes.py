@@ -1,4 +1,4 @@
-"""Small archives in the layouts of the published ones, folders of pictures, and data to train on."""
+"""Small archives in the layouts of the published ones, folders of pictures, data to train on, harm to files."""
 
 import contextlib
 import io
@@ -102,6 +102,24 @@ def save_picture(path, pixels):
     """Saves uint8 [H, W, C] in the format that the path's ending names."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
+
+
+def cut(path):
+    """Takes the last bytes of a file."""
+    os.truncate(path, os.path.getsize(path) - 7)
+
+
+def flip(path):
+    """Flips a bit in the middle of a file."""
+    with open(path, 'r+b') as file:
+        content = bytearray(file.read())
+        content[len(content) // 2] ^= 1
+        file.seek(0)
+        file.write(content)
+
+
+def empty(path):
+    os.truncate(path, 0)
 
 
 @contextlib.contextmanager

@@ -565,5 +565,5 @@ runpy.run_path('scripts/create_datasets.py', run_name='__main__')
 """
     env = dict(os.environ, PYTHONPATH=os.getcwd())
     args = '--data_dir', tmp_path / 'data', '--source', tmp_path, '--noverify', 'cifar10'
-    assert_one_line_error(command('-c', code, *args, env=env), 'interrupted', code=130)
+    assert_one_line_error(command('-c', code, *args, env=env), 'interrupted', codes=(130,))
     assert_nothing_installed(tmp_path / 'data')
