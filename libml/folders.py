@@ -52,13 +52,11 @@ class Plan:
         classes: names, in the order of their labels.
         parts: dict from 'train', 'test' and, where there are such, 'unlabeled' to lists of Item.
         unused: dict from the path of every other file to the reason.
-        grouped: whether pictures have groups.
     """
 
     classes: tuple
     parts: dict
     unused: dict
-    grouped: bool = False
 
 
 # --- Folders named after classes ---
@@ -257,7 +255,7 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
         raise utils.Error('%s names test pictures: leave --test_fraction out' % labels)
     if not testing and test_fraction is None:
         raise utils.Error('%s names no test pictures in a column `split`: give --test_fraction=.2, say' % labels)
-    plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused, any(row.group for row in rows))
+    plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused)
     numbers = {name: label for label, name in enumerate(classes)}
     for path in found:
         row = by_path.get(path)
@@ -572,13 +570,10 @@ def write(
 
 
 def _group_numbers(plan):
-    """Returns {path: number of its group} for training and unlabelled pictures; {} where there are no groups."""
-    if not plan.grouped:
-        return {}
-    items = [item for part, items in plan.parts.items() if part != 'test' for item in items]
-    numbers = {group: i for i, group in enumerate(sorted({item.group for item in items} - {None}))}
-    alone = itertools.count(len(numbers))  # A picture without a group is one of its own.
-    return {item.path: next(alone) if item.group is None else numbers[item.group] for item in items}
+    """Returns {path: number of its group} of the training and unlabelled pictures that have one."""
+    items = [item for part, items in plan.parts.items() if part != 'test' for item in items if item.group is not None]
+    numbers = {group: i for i, group in enumerate(sorted({item.group for item in items}))}
+    return {item.path: numbers[item.group] for item in items}
 
 
 def _examples(items, images, shape, bad, groups):

@@ -292,21 +292,22 @@ def resize(source, name, data_dir, size, augment=None):
         description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
         for part, paths in parts.items():
             path = data_pair.record_file(data_dir, name, part)
-            files = [records.RecordFile(path, unlabeled=True) for path in paths]
-            examples = itertools.starmap(records.serialize, encoded(resized(files, size)))
+            files = [records.RecordFile(path) for path in paths]
+            examples = itertools.starmap(records.serialize, encoded(resized(files, family.shape, size)))
             total = sum(map(len, files))
             records.write_part(stack.enter_context(records.aside(path)), examples, total, os.path.basename(path))
             print('%s: %d pictures' % (path, total))
         data_pair.write_family(description, new)
 
 
-def resized(files, size):
-    """Yields (images uint8 [k, *size, C], labels) of record files, resized."""
+def resized(files, shape, size):
+    """Yields (images uint8 [k, *size, C], labels) of record files of pictures of a shape (H, W, C), resized."""
     for file in files:
+        _, labels, _ = file.check(shape=shape, unlabeled=True)
         for first in range(0, len(file), BATCH_STL10):
             numbers = range(first, min(first + BATCH_STL10, len(file)))
-            images = np.stack([shrunk(image, size) for image in file.gather(numbers)])
-            yield images, file.labels[numbers.start : numbers.stop]
+            images = np.stack([shrunk(image, size) for image in file.gather(numbers, shape)])
+            yield images, labels[numbers.start : numbers.stop]
 
 
 def shrunk(image, size):
