@@ -9,6 +9,7 @@ import errno
 import glob
 import os
 import re
+import sys
 import tempfile
 
 import tensorflow.compat.v1 as tf
@@ -149,6 +150,29 @@ def newest_whole(folder):
         except Damaged as error:
             damage.append(error)
     return None, damage
+
+
+def whole(path):
+    """Returns the prefix of the whole checkpoint that a user means; of a folder, the newest one.
+
+    Damaged newer checkpoints of a folder are passed over, and told of on stderr.
+
+    Args:
+        path: see `resolve`.
+
+    Raises:
+        utils.Error: there is no whole checkpoint there, or it cannot be read.
+    """
+    ckpt = resolve(path)
+    if not os.path.isdir(utils.expand(path)):
+        check(ckpt)
+        return ckpt
+    found, damage = newest_whole(os.path.dirname(ckpt))
+    for error in damage:
+        print('Passing over a damaged checkpoint: %s' % error, file=sys.stderr)
+    if not found:
+        raise utils.Error('%s holds no whole checkpoint: all of them are damaged' % path)
+    return found
 
 
 def read(ckpt):
