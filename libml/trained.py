@@ -176,9 +176,8 @@ class Classifier:
         classes: names, in the order of the columns of probabilities.
         ckpt: path prefix of the checkpoint; weights: which of its weights, one of WEIGHTS.
         batch: int, pictures classified at a time.
-        graph: tf.Graph, which holds the weights as constants. tensors `images`, uint8 [None, H, W, C], and
-            `probabilities`, float32 [None, nclass].
-        session: tf.Session.
+        graph: tf.Graph, which holds the weights as constants; session: its tf.Session.
+        images, probabilities, class_names: its tensors, uint8 [None, H, W, C], float32 [None, nclass], string [nclass].
     """
 
     def __init__(self, folder, args, family, ckpt, weights, whiten=(0, 1)):
@@ -192,7 +191,10 @@ class Classifier:
         tf.config.experimental.enable_tensor_float_32_execution(False)
         with tf.Graph().as_default() as self.graph:
             self.images = tf.placeholder(tf.uint8, [None, *family.shape], 'images')
-            self.probabilities = tf.nn.softmax(logits(self.images, args['arch'], sizes, values, whiten))
+            self.probabilities = tf.nn.softmax(
+                logits(self.images, args['arch'], sizes, values, whiten), name='probabilities'
+            )
+            self.class_names = tf.constant(self.classes, name='classes')  # For `export`.
             self.session = tf.Session(config=utils.get_config())
         self._run = self.session.make_callable(self.probabilities, [self.images])
 
