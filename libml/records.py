@@ -13,6 +13,7 @@ import itertools
 import mmap
 import os
 import struct
+import uuid
 from typing import NamedTuple
 
 import numpy as np
@@ -123,7 +124,7 @@ def aside(path):
     """Gives the name of a file to write beside `path`; it takes the name `path` only once it is whole.
 
     On any exception (Ctrl-C too) the unfinished file is removed. A process that is killed leaves at most a
-    *.part-<pid>, which nothing reads.
+    *.part-<pid>-<random>, which nothing reads. No two processes share one, on whatever hosts they run.
 
     Raises:
         utils.Error: `path` exists already: nothing is overwritten.
@@ -131,7 +132,7 @@ def aside(path):
     if os.path.lexists(path):
         text = '%s exists already and is never overwritten: remove it first, and the splits that were made from it'
         raise utils.Error(text % path)
-    part = '%s.part-%d' % (path, os.getpid())
+    part = '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
     try:
         yield part
         with open(part, 'rb+') as f:

@@ -23,11 +23,6 @@ def check(name, value, valid, allowed):
         raise Error('%s=%s is not allowed: it must be %s' % (name, value, allowed))
 
 
-def expand(path):
-    """Returns a path with its leading ~ or ~user replaced by that home; None and '' as they are."""
-    return os.path.expanduser(path) if path else path
-
-
 def run(main):
     """Runs `main(argv)` as a script: an error becomes one line on stderr and a non-zero exit code.
 
