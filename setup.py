@@ -14,6 +14,7 @@ setup(
         'absl-py',  # Command-line flags.
         'easydict',  # Results with named fields, as in the published code.
         'numpy',
+        'filelock',  # Two downloads of one archive take turns.
         'tqdm',  # Progress bars.
         'tensorboard',  # Reads the event files back, and shows them.
         'pillow',  # Decodes and encodes pictures outside the graph.

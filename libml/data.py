@@ -339,6 +339,12 @@ class Family:
         return self.classes or tuple(map(str, range(self.nclass)))
 
 
+def other_data(run, name, parts):
+    """Returns the utils.Error of a run that began with other data than its dataset holds now."""
+    text = '%s was trained on other data than %s holds now (%s): give this data another --train_dir'
+    return utils.Error(text % (run, name, parts))
+
+
 class DataSet:
     """The four sets of images of a semi-supervised experiment.
 
@@ -367,6 +373,23 @@ class DataSet:
         if whiten:
             self.mean, self.std = mean_std(sets['labeled'], sets['unlabeled'])
         self._seed = seed
+
+    def identity(self):
+        """Returns what args.json keeps of the data: fingerprints, classes, and how images are normalised."""
+        found = {'data': self.fingerprints, 'classes': list(self.family.classes)}
+        if self.whiten:
+            found.update(mean=self.mean.tolist(), std=self.std.tolist())
+        return found
+
+    def check_identity(self, args, run):
+        """Raises utils.Error where a run began with other data; args: its args.json. Older runs do not say so."""
+        before = args.get('data') or {}
+        changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
+        if changed:
+            raise other_data(run, self.name, ', '.join(changed))
+        if args.get('classes', list(self.family.classes)) != list(self.family.classes):
+            text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
+            raise utils.Error(text % (run, ', '.join(args['classes']), self.name))
 
     def stream(self, name, batch, seed, start=0):
         """Returns the endless shuffled batches of the training images `labeled` or `unlabeled`, see `stream` above."""

@@ -338,6 +338,22 @@ def open_split(split, data_dir):
     return files
 
 
+def check_unchanged(split, data_dir, fingerprints, run):
+    """Raises utils.Error where a run began with other files of a split than are on disk; missing ones do not count.
+
+    Args:
+        split: Split.
+        data_dir: folder of the datasets.
+        fingerprints: dict(label, unlabel, test) of the run's args.json; None: an older run.
+        run: the run's folder.
+    """
+    label, unlabel, _ = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
+    files = dict(label=label, unlabel=unlabel, test=record_file(data_dir, split.name, 'test'))
+    for part, fingerprint in (fingerprints or {}).items():
+        if os.path.isfile(files[part]) and records.RecordFile(files[part], empty=True).fingerprint != fingerprint:
+            raise data.other_data(run, split, part)
+
+
 def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, needs_unlabeled=True):
     """Reads a dataset. What may not be meant is said on stderr, a line each.
 

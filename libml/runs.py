@@ -24,7 +24,8 @@ from libml import checkpoints, utils
 LAST = (1, 10, 20, 50)
 # Arguments that may change when a run goes on.
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt', 'xla', 'devices')
-NOT_HPARAMS = (*FREE_ARGS, 'data', 'classes')  # Arguments that TensorBoard's HPARAMS page does not show.
+DATA_ARGS = ('data', 'classes', 'mean', 'std')  # Arguments that say which data a run began with.
+NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # Arguments that TensorBoard's HPARAMS page does not show.
 MAX_NAME = 255  # Bytes of a folder's name that file systems allow.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
@@ -62,11 +63,7 @@ class Run:
     def check_args(self, args):
         """Raises utils.Error where the folder holds a run with other arguments."""
         for name, value in self.args.items():
-            if name in args and name not in FREE_ARGS and args[name] != value:
-                if name == 'data':
-                    text = '%s was trained on other data than is there now (%s): take another --train_dir'
-                    changed = [part for part in value if value[part] != args[name].get(part)]
-                    raise utils.Error(text % (self.folder, ', '.join(changed)))
+            if name in args and name not in (*FREE_ARGS, *DATA_ARGS) and args[name] != value:
                 text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
                 raise utils.Error(text % (self.folder, name, value, args[name]))
 

@@ -163,6 +163,7 @@ class Model:
         return dict(
             self.params,
             **{'class': type(self).__name__, 'dataset': self.dataset.name, 'seed': self.seed},
+            **self.dataset.identity(),
             whiten=self.dataset.whiten,
             p_unlabeled=self.dataset.p_unlabeled,
             precision=self.precision,
@@ -194,6 +195,7 @@ class Model:
         save_nimg = save_nimg or report_nimg
         args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt)
         self.run.check_name()
+        self.dataset.check_identity(self.run.args, self.train_dir)
         self.run.check_args(args)
         if checkpoints.find(self.checkpoint_dir):  # It began long ago.
             args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
@@ -224,7 +226,7 @@ class Model:
     def resume(self, init_ckpt):
         """Takes the variables of the newest whole checkpoint, else of init_ckpt if given; returns the Means."""
         self.checkpoints.resume(self.session, init_ckpt)
-        return Means(self.scalars, self.checkpoints.note())
+        return Means(self.scalars, self.checkpoints.note() if self.checkpoints.is_own else None)
 
     def loop(self, step, periods, keep_ckpt, means, log, bar):
         """Makes updates, checkpoints and reports from `step` on, until the end or until a signal came.
@@ -300,7 +302,8 @@ class Model:
 
     def print_start(self, args):
         """Prints the configuration and the table of variables."""
-        print_table('Configuration', [('train_dir', self.train_dir), *sorted(args.items())])
+        shown = {name: value for name, value in args.items() if name not in runs.DATA_ARGS}
+        print_table('Configuration', [('train_dir', self.train_dir), *sorted(shown.items())])
         variables = [(v.op.name, 'x'.join(map(str, v.shape)), v.shape.num_elements()) for v in utils.model_vars()]
         print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
 

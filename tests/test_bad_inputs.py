@@ -151,7 +151,7 @@ def dataset_rows():
 def run_rows():
     yield TRAIN, ['--train_dir={world}/file'], 'file'
     yield TRAIN, ['--train_dir=/proc/runs'], '/proc/runs'
-    yield TRAIN, ['--train_dir={world}/runs', '--whiten', '--train_kimg=2'], 'whiten'
+    yield TRAIN, ['--train_dir={world}/whitened', '--train_kimg=2'], 'whiten'
     yield TRAIN, ['--train_dir={world}/others', '--train_kimg=2'], 'seed'
     yield TRAIN, ['--train_dir={world}/misfit', '--train_kimg=2'], 'does not fit'
     for flag in ('eval_ckpt', 'init_ckpt'):
@@ -355,10 +355,11 @@ def make_runs(world, server, digits_dir):
     done = server.run(TRAIN, *tiny, '--dataset=' + NAME, '--train_dir=%s/runs' % world)
     assert done.returncode == 0, done.stderr
     (run,) = glob.glob(world + '/runs/*/*')
-    for other in ('others', 'misfit'):
+    for other in ('others', 'whitened', 'misfit'):
         shutil.copytree(world + '/runs', '%s/%s' % (world, other))
-    (args,) = glob.glob(world + '/others/*/*/args/args.json')
-    write(args, '{"seed": "x"}')
+    for other, text in ('others', '{"seed": "x"}'), ('whitened', '{"whiten": true}'):
+        (args,) = glob.glob('%s/%s/*/*/args/args.json' % (world, other))
+        write(args, text)
     other = server.run(TRAIN, *tiny, '--dataset=' + NAME, '--train_dir=%s/wider' % world, '--filters=3')
     assert other.returncode == 0, other.stderr
     for path in glob.glob(world + '/wider/*/*/tf/model.ckpt-*'):
@@ -417,16 +418,16 @@ def test_a_bad_input_is_one_line_and_harms_nothing(world, server, digits_dir, sc
     ('script', 'args'),
     [
         (TRAIN, ['--nu=0']),
-        ('scripts/create_datasets.py', ['nope']),
-        ('scripts/create_split.py', ['--size=20', 'nope']),
+        ('scripts/create_datasets.py', ['--data_dir={data}', 'nope']),
+        ('scripts/create_split.py', ['--data_dir={data}', '--size=20', 'nope']),
         ('scripts/extract_accuracy.py', ['{world}/empty']),
         ('scripts/report.py', ['{world}/nowhere']),
-        ('scripts/check_split.py', ['nope']),
-        ('scripts/inspect_dataset.py', ['nope']),
+        ('scripts/check_split.py', ['--data_dir={data}', 'nope']),
+        ('scripts/inspect_dataset.py', ['--data_dir={data}', 'nope']),
     ],
 )
 def test_debug_shows_the_traceback(world, server, digits_dir, script, args):
-    done = server.run(script, *fill_in(world, digits_dir, script, [*args, '--debug']), '--data_dir=%s' % digits_dir)
+    done = server.run(script, *fill_in(world, digits_dir, script, [*args, '--debug']))
     assert done.returncode == 1
     assert 'Traceback' in done.stderr
 
