@@ -250,6 +250,16 @@ def picture_rows():
         ([*pictures, '--test_fraction=nan'], 'test_fraction'),
         ([*pictures, '--test_fraction=.99'], 'few'),
         ([*pictures, '--seed=-1'], 'seed'),
+        ([*pictures, '--range=1'], 'range'),
+        ([*pictures, '--range=9,1'], 'range'),
+        ([*pictures, '--max_megapixels=0'], 'max_megapixels'),
+        ([*pictures, '--labels={world}/nowhere'], 'nowhere'),
+        ([*pictures, '--labels={world}/file'], "0 columns named 'file'"),
+        ([*pictures, '--labels={world}/labels-missing.csv'], '1 rows of'),
+        ([*pictures, '--labels={world}/labels-twice.csv'], 'contradict'),
+        ([*pictures, '--from_folder={world}/pictures-loop'], 'remove this link'),
+        (['digits', '--labels={world}/labels-twice.csv'], '--labels is for --from_folder'),
+        (['digits', '--size=4x4'], '--name'),
         ([*pictures, '--seed=4294967296'], 'seed'),
         ([*pictures, '--from_folder={world}/pictures-one'], 'at least 2'),
         ([*pictures, '--from_folder={world}/pictures-empty'], 'no picture'),
@@ -341,6 +351,10 @@ def make_pictures(world):
                 path = '%s/%s/train/%s/%d.png' % (world, pictures, label, j)
                 fakes.save_picture(path, fakes.random_images(1, 9, 9, 3, seed=10 * i + j)[0])
     os.mkdir(world + '/pictures-empty/train/eel')
+    shutil.copytree(world + '/pictures', world + '/pictures-loop')
+    os.symlink('..', world + '/pictures-loop/train/cat/loop')
+    write(world + '/labels-missing.csv', 'file,class\ntrain/cat/0.png,cat\ntrain/cat/9.png,dog\n')
+    write(world + '/labels-twice.csv', 'file,class\ntrain/cat/0.png,cat\ntrain/cat/0.png,dog\n')
     write(world + '/pictures-bad/train/cat/1.png', 'rubbish')
     with open(world + '/pictures/train/cat/0.png', 'rb') as file:
         bomb = bytearray(file.read())
