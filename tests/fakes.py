@@ -137,6 +137,6 @@ def digits(folder, seed=1, size=20):
     """Installs scikit-learn's digits, which are real, with one split."""
     folder = str(folder)
     os.makedirs(folder)
-    create_datasets.install('digits', folder, fetch=None)
+    create_datasets.install('digits', folder)
     source = create_split.Source('digits', data_pair.train_files(folder, 'digits'))
     create_split.create(source, data_pair.split_files(os.path.join(folder, 'SSL'), 'digits', seed, size), size, seed)
