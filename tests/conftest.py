@@ -1,5 +1,7 @@
 """What the tests share: TensorFlow in graph mode, a fresh graph for each test, small datasets in memory."""
 
+import functools
+import hashlib
 import os
 import re
 import shutil
@@ -142,6 +144,25 @@ def scalars(folder):
     """Returns what TensorBoard shows of the event files in a folder: {tag: [(step, value)]}."""
     events = EventAccumulator(str(folder), size_guidance={'scalars': 0}).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()['scalars']}
+
+
+def tree(folder, times=True):
+    """Returns what is below a folder: {path: (digest, time of the last change) of a file, None of a folder}."""
+    found = {}
+    for here, folders, names in os.walk(folder):
+        found.update((os.path.join(here, name), None) for name in folders)
+        for path in (os.path.join(here, name) for name in names):
+            stat = os.stat(path)
+            content = digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            found[path] = content, times and stat.st_mtime_ns
+    return found
+
+
+@functools.cache
+def digest(path, *_):
+    """Returns the digest of a file, read again only where the system says that something was done to it."""
+    with open(path, 'rb') as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 @pytest.fixture(scope='session')

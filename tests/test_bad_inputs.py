@@ -3,9 +3,7 @@
 Real command lines, in forks (see forked.py). `{world}` is a folder with a dataset, a run and a lot that is broken.
 """
 
-import functools
 import glob
-import hashlib
 import os
 import shutil
 import tarfile
@@ -13,7 +11,7 @@ import tarfile
 import fakes
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, command
+from conftest import assert_one_line_error, command, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -386,24 +384,6 @@ def make_runs(world, server, digits_dir):
     write(world + '/run-rubbish/tf/events.out.tfevents.1.a', b'rubbish' * 99)
 
 
-def tree(folder):
-    """Returns the digest of every file in a folder, and the folders."""
-    found = {}
-    for here, folders, names in os.walk(folder):
-        found.update((os.path.join(here, name), None) for name in folders)
-        for path in (os.path.join(here, name) for name in names):
-            stat = os.stat(path)
-            found[path] = digest(path, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return found
-
-
-@functools.cache
-def digest(path, *_):
-    """Returns the digest of a file, read again only where the system says that something was done to it."""
-    with open(path, 'rb') as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
 def fill_in(world, digits_dir, script, args):
     """Returns the arguments of a row with what training needs before them, names of folders filled in."""
     if script == TRAIN:
@@ -422,10 +402,10 @@ def test_there_are_rows_enough():
 
 @pytest.mark.parametrize(('script', 'args', 'word'), ROWS, ids=IDS)
 def test_a_bad_input_is_one_line_and_harms_nothing(world, server, digits_dir, script, args, word):
-    before = tree(world), tree(digits_dir)
+    before = tree(world, times=False), tree(digits_dir)
     done = server.run(script, *fill_in(world, digits_dir, script, args), env={'ML_DATA': ''})
     assert_one_line_error(done, word, codes=(1, 2))
-    assert (tree(world), tree(digits_dir)) == before
+    assert (tree(world, times=False), tree(digits_dir)) == before
 
 
 @pytest.mark.parametrize(
