@@ -69,7 +69,7 @@ class Output:
 
     def __init__(self, stream):
         self.stream = stream or nowhere()  # None: it was closed before Python started.
-        with contextlib.suppress(AttributeError, ValueError):  # Not every stand-in for a stream can.
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # Not every stand-in for a stream can.
             stream.reconfigure(errors='replace')
 
     def write(self, text):

@@ -1,0 +1,296 @@
+"""What surrounds a run: its output, signals, paths and locks, and the checkpoints that it is given.
+
+Real command lines on the digits, in forks (see forked.py).
+"""
+# ruff: noqa: F811 (pytest takes fixtures from test_survival by their names)
+
+import errno
+import fcntl
+import functools
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sys
+
+import pytest
+from conftest import assert_one_line_error
+from forked import before
+from test_survival import TRAIN_KIMG, assert_same_end, copy, start, tf_dir, whole  # noqa: F401
+
+from libml import checkpoints, train
+
+STREAMS = ('stdin', 'stdout', 'stderr')
+ENDINGS = ('index', 'data-00000-of-00001')
+
+
+# --- Output ---
+
+
+def close(number, name):
+    """Closes a standard stream, as `2>&-` does before Python starts."""
+    os.close(number)
+    setattr(sys, name, None)
+
+
+def lead_to(number, file):
+    """Makes a standard stream, 1 or 2, lead to an open file."""
+    os.dup2(file, number)
+    setattr(sys, STREAMS[number], open(number, 'w', closefd=False))  # noqa: SIM115
+
+
+def full(number):
+    """Makes a standard stream a file on a disk without room."""
+    lead_to(number, os.open('/dev/full', os.O_WRONLY))
+
+
+def unread_pipe():
+    """Returns the file descriptor of a pipe that nobody reads any more, such as what `| head` leaves."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def unread(number):
+    """Makes a standard stream a pipe that nobody reads any more."""
+    lead_to(number, unread_pipe())
+
+
+BROKEN = {
+    'stdout is full': [functools.partial(full, 1)],
+    'nobody reads stdout': [functools.partial(unread, 1)],
+    'nobody reads anything': [functools.partial(unread, 1), functools.partial(unread, 2)],
+    'stdout is closed': [functools.partial(close, 1, 'stdout')],
+    'stderr is closed': [functools.partial(close, 2, 'stderr')],
+    'all are closed': [functools.partial(close, *stream) for stream in enumerate(STREAMS)],
+}
+
+
+@pytest.mark.parametrize('first', BROKEN.values(), ids=BROKEN)
+def test_a_run_whose_output_is_gone_goes_on_to_the_end(start, whole, tmp_path, first):
+    done = start(tmp_path, first=first)
+    assert done.returncode == 0, done
+    assert 'Traceback' not in done.stderr and 'Exception ignored' not in done.stderr
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize('harm', [full, unread])
+def test_a_lost_output_is_said_once(start, whole, harm, tmp_path):
+    done = start(tmp_path, first=[functools.partial(harm, 1)])
+    assert len(re.findall('What is printed is lost from here on: ', done.stderr)) == 1
+
+
+def ascii_only():
+    """Does what PYTHONIOENCODING=ascii does."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding='ascii')
+
+
+def test_an_output_that_has_only_ascii(start, whole, tmp_path):
+    done = start(tmp_path / 'é', first=[ascii_only])
+    assert done.returncode == 0, done
+    assert str(tmp_path / '?') in done.stdout
+    assert_same_end(tmp_path / 'é', whole)
+    assert_one_line_error(start(tmp_path / 'é', '--dataset=é', first=[ascii_only]), '?')
+
+
+# --- Signals ---
+
+
+def stop(owner, method, n, name):
+    """Arranges for a signal at the n-th call of a method, and for stdout to have no reader from then on."""
+
+    def come(call, *_):
+        if call == n:
+            os.dup2(unread_pipe(), 1)
+            signal.raise_signal(signal.Signals[name])
+
+    before(owner, method, come)
+
+
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGINT'])
+def test_a_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_path, name):
+    done = start(tmp_path, first=[functools.partial(stop, train.ClassifySemi, 'check_finite', 40, name)])
+    assert done.returncode == train.EXIT_INTERRUPTED, done
+    assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))] == [40 * 32]
+    assert 'Going on from' in start(tmp_path).stdout
+    checkpoints.remove(checkpoints.find(tf_dir(tmp_path))[0])  # The only one that `whole` has not.
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_signal_during_a_report_leaves_the_report_to_the_resumed_run(start, whole, tmp_path):
+    done = start(tmp_path, first=[functools.partial(stop, train.ClassifySemi, 'guesses', 1, 'SIGTERM')])
+    assert done.returncode == train.EXIT_INTERRUPTED, done
+    assert 'kimg 2 ' not in done.stdout
+    assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))] == [2 << 10]
+    done = start(tmp_path)
+    assert 'kimg 2 ' in done.stdout
+    checkpoints.remove(checkpoints.find(tf_dir(tmp_path))[0])
+    assert_same_end(tmp_path, whole)
+
+
+# --- Paths ---
+
+
+@pytest.mark.parametrize('name', ['a[1-2]', 'b*?', 'c\\d', '[', 'e\nf', os.fsdecode(b'g\xff')])
+def test_a_run_in_any_folder_goes_on_and_ends(start, whole, tmp_path, name):
+    folder = shutil.copytree(whole, tmp_path / name)
+    for path in checkpoints.files(checkpoints.find(tf_dir(whole))[-1]):
+        os.remove(os.path.join(folder, os.path.relpath(tf_dir(whole), whole), os.path.basename(path)))
+    done = start(folder)
+    assert (done.returncode, 'Going on from' in done.stdout) == (0, True), done
+    done = start(folder)
+    assert (done.returncode, 'is finished' in done.stdout) == (0, True), done
+    inside = tmp_path / 'plain'
+    folder.rename(inside)
+    assert_same_end(inside, whole)
+
+
+def live_in(home):
+    os.environ['HOME'] = home
+
+
+def test_a_home_is_expanded(start, whole, tmp_path):
+    ckpt = shutil.copytree(tf_dir(whole), tmp_path / 'tf')
+    more = '--init_ckpt=~/tf', '--train_kimg=%d' % (TRAIN_KIMG + 1)
+    done = start('~/runs', *more, first=[functools.partial(live_in, str(tmp_path))])
+    assert done.returncode == 0, done
+    assert 'Going on from %s' % ckpt in done.stdout
+    assert (tmp_path / 'runs').is_dir() and not os.path.exists('~')
+
+
+def test_a_name_that_is_too_long_is_one_line_before_anything_is_made(start, tmp_path):
+    weights = ','.join(['0.%s' % ('1' * 20)] * 10)
+    assert_one_line_error(start(tmp_path / 'runs', '--p_unlabeled=' + weights), 'longer than 255 bytes')
+    assert not (tmp_path / 'runs').exists()
+
+
+# --- Locks ---
+
+
+def no_locks(*errors):
+    """Lets flock and lockf fail with these errnos, as some disks do."""
+    for name, number in zip(('flock', 'lockf'), errors, strict=False):
+        setattr(fcntl, name, functools.partial(fail, number))
+
+
+def fail(number, *_):
+    raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_said_and_trained_on(start, whole, tmp_path, number):
+    done = start(tmp_path, first=[functools.partial(no_locks, number, number)])
+    assert done.returncode == 0, done
+    assert len(re.findall('^Warning: the disk knows no locks', done.stderr, re.MULTILINE)) == 1
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_disk_without_flock_has_its_other_locks(start, tmp_path):
+    done = start(tmp_path, '--train_kimg=1', first=[functools.partial(no_locks, errno.ENOSYS)])
+    assert done.returncode == 0 and 'no locks' not in done.stderr
+
+
+def test_a_lock_that_fails_otherwise_names_its_file(start, tmp_path):
+    assert_one_line_error(start(tmp_path, first=[functools.partial(no_locks, errno.EIO)]), '/lock', 'Input/output')
+
+
+@pytest.mark.parametrize('owner, refused', [(os.getpid(), True), (2**22 + 1, False), ('x\udcff', False)])
+def test_where_there_are_no_locks_a_living_process_is_respected(start, copy, owner, refused):
+    text = 'process %s on %s\n' % (owner, os.uname().nodename)
+    pathlib.Path(tf_dir(copy), '..', 'lock').write_bytes(os.fsencode(text))
+    done = start(copy, '--train_kimg=11', first=[functools.partial(no_locks, errno.ENOLCK, errno.ENOLCK)])
+    if refused:
+        assert_one_line_error(done, 'is being trained by process %d' % owner)
+    else:
+        assert done.returncode == 0, done
+
+
+# --- Checkpoints that are given ---
+
+
+def unreadable(path):
+    os.remove(path)
+    os.mkdir(path)
+
+
+@pytest.mark.parametrize('ending', ENDINGS)
+def test_a_checkpoint_that_cannot_be_read_stops_the_run_and_stays(start, copy, ending):
+    ckpt = checkpoints.find(tf_dir(copy))[-1]
+    unreadable('%s.%s' % (ckpt, ending))
+    before = sorted(os.listdir(tf_dir(copy)))
+    assert_one_line_error(start(copy, '--train_kimg=11'), ckpt, 'cannot be read', 'Is a directory')
+    assert sorted(os.listdir(tf_dir(copy))) == before
+
+
+@pytest.mark.parametrize(
+    'spelling', ['{run}', '{run}/', '{run}/tf', '{ckpt}', '{ckpt}.index', '{ckpt}.data-00000-of-00001']
+)
+@pytest.mark.parametrize('flag', ['eval_ckpt', 'init_ckpt'])
+def test_a_checkpoint_is_known_by_what_belongs_to_it(start, whole, tmp_path, flag, spelling):
+    ckpt = checkpoints.find(tf_dir(whole))[-1]
+    path = spelling.format(run=os.path.dirname(tf_dir(whole)), ckpt=ckpt)
+    done = start(tmp_path / 'runs', '--%s=%s' % (flag, path), '--train_kimg=%d' % TRAIN_KIMG)
+    assert done.returncode == 0, done
+    assert 'tuned_ema' in done.stdout if flag == 'eval_ckpt' else 'Going on from %s' % ckpt in done.stdout
+
+
+@pytest.mark.parametrize('flag', ['eval_ckpt', 'init_ckpt'])
+def test_a_bad_checkpoint_is_one_line_before_anything_is_read_or_made(start, whole, tmp_path, flag):
+    ckpt = checkpoints.find(tf_dir(whole))[-1]
+    for path in checkpoints.files(ckpt):
+        shutil.copy(path, tmp_path)
+    cut = tmp_path / (os.path.basename(ckpt) + '.data-00000-of-00001')
+    os.truncate(cut, 100)
+    for path, word in (
+        (tmp_path / 'none', 'no file'),
+        (cut, 'not a whole checkpoint'),
+        (tmp_path, 'no whole checkpoint'),
+    ):
+        done = start(tmp_path / 'runs', '--%s=%s' % (flag, path))
+        assert_one_line_error(done, path if word != 'not a whole checkpoint' else '', word)
+        assert 'Reading' not in done.stdout
+    done = start(tmp_path / 'runs', '--init_ckpt=%s' % tf_dir(whole), '--filters=3')
+    assert_one_line_error(done, 'does not fit')
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_init_ckpt_is_for_runs_without_a_checkpoint_of_their_own(start, whole, tmp_path):
+    source = shutil.copytree(tf_dir(whole), tmp_path / 'source')
+    assert start(tmp_path / 'runs', '--init_ckpt=%s' % source, '--lr=.001', '--train_kimg=11').returncode == 0
+    shutil.rmtree(source)
+    for n, path in enumerate([source, '%s/../source' % source, '']):
+        done = start(tmp_path / 'runs', '--init_ckpt=%s' % path, '--lr=.001', '--train_kimg=%d' % (12 + n))
+        assert done.returncode == 0, done
+        args = json.loads(pathlib.Path(tf_dir(tmp_path / 'runs'), '../args/args.json').read_text())
+        assert args['init_ckpt'] == str(source)  # As it began.
+
+
+def test_nothing_to_train_is_said(start, whole, tmp_path):
+    done = start(tmp_path, '--init_ckpt=%s' % tf_dir(whole), '--train_kimg=5')
+    assert done.returncode == 0
+    assert 'Warning: nothing is trained' in done.stderr and '--train_kimg is 5' in done.stderr
+
+
+# --- Arguments ---
+
+
+@pytest.mark.parametrize('seed', [None, 'x', 1.5, [1], -1, True])
+def test_a_damaged_seed_is_one_line(start, copy, seed):
+    path = pathlib.Path(tf_dir(copy), '../args/args.json')
+    path.write_text(json.dumps(dict(json.loads(path.read_text()), seed=seed)))
+    assert_one_line_error(start(copy, '--train_kimg=11'), 'args.json', 'seed')
+
+
+@pytest.mark.parametrize(
+    'flag', ['--filters=10000000000', '--batch=10000000000', '--repeat=10000000000', '--nu=%d' % 10**30]
+)
+def test_numbers_beyond_every_machine_are_one_line(start, tmp_path, flag):
+    assert_one_line_error(start(tmp_path / 'runs', flag), flag[2:].split('=')[0])
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_a_divergence_by_w_match_is_not_blamed_on_lr(start, tmp_path):
+    assert_one_line_error(start(tmp_path, '--w_match=1e37'), 'not finite', '--w_match=100')
