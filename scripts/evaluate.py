@@ -37,7 +37,7 @@ BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern 
 NUMBERED = 20  # Classes up to which the cells of the confusion matrix bear their counts.
 MISTAKES = 5, 8  # Rows and columns of mistakes.png.
 LONGEST = 22  # Characters of a class's name in a picture.
-BLUE, RED, GREY = '#2166ac', '#b2182b', '0.45'
+BLUE, RED, GREY = '#92c5de', '#b2182b', '0.45'
 OPTIONS = dict(
     set=Option('test', 'Pictures to evaluate.', choices=('test', 'valid', 'labeled', 'unlabeled')),
     out=Option('', 'Folder for the results. Default: <run>/evaluation.', path=True),
@@ -149,42 +149,47 @@ def draw_confusion(found, title):
     """Draws which class is taken for which. A row is a true class; its cells are shaded by their share of the row."""
     counts, names = np.array(found['confusion']), [short(row['name']) for row in found['classes']]
     many, longest = len(names) > NUMBERED, max(map(len, names))
-    side = max(9.0, 0.13 * len(names)) if many else max(3.0, 0.45 * len(names))
-    figure = new_figure(side + 0.08 * longest + (4 if many else 1.8), side + 0.08 * longest + 1.2, title)
-    axis, *beside = figure.subplots(1, 1 + many, width_ratios=(side, 2.2)[: 1 + many], squeeze=False)[0]
+    side = max(9.0, 0.13 * len(names)) if many else max(3.0, 0.45 * len(names))  # Inches, as all sizes here.
+    size, beside = (min(7.0, 700 / len(names)), 0.9 + 0.13 * longest) if many else (9, 1.0)
+    margin = 0.6 + 0.0095 * size * longest
+    figure = new_figure(side + margin + beside, side + margin + 0.7, title)
+    axis, *listed = figure.subplots(1, 1 + many, width_ratios=(side + margin, beside)[: 1 + many], squeeze=False)[0]
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)  # [true, guessed]
     image = axis.imshow(shares, cmap='Blues', norm=colors.PowerNorm(0.5, 0, 100), interpolation='nearest')
-    size = min(7.0, 550 / len(names)) if many else 9
-    axis.set_xticks(
-        range(len(names)), names, rotation=90 if many or longest > 3 else 0, fontsize=size, parse_math=False
-    )
+    turn = 90 if 0.09 * longest > side / len(names) else 0
+    axis.set_xticks(range(len(names)), names, rotation=turn, fontsize=size, parse_math=False)
     axis.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
     axis.tick_params(length=0)
     axis.set(xlabel='guessed class', ylabel='true class')
     note(axis, 'accuracy %.2f %%, balanced accuracy %.2f %%' % (found['accuracy'], found['balanced_accuracy']))
     axis.spines[:].set_color('0.8')
     if many:
-        axis.set_xticks(np.arange(-0.5, len(names)), minor=True)
-        axis.set_yticks(np.arange(-0.5, len(names)), minor=True)
-        axis.grid(which='minor', color='0.93', linewidth=0.3)
-        axis.tick_params(which='minor', length=0)
-        list_confusions(beside[0], counts, names)
+        rule(axis, len(names))
+        list_confusions(listed[0], counts, names)
+        bar = figure.colorbar(image, ax=listed, location='bottom', aspect=25, ticks=[0, 5, 20, 50, 100])
     else:
         number_cells(axis, counts, shares)
-    bar = figure.colorbar(image, ax=axis, shrink=0.6 if many else 0.9, aspect=30, pad=0.02, ticks=[0, 5, 20, 50, 100])
+        bar = figure.colorbar(image, ax=axis, shrink=0.9, aspect=30, pad=0.02, ticks=[0, 5, 20, 50, 100])
     bar.set_label('% of the true class', fontsize=8.5)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     return figure
 
 
+def rule(axis, n):
+    """Draws thin lines between the cells of a matrix [n, n]."""
+    for set_ticks in (axis.set_xticks, axis.set_yticks):
+        set_ticks(np.arange(-0.5, n), minor=True)
+    axis.grid(which='minor', color='0.93', linewidth=0.3)
+    axis.tick_params(which='minor', length=0)
+
+
 def number_cells(axis, counts, shares):
-    """Writes the counts, int [n, n], into the cells of a matrix of shares in percent."""
+    """Writes the counts, int [n, n], into the cells of a matrix of shares in percent; right guesses in bold."""
     for row, column in zip(*np.nonzero(counts), strict=True):
-        color = 'white' if shares[row, column] > 40 else RED if row != column else 'black'
-        weight = 'bold' if row == column else 'normal'
+        how = dict(color='white' if shares[row, column] > 30 else 'black', weight='bold' if row == column else 'normal')
         size = 9 if counts.max() < 10000 else 7
-        axis.text(column, row, counts[row, column], ha='center', va='center', color=color, fontsize=size, weight=weight)
+        axis.text(column, row, counts[row, column], ha='center', va='center', fontsize=size, **how)
 
 
 def list_confusions(axis, counts, names, most=30):
@@ -206,11 +211,13 @@ def draw_reliability(found, title):
     bins = found['reliability']
     middle, width = [(b['low'] + b['high']) / 2 for b in bins], 100 / BINS
     accuracy, confidence = (np.array([b[name] for b in bins]) for name in ('accuracy', 'confidence'))
-    upper.plot([0, 100], [0, 100], color='0.6', linewidth=1, linestyle='--', zorder=3, label='as sure as right')
-    upper.bar(middle, accuracy, width, color='#92c5de', edgecolor='white', label='share that is right')
-    gap = dict(color=RED, alpha=0.28, edgecolor=RED, linewidth=0.6)
-    upper.bar(middle, confidence - accuracy, width * 0.94, accuracy, **gap, label='gap to the mean confidence')
-    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel='right (%)')
+    upper.bar(middle, accuracy, width, color=BLUE, edgecolor='white', label='share that is right')
+    upper.hlines(
+        confidence, *(np.array(middle) + [[-width / 2], [width / 2]]), RED, linewidth=2.5, label='mean confidence'
+    )
+    upper.vlines(middle, accuracy, confidence, RED, linewidth=1)
+    upper.plot([0, 100], [0, 100], color='0.6', linewidth=1, linestyle='--', label='perfect calibration')
+    upper.set(xlim=(0, 100), ylim=(0, 102), ylabel='right (%)')
     upper.legend(loc='upper left', fontsize=8.5, frameon=False)
     text = 'expected calibration error %.2f %%: mean confidence %.1f %%, accuracy %.1f %%'
     note(upper, text % tuple(found[name] for name in ('calibration_error', 'confidence', 'accuracy')))
@@ -232,30 +239,34 @@ def draw_mistakes(images, labels, probabilities, classes, title):
     guesses, confidence = probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(guesses != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind='stable')][: MISTAKES[0] * MISTAKES[1]]
-    height, width, _ = images.shape
     columns = min(MISTAKES[1], max(4, len(worst)))
     rows = max(1, -(-len(worst) // columns))
-    ratio = min(3.0, max(1 / 3, height / width))
-    figure = new_figure(1.5 * columns, rows * (1.2 * ratio + 0.6) + 0.8, title)
+    ratio = min(3.0, max(1 / 3, images.shape[0] / images.shape[1]))
+    tile, above = 1.45, 0.42  # Inches: the width of a picture, and the space for the two lines above it.
+    width, height = (tile + 0.1) * columns + 0.1, (tile * ratio + above) * rows + 0.85
+    figure = Figure((width, height))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    spaces = dict(wspace=0.1 / tile, hspace=above / (tile * ratio))
+    figure.subplots_adjust(0.1 / width, 0.1 / height, 1 - 0.1 / width, 1 - (0.75 + above) / height, **spaces)
     for axis in axes:
         axis.axis('off')
     for axis, number, image in zip(axes, worst, images.gather(worst), strict=False):
         axis.imshow(image[..., 0] if image.shape[2] == 1 else image, cmap='gray', vmin=0, vmax=255)
-        guessed = short(classes[guesses[number]])
-        label(axis, '%s %.0f %%' % (guessed, 100 * confidence[number]), 1.16, RED)
-        label(axis, 'is %s' % short(classes[labels[number]]), 1.03, 'black')
+        guessed, true = (short(classes[i]) for i in (guesses[number], labels[number]))
+        write_above(axis, '%s (%.0f %%)' % (guessed, 100 * confidence[number]), 14, RED)
+        write_above(axis, 'is %s' % true, 3, 'black')
     what = '%d of %d pictures are guessed wrong' % (len(wrong), len(labels))
-    what += ': the %d surest, guess and confidence in red' % len(worst) if len(worst) else ''
-    figure.supxlabel(what, fontsize=9, color=GREY)
+    what += ': the surest %d, guess (and confidence) in red' % len(worst) if len(worst) else ''
+    middle = dict(ha='center', va='top', parse_math=False)
+    figure.text(0.5, 1 - 0.12 / height, title, fontsize=12, fontweight='bold', **middle)
+    figure.text(0.5, 1 - 0.42 / height, what, fontsize=9, color=GREY, **middle)
     return figure
 
 
-def label(axis, text, height, color):
-    """Writes a line above a small picture, smaller where it is long."""
-    size = min(8.5, 165 / max(1, len(text)))
-    above = dict(transform=axis.transAxes, ha='center', va='bottom', parse_math=False)
-    axis.text(0.5, height, text, color=color, fontsize=size, **above)
+def write_above(axis, text, points, color):
+    """Writes a line so many points above a small picture, smaller where the text is long."""
+    how = dict(textcoords='offset points', ha='center', va='bottom', fontsize=min(8.5, 165 / len(text)))
+    axis.annotate(text, (0.5, 1), (0, points), 'axes fraction', color=color, parse_math=False, **how)
 
 
 def save(figure, path):
