@@ -166,7 +166,8 @@ def draw_confusion(found, title):
     if many:
         rule(axis, len(names))
         list_confusions(listed[0], counts, names)
-        bar = figure.colorbar(image, ax=listed, location='bottom', aspect=25, ticks=[0, 5, 20, 50, 100])
+        place = listed[0].inset_axes((0, 0.03, 0.9, 0.012))
+        bar = figure.colorbar(image, cax=place, orientation='horizontal', ticks=[0, 5, 20, 50, 100])
     else:
         number_cells(axis, counts, shares)
         bar = figure.colorbar(image, ax=axis, shrink=0.9, aspect=30, pad=0.02, ticks=[0, 5, 20, 50, 100])
@@ -201,7 +202,7 @@ def list_confusions(axis, counts, names, most=30):
     axis.set_title('most frequent mistakes', fontsize=10, loc='left')
     for line, (count, true, guessed) in enumerate(rows):
         text = '%4d  %s → %s' % (count, names[true], names[guessed])
-        axis.text(0, 0.985 - line / (most + 1), text, fontsize=8, va='top', transform=axis.transAxes, parse_math=False)
+        axis.text(0, 0.985 - 0.9 * line / most, text, fontsize=8, va='top', transform=axis.transAxes, parse_math=False)
 
 
 def draw_reliability(found, title):
@@ -265,7 +266,7 @@ def draw_mistakes(images, labels, probabilities, classes, title):
 
 def write_above(axis, text, points, color):
     """Writes a line so many points above a small picture, smaller where the text is long."""
-    how = dict(textcoords='offset points', ha='center', va='bottom', fontsize=min(8.5, 165 / len(text)))
+    how = dict(textcoords='offset points', ha='center', va='bottom', fontsize=min(8.5, 150 / len(text)))
     axis.annotate(text, (0.5, 1), (0, points), 'axes fraction', color=color, parse_math=False, **how)
 
 
