@@ -161,7 +161,7 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
     args = read_args(folder)
     family = find_family(args, data_dir)
     whiten = find_normalisation(args, data_dir)
-    return Classifier(folder, args, family, checkpoints.whole(ckpt or path), weights, whiten)
+    return Classifier(folder, args, family, checkpoints.find_whole(ckpt or path), weights, whiten)
 
 
 class Classifier:
