@@ -313,7 +313,7 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     """
     utils.check('set', set, set in data.SETS, 'one of %s' % ', '.join(data.SETS))
     classifier = trained.load(run, data_dir=data_dir, **which)
-    images = trained.read_dataset(classifier.args, data_dir).sets[set]
+    images = trained.read_dataset(classifier.folder, classifier.args, data_dir).sets[set]
     images = images.select(np.flatnonzero(images.labels >= 0))
     if not len(images):
         raise utils.Error('no picture of the set %s has a class: choose another --set' % set)
