@@ -10,6 +10,7 @@ if __name__ == '__main__':
 
 import functools
 import os
+import shlex
 
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
@@ -176,6 +177,18 @@ def model_params(given, family):
     return params
 
 
+def what_next(folder, data_dir):
+    """Returns the lines that say how to use a finished run; data_dir: as it was given, None for $ML_DATA."""
+    run = shlex.quote(folder)
+    place = ' --data_dir=%s' % shlex.quote(data_dir) if data_dir else ''
+    return (
+        'What it has learned:\n'
+        f'  python scripts/evaluate.py {run}{place}\n'
+        f'  python scripts/predict.py {run} PICTURES --out predictions.csv{place}\n'
+        f'  python scripts/export.py {run} OUT{place}'
+    )
+
+
 def run(**given):
     """Trains a run, or evaluates a checkpoint.
 
@@ -194,7 +207,8 @@ def run(**given):
     saved = runs.Run(AblationMixMatch.run_dir(train_dir, o.seed, precision=o.precision, **chosen, **params))
     saved.check_name()
     if o.eval_ckpt:
-        o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
+        # What reads a run for predict.py needs no trainer; re-tuning batch norm does. So only the checkpoint is shared.
+        o.eval_ckpt = checkpoints.whole(o.eval_ckpt)
     elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
         data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (saved.folder, o.train_kimg))
@@ -214,6 +228,7 @@ def run(**given):
         model.eval_checkpoint(o.eval_ckpt)
     else:
         model.train(train_nimg, o.report_kimg << 10, o.save_kimg << 10, o.keep_ckpt, o.init_ckpt)
+        print(what_next(saved.folder, o.data_dir))
 
 
 def main(argv):

@@ -77,29 +77,32 @@ def find_family(args, data_dir=None):
     return family
 
 
-def read_dataset(args, data_dir=None):
+def read_dataset(folder, args, data_dir=None):
     """Returns the data.DataSet that a run learns from, its images not normalised.
+
+    Args:
+        folder: the run's; args: contents of its args.json.
+        data_dir: folder of the datasets; None: $ML_DATA.
 
     Raises:
         utils.Error: see data_pair.read_dataset; or the data are not those of the run.
     """
-    split = data_pair.parse(args['dataset'])
-    dataset = data_pair.read_dataset(split, data_dir, p_unlabeled=args.get('p_unlabeled', ''))
-    trained_on = args.get('data') or dataset.fingerprints  # Older runs do not say so.
-    other = [part for part, now in dataset.fingerprints.items() if trained_on.get(part) != now]
-    if other:
-        text = 'the run was trained on other data than %s holds now (%s): evaluate it where its data are'
-        raise utils.Error(text % (data_pair.find_data_dir(data_dir), ', '.join(other)))
+    split, p_unlabeled = data_pair.parse(args['dataset']), args.get('p_unlabeled', '')
+    dataset = data_pair.read_dataset(split, data_dir, p_unlabeled=p_unlabeled, needs_unlabeled=False)
+    dataset.check_identity(args, folder)
     return dataset
 
 
-def find_normalisation(args, data_dir=None):
-    """Returns the mean and the deviation by which a run's network normalises images, float32 [C] or numbers."""
+def find_normalisation(folder, args, data_dir=None):
+    """Returns the mean and the deviation by which a run's network normalises images, float32 [C] or numbers.
+
+    Args and errors: see read_dataset, which only older runs need.
+    """
     if not args.get('whiten'):
         return 0, 1
     if 'mean' in args:
         return np.array(args['mean'], np.float32), np.array(args['std'], np.float32)
-    dataset = read_dataset(args, data_dir)  # Older runs do not say so.
+    dataset = read_dataset(folder, args, data_dir)
     return data.mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
 
 
@@ -160,7 +163,7 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
     folder = find_folder(path)
     args = read_args(folder)
     family = find_family(args, data_dir)
-    whiten = find_normalisation(args, data_dir)
+    whiten = find_normalisation(folder, args, data_dir)
     return Classifier(folder, args, family, checkpoints.find_whole(ckpt or path), weights, whiten)
 
 

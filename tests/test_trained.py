@@ -1,0 +1,532 @@
+"""What a run has learned: predict.py, evaluate.py and export.py give what the training's own network gives."""
+
+import csv
+import functools
+import glob
+import itertools
+import json
+import os
+import resource
+import shlex
+import shutil
+import types
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import assert_one_line_error, command
+from PIL import Image
+
+from ablation import ab_mixmatch
+from libml import checkpoints, data, data_pair, pictures, records, trained, utils
+from scripts import create_datasets, create_split, evaluate, export, predict
+
+TINY = dict(
+    batch=4, filters=2, repeat=1, ema=0.5, warmup_kimg=1, seed=1, train_kimg=1, report_kimg=1, precision='float32'
+)
+CLASSES = ('a cat', 'größer, "dog"', 'x$_$y')  # Commas, quotes and signs of other alphabets are names, too.
+HEIGHT, WIDTH = 8, 12
+FRESH = """
+import sys
+import numpy as np
+import tensorflow as tf
+folder, file = sys.argv[1:]
+images = np.load(file)
+found = tf.saved_model.load(folder).signatures['serving_default'](images=tf.constant(images))
+assert not [name for name in sys.modules if name.startswith('libml')]
+interpreter = tf.lite.Interpreter(folder + '/model.tflite')
+(entry,), (exit,) = interpreter.get_input_details(), interpreter.get_output_details()
+interpreter.resize_tensor_input(entry['index'], images.shape)
+interpreter.allocate_tensors()
+interpreter.set_tensor(entry['index'], images)
+interpreter.invoke()
+classes = found['classes'].numpy().astype('S')
+lite = interpreter.get_tensor(exit['index'])
+np.savez(file + '.npz', lite=lite, classes=classes, probabilities=found['probabilities'].numpy())
+"""
+
+
+def train(data_dir, dataset, train_dir, **given):
+    """Trains a tiny run; returns its folder."""
+    with tf.Graph().as_default():
+        ab_mixmatch.run(data_dir=str(data_dir), dataset=dataset, train_dir=str(train_dir), **{**TINY, **given})
+    (folder,) = glob.glob(os.path.join(glob.escape(str(train_dir)), dataset, '*'))
+    return folder
+
+
+def picture(random, label, height, width):
+    """Returns a PIL.Image whose colour tells its class."""
+    pixels = random.randint(0, 120, [height, width, 3])
+    pixels[..., label] += 120
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    """Pictures of three classes in one folder, oblong and grey ones among them; their dataset; a run that learned it.
+
+    Gives an object with the paths `pictures`, `labels`, `data` and `run`, and `truth`, {file: class}.
+    """
+    base, random = tmp_path_factory.mktemp('own'), np.random.RandomState(0)
+    (base / 'pictures' / 'deep' / 'er').mkdir(parents=True)
+    rows, truth = [], {}
+    for i, (place, label) in enumerate(itertools.product(['', 'deep/', 'deep/er/'] * 4, range(3))):
+        file = '%s%03d.%s' % (place, i, 'png' if i % 5 else 'bmp')
+        image = picture(random, label, *((30, 9) if i % 4 == 0 else (8, 40) if i % 4 == 1 else (HEIGHT, WIDTH)))
+        (image.convert('L') if i == 7 else image).save(base / 'pictures' / file)
+        truth[file] = CLASSES[label]
+        rows.append(dict(file=file, **{'class': CLASSES[label]}, split='test' if i >= 27 else 'train'))
+    write_table(base / 'labels.csv', rows)
+    make(base / 'pictures', base / 'labels.csv', 'own', base / 'data')
+    create_split.make('own', size=9, seed=1, data_dir=str(base / 'data'))
+    run = train(base / 'data', 'own.1@9-3', base / 'runs', whiten=True)
+    paths = dict(pictures=base / 'pictures', labels=base / 'labels.csv', data=base / 'data', run=run)
+    return types.SimpleNamespace(**paths, truth=truth)
+
+
+def make(folder, labels, name, data_dir, **given):
+    """Makes a dataset of pictures and a table of labels."""
+    size = '%dx%d' % (WIDTH, HEIGHT)
+    how = dict(from_folder=str(folder), labels=str(labels), name=name, data_dir=str(data_dir), size=size, **given)
+    create_datasets.create(**how)
+
+
+def write_table(path, rows):
+    with open(path, 'w', newline='', encoding='utf-8') as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+
+
+def read_table(path):
+    with open(path, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def by_the_model(world, images, raw=False, run=None):
+    """Returns the probabilities of images, uint8 [n, H, W, C], by the training's own classify_op or classify_raw."""
+    args = trained.read_args(run or world.run)
+    split = data_pair.parse(args['dataset'])
+    dataset = data_pair.read_dataset(split, str(world.data), whiten=args['whiten'])
+    with tf.Graph().as_default():
+        params = {name: args[name] for name in (*ab_mixmatch.PARAMS, 'nclass')}
+        model = ab_mixmatch.AblationMixMatch(str(world.data), dataset, seed=1, **params)
+        with model.open_session() as session:
+            model.checkpoints.restore(session, checkpoints.resolve(run or world.run))
+            op = model.ops.classify_raw if raw else model.ops.classify_op
+            return session.run(op, {model.ops.x: dataset.to_float(images)})
+
+
+# --- The same numbers ---
+
+
+def test_files_are_classified_as_their_records_are(world, tmp_path, capsys):
+    out = tmp_path / 'predictions.csv'
+    predict.predict(world.run, [str(world.pictures)], str(out), probabilities=True, data_dir=str(world.data))
+    rows = read_table(out)
+    assert [row['file'] for row in rows] == sorted(world.truth)
+    assert list(rows[0]) == ['file', 'class', 'confidence', *('p:' + name for name in CLASSES)]
+    files = [data_pair.record_file(str(world.data), 'own', part) for part in ('train', 'test')]
+    images = np.concatenate([records.read(file)[0] for file in files])
+    expected = dict(zip(map(bytes, images), by_the_model(world, images), strict=True))
+    for row in rows:
+        pixels = pictures.convert(os.path.join(world.pictures, row['file']), (HEIGHT, WIDTH), 3)
+        found = [float(row['p:' + name]) for name in CLASSES]
+        np.testing.assert_allclose(found, expected[bytes(pixels)], atol=2e-6)
+        assert row['class'] == CLASSES[np.argmax(found)] and float(row['confidence']) == max(found)
+    assert 'all' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('weights', trained.WEIGHTS)
+def test_the_classifier_is_the_networks_of_the_training(weights, world):
+    images = np.random.RandomState(1).randint(0, 256, [5, HEIGHT, WIDTH, 3]).astype(np.uint8)
+    images[0], images[1] = 0, 255
+    found = trained.load(world.run, weights=weights, data_dir=str(world.data)).classify(images)
+    np.testing.assert_allclose(found, by_the_model(world, images, raw=weights == 'raw'), atol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_the_weights_differ(world):
+    images = np.zeros([1, HEIGHT, WIDTH, 3], np.uint8)
+    averaged, raw = (
+        trained.load(world.run, weights=w, data_dir=str(world.data)).classify(images) for w in trained.WEIGHTS
+    )
+    assert abs(averaged - raw).max() > 1e-6
+
+
+@pytest.mark.parametrize('arch, scales', [('cnn13', 3), ('convnet', 1), ('shake', 2)])
+def test_other_networks(arch, scales, digits_dir, tmp_path):
+    dataset = 'digits.1@20-100'
+    if arch == 'cnn13':
+        create_datasets.create(['digits'], name='large', size='16x16', data_dir=str(tmp_path / 'data'))
+        create_split.make('large', size=20, seed=1, data_dir=str(tmp_path / 'data'))
+        dataset, digits_dir = 'large.1@20-100', tmp_path / 'data'
+    run = train(digits_dir, dataset, tmp_path / 'runs', arch=arch, scales=scales)
+    classifier = trained.load(run, data_dir=str(digits_dir))
+    images = np.random.RandomState(1).randint(0, 256, [3, *classifier.family.shape]).astype(np.uint8)
+    expected = by_the_model(types.SimpleNamespace(data=digits_dir), images, run=run)
+    np.testing.assert_allclose(classifier.classify(images), expected, atol=1e-6)
+
+
+def test_the_export_gives_the_same_in_a_fresh_process(world, tmp_path):
+    images = np.random.RandomState(1).randint(0, 256, [7, HEIGHT, WIDTH, 3]).astype(np.uint8)
+    images[0], images[1] = 0, 255
+    np.save(tmp_path / 'images.npy', images)
+    export.export(world.run, str(tmp_path / 'out'), tflite=True, data_dir=str(world.data))
+    assert sorted(os.listdir(tmp_path)) == ['images.npy', 'out']
+    assert {'saved_model.pb', 'model.tflite'} <= set(os.listdir(tmp_path / 'out'))
+    (tmp_path / 'fresh.py').write_text(FRESH)
+    done = command(tmp_path / 'fresh.py', tmp_path / 'out', tmp_path / 'images.npy', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / 'images.npy.npz') as found:
+        expected = by_the_model(world, images)
+        np.testing.assert_allclose(found['probabilities'], expected, atol=1e-5)
+        np.testing.assert_allclose(found['lite'], expected, atol=1e-3)
+        assert [name.decode() for name in found['classes']] == list(CLASSES)
+
+
+def test_the_signature_is_the_contracts(world, tmp_path):
+    export.export(world.run, str(tmp_path / 'out'), data_dir=str(world.data))
+    with tf.Graph().as_default(), tf.Session() as session:
+        signature = tf.saved_model.load(session, ['serve'], str(tmp_path / 'out')).signature_def['serving_default']
+    described = {
+        name: (tf.as_dtype(info.dtype).name, [d.size for d in info.tensor_shape.dim])
+        for name, info in [*signature.inputs.items(), *signature.outputs.items()]
+    }
+    assert described == dict(
+        images=('uint8', [-1, HEIGHT, WIDTH, 3]), probabilities=('float32', [-1, 3]), classes=('string', [3])
+    )
+
+
+def test_any_number_of_pictures(world):
+    classifier = trained.load(world.run, data_dir=str(world.data))
+    images = np.random.RandomState(1).randint(0, 256, [7, HEIGHT, WIDTH, 3]).astype(np.uint8)
+    whole, classifier.batch = classifier.classify(images), 3
+    np.testing.assert_allclose(classifier.classify(images), whole, atol=1e-6)
+    assert classifier.classify(images[:0]).shape == (0, 3)
+    for wrong in (images.astype(np.float32), images[0], images[..., :1]):
+        with pytest.raises(ValueError, match='needs uint8'):
+            classifier.classify(wrong)
+
+
+def test_pictures_are_read_only_a_little_ahead(world):
+    classifier = trained.load(world.run, data_dir=str(world.data))
+    classifier.batch, taken = 4, []
+    some = str(world.pictures / '001.png')
+    found = classifier.classify_files(taken.append(1) or some for _ in itertools.count())
+    for _ in range(20):
+        assert next(found)[1].shape == (3,)
+    assert len(taken) < 20 + 100 + 8 * os.cpu_count()
+    found.close()
+    assert classifier.guess([some])[0][0] in CLASSES
+
+
+def test_a_corrected_table_is_a_table_of_labels(world, tmp_path):
+    predict.predict(world.run, [str(world.pictures)], str(tmp_path / 'p.csv'), data_dir=str(world.data))
+    write_table(
+        tmp_path / 'p.csv', [{**row, 'class': world.truth[row['file']]} for row in read_table(tmp_path / 'p.csv')]
+    )
+    write_table(tmp_path / 't.csv', [{'file': file, 'class': name} for file, name in world.truth.items()])
+    for name in 'pt':
+        make(world.pictures, tmp_path / (name + '.csv'), name, tmp_path / 'data', test_fraction=0.25)
+    for part in ('train', 'test'):
+        p, t = (data_pair.record_file(str(tmp_path / 'data'), name, part) for name in 'pt')
+        assert records.RecordFile(p).fingerprint == records.RecordFile(t).fingerprint
+
+
+# --- Evaluation ---
+
+
+def test_evaluation_of_a_run(world, tmp_path, capsys):
+    before = sorted(os.listdir(world.run))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = evaluate.evaluate(world.run, out=str(tmp_path / 'e'), data_dir=str(world.data))
+    assert sorted(os.listdir(tmp_path / 'e')) == ['confusion.png', 'mistakes.png', 'reliability.png', 'test.json']
+    written = json.loads((tmp_path / 'e' / 'test.json').read_text())
+    assert written.items() >= found.items() and written['set'] == 'test'
+    images, labels = records.read(data_pair.record_file(str(world.data), 'own', 'test'))
+    right = by_the_model(world, images).argmax(1) == labels
+    assert found['pictures'] == len(labels) and found['accuracy'] == pytest.approx(100 * right.mean())
+    assert sorted(os.listdir(world.run)) == before
+    said = capsys.readouterr().out
+    assert all(name in said for name in ('balanced accuracy', 'precision', 'recall', *CLASSES))
+
+
+@pytest.mark.parametrize('set', ['valid', 'labeled', 'unlabeled'])
+def test_other_sets(set, world):
+    assert (
+        evaluate.evaluate(world.run, set, data_dir=str(world.data))['pictures']
+        == dict(valid=3, labeled=9, unlabeled=15)[set]
+    )
+    assert os.path.isfile(os.path.join(world.run, 'evaluation', set + '.json'))
+    shutil.rmtree(os.path.join(world.run, 'evaluation'))
+
+
+def probabilities_of(guesses, nclass, confidence):
+    """Returns probabilities of guesses, int [n], all of one confidence."""
+    found = np.full([len(guesses), nclass], (1 - confidence) / (nclass - 1))
+    found[np.arange(len(guesses)), guesses] = confidence
+    return found
+
+
+def test_a_class_that_is_never_guessed():
+    labels = np.repeat([0, 1], [190, 10])
+    found = evaluate.measure(labels, probabilities_of(np.zeros(200, int), 2, 0.95), ['cat', 'eel'])
+    assert (found['accuracy'], found['balanced_accuracy']) == (95, 50)
+    assert found['calibration_error'] == pytest.approx(0)
+    cat, eel = found['classes']
+    assert (cat['precision'], cat['recall'], cat['count']) == (95, 100, 190)
+    assert (eel['precision'], eel['recall'], eel['f1'], eel['count']) == (None, 0, 0, 10)
+    assert found['confusion'] == [[190, 0], [10, 0]]
+
+
+def test_a_class_that_no_picture_is_of():
+    found = evaluate.measure(np.array([0, 0, 1, 1]), probabilities_of(np.array([0, 2, 1, 1]), 3, 0.8), ['a', 'b', 'c'])
+    assert (found['accuracy'], found['balanced_accuracy']) == (75, 75)
+    assert found['classes'][2] == dict(name='c', precision=0, recall=None, f1=0, count=0)
+    assert found['calibration_error'] == pytest.approx(5)
+    json.dumps(found, allow_nan=False)
+
+
+def test_calibration_against_a_loop():
+    random = np.random.RandomState(0)
+    confidence, right = random.uniform(0.1, 1, 500), random.rand(500) < 0.5
+    confidence[:3] = 1, 0.2, 1 / 3
+    expected = 0
+    for i in range(evaluate.BINS):
+        inside = (confidence > i / evaluate.BINS) & (confidence <= (i + 1) / evaluate.BINS)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    bins = evaluate.calibration(confidence, right)
+    assert sum(b['count'] * abs(b['accuracy'] - b['confidence']) for b in bins) / 500 == pytest.approx(100 * expected)
+
+
+@pytest.mark.parametrize('nclass', [2, 21, 100])
+@pytest.mark.parametrize('shape, wrong', [((4, 40, 1), 3), ((40, 4, 3), 60), ((8, 8, 3), 0)])
+def test_drawings(nclass, shape, wrong, tmp_path):
+    random, names = np.random.RandomState(0), ['a very long name of a class, the %dth' % i for i in range(nclass)]
+    labels = random.randint(0, nclass, 80)
+    guesses = np.where(np.arange(80) < wrong, (labels + 1) % nclass, labels)
+    probabilities = probabilities_of(guesses, nclass, 0.9)
+    found = evaluate.measure(labels, probabilities, names)
+    images = data.Images(random.randint(0, 256, [80, *shape]).astype(np.uint8), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for figure in (
+            evaluate.draw_confusion(found, 'title'),
+            evaluate.draw_reliability(found, 'title'),
+            evaluate.draw_mistakes(images, labels, probabilities, names, 'title'),
+        ):
+            evaluate.save(figure, str(tmp_path / 'figure.png'))
+            assert os.listdir(tmp_path) == ['figure.png']
+            with Image.open(tmp_path / 'figure.png') as image:
+                assert max(image.size) < 4500
+
+
+# --- Checkpoints ---
+
+
+@pytest.fixture
+def copy(world, tmp_path):
+    """A copy of the run, to be damaged; its newest checkpoint is its second."""
+    run = shutil.copytree(world.run, tmp_path / 'copy')
+    (ckpt,) = checkpoints.find(os.path.join(run, 'tf'))
+    for path in checkpoints.files(ckpt):
+        shutil.copy(path, path.replace('model.ckpt-0000001024', 'model.ckpt-0000002048'))
+    return run
+
+
+def damage(run, step):
+    """Cuts the data of a checkpoint."""
+    (path,) = glob.glob(os.path.join(run, 'tf', 'model.ckpt-%010d.data*' % step))
+    os.truncate(path, os.path.getsize(path) // 2)
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_said(copy, world, capsys):
+    assert trained.load(copy, data_dir=str(world.data)).ckpt.endswith('2048')
+    damage(copy, 2048)
+    assert trained.load(copy, data_dir=str(world.data)).ckpt.endswith('1024')
+    assert 'damaged' in capsys.readouterr().err
+    assert sorted(map(os.path.basename, checkpoints.find(os.path.join(copy, 'tf')))) == [
+        'model.ckpt-0000001024',
+        'model.ckpt-0000002048',
+    ]
+
+
+def test_a_run_is_named_by_its_folder_or_a_checkpoint(copy, world):
+    for path in (copy, os.path.join(copy, 'tf'), os.path.join(copy, 'tf', 'model.ckpt-0000002048.index')):
+        found = trained.load(str(path), data_dir=str(world.data))
+        assert (os.path.samefile(found.folder, copy), found.ckpt[-4:]) == (True, '2048')
+    assert (
+        trained.load(copy, ckpt=os.path.join(copy, 'tf', 'model.ckpt-0000001024'), data_dir=str(world.data)).ckpt[-4:]
+        == '1024'
+    )
+
+
+# --- Bad input: one line, nothing half-written ---
+
+
+def no_checkpoint(run, data):
+    for path in glob.glob(os.path.join(run, 'tf', 'model*')):
+        os.remove(path)
+
+
+def all_damaged(run, data):
+    damage(run, 1024)
+    damage(run, 2048)
+
+
+def no_args(run, data):
+    shutil.rmtree(os.path.join(run, 'args'))
+
+
+def description_gone(run, data):
+    os.remove(os.path.join(data, 'own.json'))
+
+
+def change_json(path, **values):
+    with open(path) as file:
+        found = json.load(file)
+    with open(path, 'w') as file:
+        json.dump({**found, **values}, file)
+
+
+def more_classes(run, data):
+    change_json(os.path.join(data, 'own.json'), nclass=4, classes=[*CLASSES, 'new'])
+
+
+def other_classes(run, data):
+    change_json(os.path.join(data, 'own.json'), classes=['b', 'c', 'd'])
+
+
+def empty_args(run, data):
+    utils.write_json(os.path.join(run, 'args', 'args.json'), {})
+
+
+def other_network(run, data):
+    change_json(os.path.join(run, 'args', 'args.json'), filters=4)
+
+
+BROKEN = {
+    no_checkpoint: 'no whole checkpoint',
+    all_damaged: 'damaged',
+    no_args: 'args.json',
+    empty_args: 'args.json is damaged',
+    description_gone: 'own.json',
+    more_classes: '4 classes',
+    other_classes: 'classes',
+    other_network: 'does not fit',
+}
+
+
+@pytest.mark.parametrize('action', ['predict', 'evaluate', 'export'])
+@pytest.mark.parametrize('broken', BROKEN, ids=lambda broken: broken.__name__)
+def test_broken_runs(broken, action, copy, world, tmp_path):
+    data = shutil.copytree(world.data, tmp_path / 'data')
+    broken(str(copy), str(data))
+    before = sorted(os.listdir(tmp_path)), sorted(os.listdir(copy))
+    how = dict(out=str(tmp_path / 'out'), data_dir=str(data))
+    with pytest.raises(utils.Error, match=BROKEN[broken]) as error:
+        if action == 'predict':
+            predict.predict(str(copy), [str(world.pictures)], **how)
+        else:
+            dict(evaluate=evaluate.evaluate, export=export.export)[action](str(copy), **how)
+    assert '\n' not in str(error.value)
+    assert (sorted(os.listdir(tmp_path)), sorted(os.listdir(copy))) == before
+
+
+def test_nothing_is_overwritten(world, tmp_path):
+    (tmp_path / 'out').write_text('precious')
+    with pytest.raises(utils.Error, match='exists already'):
+        predict.predict(world.run, [str(world.pictures)], str(tmp_path / 'out'), data_dir=str(world.data))
+    with pytest.raises(utils.Error, match='exists already'):
+        export.export(world.run, str(tmp_path / 'out'), data_dir=str(world.data))
+    assert (tmp_path / 'out').read_text() == 'precious' and os.listdir(tmp_path) == ['out']
+
+
+def test_pictures_that_cannot_be_read(world, tmp_path, capsys):
+    folder = tmp_path / 'new'
+    folder.mkdir()
+    shutil.copy(world.pictures / '001.png', folder)
+    (folder / 'bad.png').write_bytes(b'no picture')
+    (folder / 'notes.txt').write_text('no picture')
+    Image.fromarray(np.full([9, 9], 1000, np.uint16)).save(folder / 'deep.png')
+    out, how = str(tmp_path / 'p.csv'), dict(data_dir=str(world.data))
+    with pytest.raises(utils.Error, match='2 pictures cannot be read'):
+        predict.predict(world.run, [str(folder)], out, **how)
+    err = capsys.readouterr().err
+    assert 'bad.png: ' in err and 'deep.png: has values from 1000 to 1000, but the run learned' in err
+    assert os.listdir(tmp_path) == ['new']
+    predict.predict(world.run, [str(folder)], out, skip_bad=True, **how)
+    assert [row['file'] for row in read_table(out)] == ['001.png']
+    said = capsys.readouterr().out
+    assert '2 left out' in said and 'notes.txt' in said
+
+
+def test_several_places(world, tmp_path):
+    one, folder = str(world.pictures / '001.png'), str(world.pictures / 'deep')
+    out = str(tmp_path / 'p.csv')
+    predict.predict(world.run, [folder, one, one], out, data_dir=str(world.data))
+    files = [row['file'] for row in read_table(out)]
+    inside = [str(world.pictures / file) for file in world.truth if file.startswith('deep')]
+    assert files == sorted([one, *inside])
+    for places, word in (([str(tmp_path / 'none')], 'does not exist'), ([str(tmp_path / 'empty')], 'no pictures')):
+        (tmp_path / 'empty').mkdir(exist_ok=True)
+        with pytest.raises(utils.Error, match=word):
+            predict.predict(world.run, places, str(tmp_path / 'q.csv'), data_dir=str(world.data))
+
+
+def test_command_lines(world, server, tmp_path):
+    run, data = world.run, '--data_dir=%s' % world.data
+    out = tmp_path / 'out'
+    for script, *args, word in (
+        ['predict', run, 'which'],
+        ['predict', run, world.pictures, data, '--out'],
+        ['predict', run, world.pictures, data, '--out', out / 'no' / 'folder.csv', 'cannot write'],
+        ['predict', tmp_path / 'nothing', world.pictures, data, '--out', out, 'nothing'],
+        ['evaluate', 'which'],
+        ['evaluate', run, data, '--out', world.labels, 'cannot write'],
+        ['export', run, 'which'],
+        ['export', run, out / 'no' / 'folder', data, 'cannot write'],
+    ):
+        assert_one_line_error(server.run('scripts/%s.py' % script, *args), word)
+    for script, *args in (['evaluate', run, '--set=all'], ['predict', run, world.pictures, '--weights=x']):
+        assert_one_line_error(server.run('scripts/%s.py' % script, *args, data), codes=(2,))
+    assert os.listdir(tmp_path) == []
+    done = server.run('scripts/predict.py', run, world.pictures, data, '--out', out)
+    assert done.returncode == 0 and str(out) in done.stdout, done.stderr
+
+
+def test_a_full_disk_leaves_nothing(world, server, tmp_path):
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (300, 300))
+    for script, *args in (
+        ['predict', world.pictures, '--out', tmp_path / 'p.csv'],
+        ['evaluate', '--out', tmp_path / 'e'],
+        ['export', tmp_path / 'm'],
+    ):
+        script, args = 'scripts/%s.py' % script, [world.run, *args, '--data_dir=%s' % world.data]
+        assert_one_line_error(server.run(script, *args, first=[full]), 'cannot write')
+    left = [os.path.join(place, name) for place, _, names in os.walk(tmp_path) for name in names]
+    assert left == []
+
+
+# --- The end of a training ---
+
+
+def test_a_run_ends_with_the_commands_that_use_it(digits_dir, tmp_path, capsys, monkeypatch):
+    run = train(digits_dir, 'digits.1@20-100', tmp_path / 'a place')
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith('  python ')]
+    assert [line[1] for line in lines] == ['scripts/%s.py' % name for name in ('evaluate', 'predict', 'export')]
+    assert all(line[2] == run and line[-1] == '--data_dir=%s' % digits_dir for line in lines)
+
+
+def test_eval_ckpt_passes_over_a_damaged_checkpoint(copy, world, capsys):
+    damage(copy, 2048)
+    args = trained.read_args(copy)
+    given = {name: args[name] for name in ('dataset', 'whiten', *TINY) if name in args and not name.endswith('_kimg')}
+    with tf.Graph().as_default():
+        ab_mixmatch.run(**{**TINY, **given}, data_dir=str(world.data), train_dir=str(world.data), eval_ckpt=str(copy))
+    said = capsys.readouterr()
+    assert 'tuned_ema' in said.out and 'damaged' in said.err
