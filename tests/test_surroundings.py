@@ -197,7 +197,11 @@ def test_a_lock_that_fails_otherwise_names_its_file(start, tmp_path):
     assert_one_line_error(start(tmp_path, first=[functools.partial(no_locks, errno.EIO)]), '/lock', 'Input/output')
 
 
-@pytest.mark.parametrize('owner, refused', [(os.getpid(), True), (2**22 + 1, False), ('x\udcff', False)])
+@pytest.mark.parametrize(
+    'owner, refused',
+    [(os.getpid(), True), (2**22 + 1, False), ('x\udcff', False)],
+    ids=['living', 'dead', 'no number'],  # Not the pid: each process of pytest-xdist has another.
+)
 def test_where_there_are_no_locks_a_living_process_is_respected(start, copy, owner, refused):
     text = 'process %s on %s\n' % (owner, os.uname().nodename)
     pathlib.Path(tf_dir(copy), '..', 'lock').write_bytes(os.fsencode(text))
