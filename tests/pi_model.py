@@ -1,0 +1,55 @@
+"""The Pi-Model (Laine and Aila 2017), an example of another method. docs/methods.md shows and explains this file."""
+
+import functools
+
+import tensorflow.compat.v1 as tf
+from easydict import EasyDict
+
+from libml import layers, models, utils
+from libml.options import Option, above, at_least, below, between
+
+
+class PiModel(models.MultiModel):
+    """A classifier that learns to say the same about two augmentations of an unlabelled image."""
+
+    PARAMS = dict(
+        batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),
+        lr=Option(0.002, "Adam's learning rate.", *above(0)),
+        ema=Option(0.999, 'Decay of the moving average of the weights.', *below(0, 1)),
+        w_match=Option(10.0, 'Weight of the unlabelled loss.', *at_least(0)),
+        warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', *at_least(0)),
+        **models.PARAMS,  # arch, scales, filters, repeat
+    )
+
+    def model(self, batch, lr, ema, w_match, warmup_kimg, nclass, **size):
+        x, y, label = self.inputs(batch, nu=2)  # [B, H, W, C]  [B, 2, H, W, C]  [B]
+        classifier = functools.partial(self.classifier, **size)
+        weights = self.weights(**size)
+        average = tf.train.ExponentialMovingAverage(ema)
+        average.apply(weights)  # This makes the averages. They move in the update below.
+
+        moments = []  # Batch norm's statistics of the labelled batch.
+        logits_x = classifier(x, training=True, moments=moments)  # [B, nclass]
+        logits_1, logits_2 = (classifier(view, training=True) for view in tf.unstack(y, axis=1))  # [B, nclass] each
+
+        loss_xe = layers.labeled_loss(tf.one_hot(label, nclass), logits_x)
+        loss_l2u = layers.unlabeled_loss(tf.nn.softmax(logits_1), logits_2)
+        loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
+        train_op = utils.in_order(
+            lambda: tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights),
+            lambda: average.apply(weights),
+            lambda: layers.update_moments(moments),
+            lambda: self.step.assign_add(batch),
+        )
+
+        averaged = functools.partial(utils.getter_ema, average)
+        return EasyDict(
+            x=x,
+            y=y,
+            label=label,
+            train_op=train_op,
+            tune_op=layers.update_moments(moments),
+            classify_raw=tf.nn.softmax(classifier(x)),  # [B, nclass]
+            classify_op=tf.nn.softmax(classifier(x, getter=averaged)),  # [B, nclass]
+            losses={'losses/xe': loss_xe, 'losses/l2u': loss_l2u},
+        )
