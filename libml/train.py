@@ -101,8 +101,8 @@ class Model:
     def build(self):
         """Builds the graph: the model's inputs, networks, update and evaluation; then what saves and starts it."""
         self.ops = self.model(**self.params)
-        self.scalars = {**self.ops.losses, **self.ops.get('monitors', {})}  # By TensorBoard's tag.
-        self.scalar_values = tf.stack(list(self.scalars.values()))  # One fetch is faster than several.
+        self.scalars = {**self.ops.get('losses', {}), **self.ops.get('monitors', {})}  # By TensorBoard's tag.
+        self.scalar_values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
         self.checkpoints = checkpoints.Checkpoints(self.checkpoint_dir)
         self.init_op = tf.global_variables_initializer()

@@ -124,7 +124,7 @@ def draws(monkeypatch):
 def command(*args, env=None, cwd=ROOT):
     """Runs python with arguments from the repository's root; returns subprocess.CompletedProcess with text."""
     env = dict(env or os.environ, PYTHONPATH=ROOT)
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, encoding='utf-8')
 
 
 def assert_one_line_error(done, *words, codes=(1,)):

@@ -36,7 +36,7 @@ def state():
 
 
 def main(names):
-    quiet.import_tensorflow()  # What TensorFlow does is not ours.
+    quiet.import_tensorflow()  # What TensorFlow does is not ours, nor are the caches that matplotlib makes.
     import tensorflow.compat.v1  # noqa: F401
 
     before, modules, written = state(), set(sys.modules), []

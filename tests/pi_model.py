@@ -8,18 +8,20 @@ from easydict import EasyDict
 from libml import layers, models, utils
 from libml.options import Option, above, at_least, below, between
 
+PARAMS = dict(
+    batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),
+    lr=Option(0.002, "Adam's learning rate.", *above(0)),
+    ema=Option(0.999, 'Decay of the moving average of the weights.', *below(0, 1)),
+    w_match=Option(10.0, 'Weight of the unlabelled loss.', *at_least(0)),
+    warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', *at_least(0)),
+    **models.PARAMS,  # arch, scales, filters, repeat
+)
+
 
 class PiModel(models.MultiModel):
     """A classifier that learns to say the same about two augmentations of an unlabelled image."""
 
-    PARAMS = dict(
-        batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),
-        lr=Option(0.002, "Adam's learning rate.", *above(0)),
-        ema=Option(0.999, 'Decay of the moving average of the weights.', *below(0, 1)),
-        w_match=Option(10.0, 'Weight of the unlabelled loss.', *at_least(0)),
-        warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', *at_least(0)),
-        **models.PARAMS,  # arch, scales, filters, repeat
-    )
+    PARAMS = PARAMS
 
     def model(self, batch, lr, ema, w_match, warmup_kimg, nclass, **size):
         x, y, label = self.inputs(batch, nu=2)  # [B, H, W, C]  [B, 2, H, W, C]  [B]

@@ -42,4 +42,4 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path):
     assert len(set(model.files[1:])) == 1
     assert all(model.finalized)
     assert len(checkpoints.find(model.checkpoint_dir)) == KEEP
-    assert len(os.listdir(model.checkpoint_dir)) == 2 * KEEP + 2  # With TensorFlow's list of them, and one event file.
+    assert len(os.listdir(model.checkpoint_dir)) == 3 * KEEP + 2  # With TensorFlow's list of them, and one event file.

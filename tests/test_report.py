@@ -448,7 +448,7 @@ def test_the_command_writes_five_files_whatever_the_encoding_of_the_terminal(tmp
     write_run(tmp_path / 'runs' / 'a', [90] * 40)
     write_run(tmp_path / 'runs' / 'b', [80] * 40, 'digits.2@20-100')
     env = dict(os.environ, PYTHONIOENCODING=encoding)
-    done = command('scripts/report.py', tmp_path / 'runs', '--out', tmp_path / 'out', env=env, encoding='utf-8')
+    done = command('scripts/report.py', tmp_path / 'runs', '--out', tmp_path / 'out', env=env)
     assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
     names = ['curves.png', 'runs.csv', 'table4.csv', 'table4.md', 'table4.png']
     assert sorted(os.listdir(tmp_path / 'out')) == names

@@ -44,7 +44,7 @@ def test_hparams_are_the_arguments_and_the_same_when_the_run_goes_on(tmp_path):
     assert first == second
     args = runs.Run(run).args
     assert args['train_kimg'] == 16 / 1024
-    assert first == {name: value for name, value in args.items() if name not in runs.FREE_ARGS}
+    assert first == {name: value for name, value in args.items() if name not in runs.NOT_HPARAMS}
     assert (first['nu'], first['T'], first['w_match'], first['use_ema_guess']) == (3, 0.25, 7, False)
 
 
