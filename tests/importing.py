@@ -15,6 +15,7 @@ from absl import app, flags  # noqa: F401  Importing app defines flags of absl's
 
 from libml import quiet
 
+LIBRARIES = ('matplotlib.font_manager', 'pandas', 'sklearn.metrics')  # Of scripts.
 EVENTS = ('os.mkdir', 'os.remove', 'os.rename', 'socket.connect', 'subprocess.Popen', 'os.fork')
 
 
@@ -36,8 +37,11 @@ def state():
 
 
 def main(names):
-    quiet.import_tensorflow()  # What TensorFlow does is not ours, nor are the caches that matplotlib makes.
+    quiet.import_tensorflow()  # What TensorFlow and the other libraries do is not ours.
     import tensorflow.compat.v1  # noqa: F401
+
+    for library in LIBRARIES if any(name.startswith('scripts.') for name in names) else ():
+        importlib.import_module(library)
 
     before, modules, written = state(), set(sys.modules), []
 
