@@ -8,11 +8,13 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import sys
 import tarfile
 import urllib.error
 import urllib.request
 import zlib
 
+import filelock
 from tqdm import tqdm
 
 from libml import utils
@@ -73,6 +75,23 @@ def download(archive, folder, verify=True):
         raise
     os.replace(part, path)
     return path
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Holds the lock file `path`, which other processes wait for meanwhile; it is removed in the end."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print('Waiting for another process, which holds %s' % path, file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(path)  # Who waits for it sees that it is gone, and makes another.
+        lock.release()
 
 
 def _download(archive, part):

@@ -4,6 +4,7 @@ A stream is a pure function of (seed, stream, position): a run that goes on at a
 have seen had it never stopped. Images stay uint8 until they are augmented, and whole batches are gathered.
 """
 
+import dataclasses
 import functools
 import itertools
 import sys
@@ -13,8 +14,8 @@ import tensorflow.compat.v1 as tf
 
 from libml import records, utils
 
-LABELED, UNLABELED = 0, 1  # Numbers of the two training streams.
-TRAINING = dict(labeled=LABELED, unlabeled=UNLABELED)
+SETS = ('labeled', 'unlabeled', 'valid', 'test')  # The names of the four sets of images, everywhere.
+TRAINING = dict(labeled=0, unlabeled=1)  # The sets that are streamed, and the numbers of their streams.
 MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; larger files are read as they are used.
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
 SMALL = 4096  # Permutations up to this length are quicker to draw again than worth keeping.
@@ -25,15 +26,17 @@ class Images:
 
     Attributes:
         labels: int32 [n]; records.NO_CLASS where a picture has no class.
+        groups: int64 [n]; records.NO_GROUP where a picture belongs to no group.
         shape: (H, W, C).
     """
 
-    def __init__(self, images, labels):
-        """Takes images uint8 [n, H, W, C] and labels [n], without copying the images."""
+    def __init__(self, images, labels, groups=None):
+        """Takes images uint8 [n, H, W, C], labels [n] and groups [n] (None: no groups), without copying the images."""
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError('needs uint8 [n, H, W, C] and n labels, got %s %s' % (images.dtype, images.shape))
         self._images = images
         self.labels = np.asarray(labels, np.int32)
+        self.groups = np.full(len(labels), records.NO_GROUP) if groups is None else groups
         self.shape = images.shape[1:]
 
     def __len__(self):
@@ -45,7 +48,7 @@ class Images:
 
     def select(self, indices):
         """Returns the Images at `indices`; a slice shares the memory."""
-        return Images(self._images[indices], self.labels[indices])
+        return Images(self._images[indices], self.labels[indices], self.groups[indices])
 
     def batches(self, size):
         """Yields (images uint8 [k, H, W, C], labels int32 [k]) once through, in order; the last k may be below size."""
@@ -57,29 +60,29 @@ class Images:
 class StreamedImages(Images):
     """Images that stay on disk, for files too large to hold: decoded whenever they are asked for."""
 
-    def __init__(self, file, indices=None):
-        """Takes a records.RecordFile and the numbers of its records, int [n]; None: all."""
+    def __init__(self, file, shape, labels, groups, numbers=None):
+        """Takes a records.RecordFile, what its `check` returned, and the numbers of records, int [n]; None: all."""
         self._file = file
-        self._indices = np.arange(len(file)) if indices is None else indices
-        self.labels = file.labels[self._indices]
-        self.shape = file.shape
+        self._numbers = np.arange(len(file)) if numbers is None else numbers
+        self.shape, self.labels, self.groups = shape, labels, groups
 
     def gather(self, indices):
-        return self._file.gather(self._indices[indices])
+        return self._file.gather(self._numbers[indices], self.shape)
 
     def select(self, indices):
-        return StreamedImages(self._file, self._indices[indices])
+        chosen = self.labels[indices], self.groups[indices], self._numbers[indices]
+        return StreamedImages(self._file, self.shape, *chosen)
 
 
-def load(path, nclass, shape, unlabeled=False, limit=MEMORY):
-    """Reads the Images of a record file.
+def load(file, nclass, shape, unlabeled=False, limit=MEMORY):
+    """Reads the Images of a records.RecordFile.
 
     Args:
-        limit: bytes of pixels above which they stay on disk. The other arguments, and errors: those of records.read.
+        limit: bytes of pixels above which they stay on disk. The other arguments, and errors: those of its `read`.
     """
-    if (len(records.boundaries(path)) - 1) * int(np.prod(shape)) > limit:
-        return StreamedImages(records.RecordFile(path, nclass, shape, unlabeled, pixels=True))
-    return Images(*records.read(path, nclass, shape, unlabeled))
+    if len(file) * int(np.prod(shape)) > limit:
+        return StreamedImages(file, *file.check(nclass, shape, unlabeled, pixels=True))
+    return Images(*file.read(nclass, shape, unlabeled))
 
 
 # --- Streams ---
@@ -134,7 +137,10 @@ def stream(images, batch, seed, stream_id, start=0):
         utils.Error: there are no images.
     """
     if not len(images):
-        raise utils.Error('no training images are left: choose a smaller validation set, or other --p_unlabeled')
+        raise utils.Error(
+            'no training images are left: choose fewer validation images, a split with fewer labels, '
+            'other --p_unlabeled, or --w_match=0, which needs no unlabelled images'
+        )
 
     def draw(position):
         indices = order(position + np.arange(batch), len(images), seed, stream_id)
@@ -292,81 +298,100 @@ def thin(images, weights):
     return images.select(np.flatnonzero(keep))
 
 
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What the datasets of one name have in common.
+
+    Attributes:
+        height, width, colors, nclass: ints.
+        mirror, shift: the augmentation, see `augment`.
+        parts: the record files that splits are made of, `<source>-<part>.tfrecord`. The test set is always
+            `<name>-test.tfrecord`.
+        source: the name that the parts bear, if it is another's.
+        classes: names of the classes, where they are kept.
+        range: (lowest, highest) value of the pictures that were deeper than 8 bits; () where none was.
+    """
+
+    height: int
+    width: int
+    colors: int
+    nclass: int
+    mirror: bool
+    shift: int
+    parts: tuple = ('train',)
+    source: str = ''
+    classes: tuple = ()
+    range: tuple = ()
+
+    @property
+    def shape(self):
+        return self.height, self.width, self.colors
+
+    @property
+    def names(self):
+        """The names of the classes; their numbers where they have no names."""
+        return self.classes or tuple(map(str, range(self.nclass)))
+
+
 class DataSet:
     """The four sets of images of a semi-supervised experiment.
 
     Attributes:
         name: such as 'cifar10.3@250-5000'.
-        labeled, unlabeled, validation, testing: Images. Those of `unlabeled` may have no class (stl10).
-        height, width, colors, nclass: ints.
+        family: Family.
+        sets: dict from each of SETS to its Images. Those of `unlabeled` and `valid` may have no class.
+        shape: (H, W, C). height, width, colors, nclass: ints.
         mean, std: float32 [C] of the training images on the [-1, 1] scale if `whiten`, otherwise zeros and ones.
-        mirror, shift: the augmentation, see `augment`.
-        whiten, p_unlabeled: how the images were chosen and are normalised, for the record.
+        whiten, p_unlabeled: how the images are normalised and were chosen, for the record.
+        fingerprints: dict(label, unlabel, test) of the fingerprints of the record files, see records.RecordFile; None
+            where the images come from no files.
 
     The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
     dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
     train_* are endless, shuffled and augmented; the others run once through.
     """
 
-    def __init__(
-        self,
-        name,
-        labeled,
-        unlabeled,
-        validation,
-        testing,
-        nclass,
-        mirror=False,
-        shift=0,
-        whiten=False,
-        p_unlabeled='',
-        seed=0,
-    ):
-        self.name = name
-        self.labeled, self.unlabeled, self.validation, self.testing = labeled, unlabeled, validation, testing
-        self.shape = self.height, self.width, self.colors = labeled.shape
-        self.nclass = nclass
-        self.mirror, self.shift = mirror, shift
-        self.whiten, self.p_unlabeled = whiten, p_unlabeled
+    def __init__(self, name, family, sets, whiten=False, p_unlabeled='', seed=0, fingerprints=None):
+        """Takes the attributes of the same names, and the seed of train_labeled and train_unlabeled, an int."""
+        self.name, self.family, self.sets = name, family, sets
+        self.shape = self.height, self.width, self.colors = family.shape
+        self.nclass = family.nclass
+        self.whiten, self.p_unlabeled, self.fingerprints = whiten, p_unlabeled, fingerprints
         self.mean, self.std = np.zeros(self.colors, np.float32), np.ones(self.colors, np.float32)
         if whiten:
-            self.mean, self.std = mean_std(labeled, unlabeled)
+            self.mean, self.std = mean_std(sets['labeled'], sets['unlabeled'])
         self._seed = seed
 
-    sets = property(
-        lambda self: dict(labeled=self.labeled, unlabeled=self.unlabeled, valid=self.validation, test=self.testing)
-    )  # TEMP
-
     def stream(self, name, batch, seed, start=0):
-        """Returns the endless shuffled batches of `labeled` or `unlabeled` training images, see `stream` above."""
-        return stream(getattr(self, name), batch, seed, TRAINING[name], start)
+        """Returns the endless shuffled batches of the training images `labeled` or `unlabeled`, see `stream` above."""
+        return stream(self.sets[name], batch, seed, TRAINING[name], start)
 
     def augment(self, images, seed):
         """Augments [n, H, W, C] as this dataset's training images are, see `augment` above."""
-        return augment(images, seed, self.mirror, self.shift)
+        return augment(images, seed, self.family.mirror, self.family.shift)
 
     to_float = staticmethod(to_float)
     equal_batches = staticmethod(equal_batches)
 
-    def _endless(self, images, stream_id):
+    def _endless(self, name):
         @tf.autograph.experimental.do_not_convert
         def augmented(number, batch):
-            image = augment(batch['image'], tf.stack([self._seed * 2 + stream_id, number]), self.mirror, self.shift)
+            image = self.augment(batch['image'], tf.stack([self._seed * 2 + TRAINING[name], number]))
             return {'image': image, 'label': tf.cast(batch['label'], tf.int64)}
 
-        size = min(VIEW_BATCH, max(1, len(images)))
-        return stream(images, size, self._seed, stream_id).enumerate().map(augmented).unbatch()
+        size = min(VIEW_BATCH, max(1, len(self.sets[name])))
+        return self.stream(name, size, self._seed).enumerate().map(augmented).unbatch()
 
-    def _once(self, images):
+    def _once(self, name):
         @tf.autograph.experimental.do_not_convert
         def scaled(batch):
             return {'image': to_float(batch['image']), 'label': tf.cast(batch['label'], tf.int64)}
 
-        return once(images, VIEW_BATCH).map(scaled).unbatch()
+        return once(self.sets[name], VIEW_BATCH).map(scaled).unbatch()
 
-    train_labeled = property(lambda self: self._endless(self.labeled, LABELED))
-    train_unlabeled = property(lambda self: self._endless(self.unlabeled, UNLABELED))
-    eval_labeled = property(lambda self: self._once(self.labeled))
-    eval_unlabeled = property(lambda self: self._once(self.unlabeled))
-    valid = property(lambda self: self._once(self.validation))
-    test = property(lambda self: self._once(self.testing))
+    train_labeled = property(lambda self: self._endless('labeled'))
+    train_unlabeled = property(lambda self: self._endless('unlabeled'))
+    eval_labeled = property(lambda self: self._once('labeled'))
+    eval_unlabeled = property(lambda self: self._once('unlabeled'))
+    valid = property(lambda self: self._once('valid'))
+    test = property(lambda self: self._once('test'))

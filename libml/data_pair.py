@@ -8,15 +8,18 @@ import dataclasses
 import functools
 import glob
 import json
+import math
 import os
 import re
+import unicodedata
 
 from libml import data, records, utils
+from libml.data import Family
 from libml.options import Option, at_least
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
 OPTIONS = dict(  # Of scripts that read a dataset.
-    data_dir=Option(None, 'Folder of the datasets; default: the environment variable ML_DATA.', type=str),
+    data_dir=Option(None, 'Folder of the datasets; default: the environment variable ML_DATA.', type=str, path=True),
 )
 TRAINING_OPTIONS = dict(
     dataset=Option('cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.'),
@@ -27,34 +30,6 @@ TRAINING_OPTIONS = dict(
     para_parse=Option(4, UNUSED, *at_least(1)),
     para_augment=Option(4, UNUSED, *at_least(1)),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What the datasets of one name have in common.
-
-    Attributes:
-        height, width, colors, nclass: ints.
-        mirror, shift: the augmentation, see data.augment.
-        parts: the record files that splits are made of, `<source>-<part>.tfrecord`. The test set is always
-            `<name>-test.tfrecord`.
-        source: the name that the parts bear, if it is another's.
-        classes: names of the classes, where they are kept.
-    """
-
-    height: int
-    width: int
-    colors: int
-    nclass: int
-    mirror: bool
-    shift: int
-    parts: tuple = ('train',)
-    source: str = ''
-    classes: tuple = ()
-
-    @property
-    def shape(self):
-        return self.height, self.width, self.colors
 
 
 CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
@@ -111,7 +86,7 @@ def find_data_dir(data_dir=None, exists=True):
     Raises:
         utils.Error: none is given, or it is no folder.
     """
-    data_dir = data_dir or os.environ.get('ML_DATA')
+    data_dir = utils.expand(data_dir or os.environ.get('ML_DATA'))
     if not data_dir:
         raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
     if exists and not os.path.isdir(data_dir):
@@ -181,7 +156,7 @@ def find_family(data_dir, name):
 
 
 def read_family(path):
-    """Reads the Family in a .json file that scripts/create_datasets.py --from_folder wrote.
+    """Reads the Family in a .json file that write_family wrote.
 
     Raises:
         utils.Error: it is damaged or says what cannot be.
@@ -189,21 +164,42 @@ def read_family(path):
     try:
         with open(path, encoding='utf-8') as f:
             found = json.load(f)
-        family = Family(**found)
-        family = dataclasses.replace(family, classes=tuple(family.classes), parts=tuple(family.parts))
-        numbers = (family.height, family.width, family.colors, family.nclass, family.shift)
-        if not all(type(x) is int for x in numbers) or type(family.mirror) is not bool:
-            raise TypeError('a number or truth value is of another type')
-        if not all(1 <= side <= records.MAX_SIDE for side in numbers[:2]):
-            raise ValueError('height and width must be 1 to %d' % records.MAX_SIDE)
-        if family.colors not in (1, 3) or family.nclass < 2 or len(family.classes) not in (0, family.nclass):
-            raise ValueError('colors must be 1 or 3, nclass at least 2 and the number of classes')
-        if not set(family.parts) <= {'train', 'unlabeled'} or family.source:
-            raise ValueError('parts must be train, or train and unlabeled')
-        data.check_shift(family.shift, family.height, family.width)
+        return _checked(Family(**found))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise utils.Error('%s does not describe a dataset (%s): make the dataset again' % (path, error)) from error
-    return family
+        text = '%s does not describe a dataset (%s): make the dataset again'
+        raise utils.Error(text % (path, utils.reason(error))) from error
+
+
+def _checked(family):
+    """Returns a Family read from JSON, its lists as tuples; raises ValueError or TypeError where it cannot be."""
+    numbers = (family.height, family.width, family.colors, family.nclass, family.shift)
+    if not all(type(x) is int for x in numbers) or type(family.mirror) is not bool:
+        raise TypeError('a number or truth value is of another type')
+    if not all(1 <= side <= records.MAX_SIDE for side in numbers[:2]):
+        raise ValueError('height and width must be 1 to %d' % records.MAX_SIDE)
+    if family.colors not in (1, 3) or family.nclass < 2 or len(family.classes) not in (0, family.nclass):
+        raise ValueError('colors must be 1 or 3, nclass at least 2 and the number of classes')
+    if not set(family.parts) <= {'train', 'unlabeled'} or family.source:
+        raise ValueError('parts must be train, or train and unlabeled')
+    data.check_shift(family.shift, family.height, family.width)
+    check_classes(family.classes)
+    if family.range:
+        low, high = family.range
+        if not {type(low), type(high)} <= {int, float} or not -math.inf < low < high < math.inf:
+            raise ValueError('range must be two finite numbers, the lower one first')
+    classes, parts, pair = map(tuple, (family.classes, family.parts, family.range))
+    return dataclasses.replace(family, classes=classes, parts=parts, range=pair)
+
+
+def check_classes(names):
+    """Raises ValueError unless some names of classes are texts that can be written, printed and told apart."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError('classes must be a list of texts')
+    for name in names:
+        if not name or any(unicodedata.category(c) in ('Cc', 'Cs') for c in name):
+            raise ValueError('the class %a is empty, or has characters that are no text' % name)
+    if len(set(names)) < len(names):
+        raise ValueError('two classes have the same name')
 
 
 def write_family(path, family):
@@ -223,17 +219,56 @@ def install_hint(name, seed, size):
     return '`python scripts/create_datasets.py %s` and then `%s`' % (source, split)
 
 
-def check_map(path, nlabel, nunlabel, size):
-    """Raises utils.Error unless a split's map.json counts the records that its files hold."""
+def read_map(path):
+    """Returns the map.json of a split: dict(label=[...], unlabel=[...]), and `source` where it is kept.
+
+    Raises:
+        utils.Error: it is damaged.
+    """
     try:
         with open(path, encoding='utf-8') as f:
             found = json.load(f)
-        counts = len(found['label']), len(found['unlabel'])
+        _ = len(found['label']), len(found['unlabel'])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise utils.Error('%s is not the map of a split (%s): make the split again' % (path, error)) from error
+    return found
+
+
+def check_counts(path, found, nlabel, nunlabel, size):
+    """Raises utils.Error unless a split's map counts the records that its files hold."""
+    counts = len(found['label']), len(found['unlabel'])
     if counts != (nlabel, nunlabel) or nlabel != size:
         text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
         raise utils.Error(text % (path, *counts, nlabel, nunlabel))
+
+
+def open_split(split, data_dir):
+    """Opens the record files of a split.
+
+    Args:
+        split: Split.
+        data_dir: folder of the datasets.
+
+    Returns:
+        dict(label, unlabel, test) of records.RecordFile.
+
+    Raises:
+        utils.Error: the split is not installed, or damaged.
+    """
+    label, unlabel, map_file = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
+    test = record_file(data_dir, split.name, 'test')
+    missing = [path for path in (label, unlabel, map_file, test) if not os.path.isfile(path)]
+    if missing:
+        hint = install_hint(split.name, split.seed, split.size)
+        raise utils.Error('%s is not installed, as %s is missing: run %s' % (split, missing[0], hint))
+    found = read_map(map_file)
+    files = dict(
+        label=records.RecordFile(label),
+        unlabel=records.RecordFile(unlabel, empty=not found['unlabel']),
+        test=records.RecordFile(test),
+    )
+    check_counts(map_file, found, len(files['label']), len(files['unlabel']), split.size)
+    return files
 
 
 def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
@@ -255,28 +290,22 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
     data_dir = find_data_dir(data_dir)
     family = find_family(data_dir, split.name)
     weights = data.parse_weights(p_unlabeled, family.nclass) if p_unlabeled else None
-    label, unlabel, map_file = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
-    test = record_file(data_dir, split.name, 'test')
-    missing = [path for path in (label, unlabel, map_file, test) if not os.path.isfile(path)]
-    if missing:
-        hint = install_hint(split.name, split.seed, split.size)
-        raise utils.Error('%s is not installed, as %s is missing: run %s' % (split, missing[0], hint))
-    nunlabel = len(records.boundaries(unlabel)) - 1
-    check_map(map_file, len(records.boundaries(label)) - 1, nunlabel, split.size)
-    if split.valid > nunlabel:
+    files = open_split(split, data_dir)
+    if split.valid > len(files['unlabel']):
         text = '%s asks for %d validation images, but only %d images are not labelled ones'
-        raise utils.Error(text % (split, split.valid, nunlabel))
+        raise utils.Error(text % (split, split.valid, len(files['unlabel'])))
 
     load = functools.partial(data.load, nclass=family.nclass, shape=family.shape)
-    rest = load(unlabel, unlabeled='unlabeled' in family.parts)
-    validation, unlabeled = rest.select(slice(split.valid)), rest.select(slice(split.valid, None))
-    if len(validation) and validation.labels.min() < 0:
+    rest = load(files['unlabel'], unlabeled='unlabeled' in family.parts)
+    valid, unlabeled = rest.select(slice(split.valid)), rest.select(slice(split.valid, None))
+    if len(valid) and valid.labels.min() < 0:
         classless = int((rest.labels < 0).argmax())
         raise utils.Error('%s: only the first %d images left can validate, the next has no class' % (split, classless))
     if weights is not None:
         unlabeled = data.thin(unlabeled, weights)
-    sets = load(label), unlabeled, validation, load(test)
-    return data.DataSet(str(split), *sets, family.nclass, family.mirror, family.shift, whiten, p_unlabeled, seed)
+    sets = dict(labeled=load(files['label']), unlabeled=unlabeled, valid=valid, test=load(files['test']))
+    fingerprints = {part: file.fingerprint for part, file in files.items()}
+    return data.DataSet(str(split), family, sets, whiten, p_unlabeled, seed, fingerprints)
 
 
 class Registry:

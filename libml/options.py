@@ -25,6 +25,7 @@ class Option:
         valid: function of a value, True where it is allowed.
         choices: the only values allowed; () for no such list.
         type: the type of a value, where the default is None.
+        path: whether it is a path, in which a leading ~ stands for the user's home.
     """
 
     default: Any
@@ -33,6 +34,7 @@ class Option:
     valid: Callable = lambda value: True
     choices: tuple = ()
     type: type = None
+    path: bool = False
 
 
 # What is allowed, in words and as a function: for the end of an Option, as in Option(1, '...', *at_least(1)).
@@ -73,8 +75,9 @@ def define(table, flag_values=flags.FLAGS):
 
 
 def chosen(table, flag_values=flags.FLAGS):
-    """Returns the values of a table's flags as they were parsed, a dict."""
-    return {name: flag_values[name].value for name in table}
+    """Returns the values of a table's flags as they were parsed, a dict; the ~ of paths is expanded."""
+    values = {name: flag_values[name].value for name in table}
+    return {name: utils.expand(value) if table[name].path else value for name, value in values.items()}
 
 
 def parse(table, words):

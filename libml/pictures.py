@@ -1,235 +1,415 @@
-"""The user's own pictures: folders of files of any common format, made into a dataset. Imports libml's data side only.
+"""Pictures of any common format: which files of a folder are pictures, and one as pixels. Imports utils only.
 
-PICTURES/train/<class>/*    PICTURES/test/<class>/* (or a fraction of train)    PICTURES/unlabeled/** (optional)
+Nothing here knows of datasets: what brings pictures in and what classifies them reads them in the same way.
 """
 
+import collections
+import concurrent.futures
 import contextlib
+import errno
+import io
 import os
-import re
+import stat
+import struct
 import sys
+import threading
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from libml import data, data_pair, records, utils
+from libml import utils
 
-EXTENSIONS = ('.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-MAX_PIXELS = 1 << 26  # Of a file before it is resized: 8192 x 8192. More is taken for a decompression bomb.
-BATCH = 256
+MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
+LARGE = (
+    1 << 25
+)  # Pixels. Larger pictures are decoded one at a time, or as many as there are cores would fill the memory.
+# Pillow opens EPS by running Ghostscript on it, and of the others reads the header alone.
+NOT_READ = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
+# What files without an ending are looked at for. Other formats begin with too few bytes of their own to be told.
+SNIFFED = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'TIFF', 'WEBP')
+FOREIGN = frozenset(  # Endings of pictures that Pillow does not read.
+    ('.heic', '.heif', '.hif', '.jxl', '.svg', '.eps', '.ps', '.wmf', '.emf', '.psb', '.xcf', '.dcm')
+    + ('.dng', '.cr2', '.cr3', '.nef', '.arw', '.orf', '.raf', '.rw2')  # Of cameras, unprocessed.
+)
+GENERATED = frozenset(  # Folders that systems make, in lower case.
+    ('@eadir', '#recycle', '@recycle', '@tmp')  # Of network storage.
+    + ('__macosx', '$recycle.bin', 'system volume information', 'lost+found', '.thumbnails', '.ipynb_checkpoints')
+)
+TURNS = {  # By EXIF's orientation.
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# --- The files of a folder ---
+
+
+HIDDEN = 'hidden'
+SYSTEM = 'in a folder that a system generates'
+OTHER = 'not a picture'
+UNKNOWN_FORMAT = 'a picture of a format that Pillow does not read: convert it to PNG or JPEG'
+NOWHERE = 'a link that leads nowhere'
+
+
+def listed(folder):
+    """Lists the files under a folder at any depth. Links to folders are followed.
+
+    Returns:
+        (pictures, unused): the paths, relative to `folder`, of the pictures, sorted; and a dict from the path of every
+        other file to the reason why it is none: HIDDEN, SYSTEM, OTHER, UNKNOWN_FORMAT or NOWHERE. A link that leads
+        nowhere is a file here.
+
+    Raises:
+        utils.Error: `folder` is no folder, links run in a circle, or a folder cannot be read.
+    """
+    if not os.path.isdir(folder):
+        raise utils.Error('%s is no folder: it must be one with pictures' % shown(folder))
+    pictures, unused = [], {}
+    for path, reason in _files(folder, '', (), ''):
+        if reason:
+            unused[path] = reason
+        else:
+            pictures.append(path)
+    return sorted(pictures), unused
+
+
+def _files(folder, within, above, reason):
+    """Yields the (relative path, reason or '') of the files under folder/within; `above` identifies its parents."""
+    here = os.stat(os.path.join(folder, within))
+    if (here.st_dev, here.st_ino) in above:
+        raise utils.Error('%s leads to a folder that holds it: remove this link' % shown(os.path.join(folder, within)))
+    for entry in sorted(os.scandir(os.path.join(folder, within)), key=lambda entry: entry.name):
+        path, why = os.path.join(within, entry.name), reason or _named(entry.name)
+        mode = _mode(entry)
+        if mode is not None and stat.S_ISDIR(mode):
+            yield from _files(folder, path, (*above, (here.st_dev, here.st_ino)), why)
+        else:
+            yield path, why or _kind(entry, mode)
+
+
+def folders(folder):
+    """Returns the names of the folders in a folder that `listed` looks into, sorted."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _named(entry.name))
+
+
+def _named(name):
+    """Returns the reason why a file or folder of a name is not looked at, or ''."""
+    if name.lower() in GENERATED:
+        return SYSTEM
+    return HIDDEN if name.startswith('.') else ''
+
+
+def _mode(entry):
+    """Returns st_mode of what an os.DirEntry leads to, None where it leads nowhere."""
+    try:
+        return entry.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise utils.Error('%s is a link that leads to itself: remove it' % shown(entry.path)) from error
+        raise
+
+
+def _kind(entry, mode):
+    """Returns the reason why a file is no picture that can be read, or ''."""
+    if mode is None:
+        return NOWHERE
+    ending = os.path.splitext(entry.name)[1].lower()
+    if not stat.S_ISREG(mode):
+        return OTHER
+    if ending in endings():
+        return ''
+    if ending in FOREIGN:
+        return UNKNOWN_FORMAT
+    return '' if not ending.strip('.0123456789') and _looks_like_a_picture(entry.path) else OTHER
+
+
+def endings():
+    """Returns the endings of the files that can be read, as Pillow registers them: {'.png', ...}."""
+    read = {ending for ending, name in Image.registered_extensions().items() if name in _formats()}
+    return read | {'.mpo'}  # Pictures of several views, which Pillow opens as JPEG.
+
+
+def _formats():
+    Image.init()
+    return [name for name in Image.OPEN if name not in NOT_READ]
+
+
+def _looks_like_a_picture(path):
+    with open(path, 'rb') as file:
+        first = file.read(16)
+    Image.init()
+    return any(Image.OPEN[name][1](first) for name in SNIFFED if name in Image.OPEN)
+
+
+def shown(text):
+    """Returns a path as stdout can print it, whatever bytes it is made of."""
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    return str(text).encode(encoding, 'backslashreplace').decode(encoding)
 
 
 # --- One picture ---
 
 
-def convert(path, size, colors):
+class TooDeep(ValueError):
+    """A picture has more than 8 bits a value, and no range was given. Attributes low, high: its extreme values."""
+
+    def __init__(self, low, high):
+        super().__init__('has values from %.9g to %.9g, more than 8 bits: give --range=LOW,HIGH' % (low, high))
+        self.low, self.high = low, high
+
+
+def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
     """Reads a picture, crops its centre to the aspect wanted and resizes it with antialiasing.
 
+    A large JPEG is decoded at a half, a quarter or an eighth of its size, at least twice the size wanted. Metadata that
+    cannot be read (EXIF, text, colour profiles) is passed over.
+
     Args:
-        path: a file of any format that Pillow reads; of an animation, the first frame.
+        source: a path or a binary file, of any format that Pillow reads; of an animation, the first frame.
         size: (height, width).
         colors: 1 (grey) or 3 (RGB). Transparent parts become white.
+        range: (low, high), which become 0 and 255 in pictures deeper than 8 bits; () to refuse such pictures.
+        max_megapixels: a picture with more millions of pixels is refused.
 
     Returns:
         uint8 [height, width, colors].
 
     Raises:
-        ValueError: it cannot be read; the text says why.
+        ValueError: it cannot be read; the text says why. TooDeep: it needs a range.
     """
+    with patient(max_megapixels):
+        try:
+            return _converted(source, size, colors, range)
+        except (TooDeep, MemoryError):
+            raise
+        except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
+            if not isinstance(error, Image.DecompressionBombError):
+                with contextlib.suppress(Exception):
+                    return _converted(io.BytesIO(_without_metadata(source)), size, colors, range)
+            raise ValueError(_said(error, max_megapixels)) from error
+
+
+def _said(error, max_megapixels):
+    if isinstance(error, Image.DecompressionBombError):
+        return 'claims more than %g megapixels: give --max_megapixels if this is true' % max_megapixels
+    return str(error) or type(error).__name__
+
+
+def _converted(source, size, colors, range):
+    mode = {1: 'L', 3: 'RGB'}[colors]
+    with _opened(source) as image:
+        rough = 2 * max(size)
+        if min(image.size) >= 2 * rough:
+            image.draft(mode if mode == 'L' else None, (rough, rough))
+        with _LARGE if image.width * image.height > LARGE else contextlib.nullcontext():
+            pixels = _eight_bits(source, image, range)
+            turn = _turn(image)
+            small = fit(_opaque(pixels).convert(mode), size[::-1] if turn in TURNS and turn >= 5 else size)
+    small = small.transpose(TURNS[turn]) if turn in TURNS else small
+    return np.asarray(small, np.uint8).reshape(*size, colors)
+
+
+def fit(image, size, method=Image.Resampling.LANCZOS):
+    """Returns a PIL.Image cropped to the aspect of size = (height, width), at its centre, and resized to it."""
+    return ImageOps.fit(image, (size[1], size[0]), method)
+
+
+def _opened(source):
+    if hasattr(source, 'seek'):
+        source.seek(0)
+    return Image.open(source, formats=_formats())
+
+
+def _turn(image):
+    """Returns EXIF's orientation, 1 to 8, of a loaded picture; 1 where it cannot be told."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # Of odd metadata; what matters is raised, or checked here.
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError('claims %d x %d pixels, too many to read' % image.size)
-                image = _opaque(ImageOps.exif_transpose(image)).convert({1: 'L', 3: 'RGB'}[colors])
-        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.LANCZOS)
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
-        raise ValueError(str(error) or type(error).__name__) from error
-    return np.asarray(image, np.uint8).reshape(*size, colors)
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # Whatever the damage makes the reader stumble over.
+        return 1
 
 
 def _opaque(image):
-    """Brings 16-bit grey to 8 bits and puts transparent pictures on white."""
-    if image.mode.startswith('I'):
-        return Image.fromarray((np.asarray(image, np.uint32).clip(0, 65535) >> 8).astype(np.uint8))
-    if 'A' in image.getbands() or 'transparency' in image.info:
+    """Puts a transparent picture on white."""
+    if 'A' in image.getbands() or 'a' in image.getbands() or 'transparency' in image.info:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image
 
 
-# --- Folders ---
+# --- More than 8 bits ---
 
 
-def listed(folder):
-    """Returns the paths of the pictures under a folder at any depth, sorted; hidden files and others are not."""
-    found = []
-    for here, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith('.')]
-        found += [os.path.join(here, name) for name in names if _is_picture(name)]
-    return sorted(found)
+def _eight_bits(source, image, range):
+    """Returns a picture, loaded, with 8 bits a value; deeper ones are mapped linearly from `range`."""
+    wide = _wide_mode(image)
+    if wide:
+        values = _sixteen_bits(source, image, wide)
+    else:
+        image.load()
+        if not image.mode.startswith(('I', 'F')):
+            return image
+        values = np.asarray(image)
+    if image.mode != 'RGBA':
+        return Image.frombytes(image.mode if wide else 'L', image.size, scaled(values, range).tobytes())
+    pixels = np.concatenate([scaled(values[..., :3], range), (values[..., 3:] >> 8).astype(np.uint8)], -1)
+    return Image.frombytes('RGBA', image.size, pixels.tobytes())
 
 
-def _is_picture(name):
-    return name.lower().endswith(EXTENSIONS) and not name.startswith('.')
+def scaled(values, range):
+    """Maps numbers linearly so that range = (low, high) becomes 0 and 255; what lies beyond is clipped.
 
-
-def classes_of(folder):
-    """Returns the names of the classes, the folders in `folder`, sorted.
-
-    Raises:
-        utils.Error: there is no such folder, or fewer than two classes.
-    """
-    if not os.path.isdir(folder):
-        raise utils.Error('%s is missing: pictures go to PICTURES/train/<class>/' % folder)
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
-    if len(found) < 2:
-        raise utils.Error('%s holds %d classes (folders); at least 2 are needed' % (folder, len(found)))
-    return found
-
-
-def labeled_files(folder, classes):
-    """Returns the (path, label) of all pictures in `folder`/<class>.
+    Returns:
+        uint8 array.
 
     Raises:
-        utils.Error: a class is unknown, or has no picture.
+        TooDeep: range is ().
     """
-    unknown = sorted(set(classes_of(folder)) - set(classes))
-    if unknown:
-        raise utils.Error('%s has the class %r, which the training pictures lack' % (folder, unknown[0]))
-    found = []
-    for label, name in enumerate(classes):
-        paths = listed(os.path.join(folder, name))
-        if not paths:
-            raise utils.Error('%s has no picture of class %r (%s)' % (folder, name, ' '.join(EXTENSIONS)))
-        found += [(path, label) for path in paths]
-    return found
+    values = np.asarray(values, np.float64)
+    if not range:
+        finite = values[np.isfinite(values)]
+        raise TooDeep(*(finite.min(), finite.max()) if finite.size else (0, 0))
+    low, high = range
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    return np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def set_aside(files, fraction, seed):
-    """Splits (path, label) pairs in two, the second with `fraction` of each class (at least one), chosen by seed.
+def _wide_mode(image):
+    """Returns Pillow's name of the layout of a colour picture with 16 bits a value, or ''."""
+    for tile in getattr(image, 'tile', ()):
+        name = tile.args if isinstance(tile.args, str) else (tile.args or ('',))[0]
+        if isinstance(name, str) and ';16' in name and not image.mode.startswith('I'):
+            return name
+    return ''
+
+
+def _sixteen_bits(source, image, name):
+    """Returns uint16 [H, W, bands] of a picture with 16 bits a value.
+
+    Pillow keeps the upper 8 of them. So the picture is decoded a second time, as if its bytes stood in the other order.
+    """
+    if name.startswith('LA'):
+        raise ValueError('is grey with transparency and 16 bits a value: save it without transparency')
+    swapped = name[:-1] + {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}[name[-1]]
+    with _opened(source) as second:
+        second.tile = [
+            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
+            for tile in second.tile
+        ]
+        low = np.asarray(second, np.uint16)
+    image.load()
+    return (np.asarray(image, np.uint16) << 8) + low
+
+
+# --- Metadata ---
+
+
+def _without_metadata(source):
+    """Returns the bytes of a PNG or JPEG file without what its pixels do not need.
 
     Raises:
-        utils.Error: a class has too few pictures, or fraction is not between 0 and 1.
+        ValueError: it is neither.
     """
-    if not 0 < fraction < 1:
-        raise utils.Error('test_fraction=%g: must be between 0 and 1' % fraction)
-    random = np.random.RandomState(seed)
-    labels = np.array([label for _, label in files])
-    aside = set()
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        count = max(1, round(fraction * len(members)))
-        if count >= len(members):
-            path = os.path.dirname(files[members[0]][0])
-            raise utils.Error('%s has %d pictures: too few to set %g aside' % (path, len(members), fraction))
-        aside.update(members[:count].tolist())
-    rest = [file for i, file in enumerate(files) if i not in aside]
-    return rest, [files[i] for i in sorted(aside)]
+    content = _content(source)
+    if content.startswith(b'\x89PNG\r\n\x1a\n'):
+        return content[:8] + b''.join(_png_chunks(content))
+    if content.startswith(b'\xff\xd8'):
+        return b'\xff\xd8' + b''.join(_jpeg_segments(content))
+    raise ValueError('neither PNG nor JPEG')
 
 
-# --- The dataset ---
+def _content(source):
+    if hasattr(source, 'seek'):
+        source.seek(0)
+        return source.read()
+    with open(source, 'rb') as file:
+        return file.read()
 
 
-def parse_size(text):
-    """Returns (height, width) of a text such as '48x32', which names the width first."""
-    match = re.fullmatch(r'([0-9]{1,4})x([0-9]{1,4})', text)
-    if not match or not all(1 <= int(side) <= records.MAX_SIDE for side in match.groups()):
-        raise utils.Error('size=%s: give WIDTHxHEIGHT, such as 32x32, at most %d a side' % (text, records.MAX_SIDE))
-    return int(match[2]), int(match[1])
+def _png_chunks(content):
+    at = 8
+    while at + 12 <= len(content):
+        length, kind = struct.unpack_from('>I4s', content, at)
+        if kind in (b'IHDR', b'PLTE', b'tRNS', b'eXIf', b'IDAT', b'IEND'):
+            yield content[at : at + 12 + length]
+        at += 12 + length
 
 
-def parse_augment(text, size):
-    """Returns (mirror, shift) of a text such as 'mirror,shift4' or '', checked against size = (height, width)."""
-    match = re.fullmatch(r'(mirror)?,?(?:shift([0-9]{1,4}))?', text)
-    if not match:
-        raise utils.Error("augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''" % text)
-    mirror, shift = bool(match[1]), int(match[2] or 0)
-    data.check_shift(shift, *size)
-    return mirror, shift
+def _jpeg_segments(content):
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
+        if content[at + 1] not in (*range(0xE1, 0xEE), 0xEF, 0xFE):  # Applications' own, but Adobe's, and comments.
+            yield content[at:end]
+        at = end
+    yield content[at:]
 
 
-def make(folder, name, data_dir, size, colors, augment, test_fraction=None, seed=0, skip_bad=False):
-    """Writes the records of a folder of pictures and `<name>.json`, which makes the name a dataset.
+# --- Many ---
+
+
+_LARGE = threading.Lock()
+_PATIENCE = threading.Lock()
+_patients = []  # What to undo, once for all threads that are in `patient`.
+
+
+@contextlib.contextmanager
+def patient(max_megapixels=MAX_MEGAPIXELS):
+    """Lifts Pillow's limit on the size of pictures to `max_megapixels`, and silences its warnings of odd metadata.
+
+    Both belong to the whole process: the first of several threads sets them, and the last one puts them back.
+    """
+    with _PATIENCE:
+        if not _patients:
+            undo = contextlib.ExitStack()
+            undo.enter_context(warnings.catch_warnings())
+            warnings.simplefilter('ignore')
+            undo.callback(setattr, Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = max(1, int(max_megapixels * 1e6 / 2))  # Pillow refuses what has twice as many.
+            _patients.append(undo)
+        _patients.append(None)
+    try:
+        yield
+    finally:
+        with _PATIENCE:
+            _patients.pop()
+            if len(_patients) == 1:
+                _patients.pop().close()
+
+
+def convert_all(paths, *args, **kwargs):
+    """Converts pictures on all cores, a few ahead of the one that is asked for.
 
     Args:
-        folder: PICTURES, see the module.
-        name: of the dataset.
-        data_dir: where the records go.
-        size: (height, width) of the pictures; colors: 1 or 3.
-        augment: (mirror, shift), see data.augment.
-        test_fraction: share of each class set aside for testing; to be given if there is no folder `test`, only then.
-        seed: of the order of the records and of what is set aside.
-        skip_bad: leave unreadable pictures out rather than fail.
+        paths: iterable of paths.
+        *args, **kwargs: of `convert`.
 
-    Raises:
-        utils.Error: the folder is not laid out so; a picture cannot be read (each is listed on stderr); the dataset
-            exists. Then nothing is written.
+    Yields:
+        for each path, in order: uint8 [height, width, colors], or the ValueError why it cannot be read.
     """
-    if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
-        raise utils.Error('name %r: letters, digits, - and _, not one of %s' % (name, ', '.join(data_pair.FAMILIES)))
-    classes = classes_of(os.path.join(folder, 'train'))
-    parts = _parts(folder, classes, test_fraction, seed)
-    kept = tuple(part for part in ('train', 'unlabeled') if part in parts)
-    family = data_pair.Family(*size, colors, len(classes), *augment, parts=kept, classes=tuple(classes))
-    bad, counts = [], {}
-    with contextlib.ExitStack() as stack:  # All are named in the end, if nothing failed; the description last.
-        description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
-        for part, files in parts.items():
-            path = data_pair.record_file(data_dir, name, part)
-            examples = _examples(files, size, colors, bad)
-            counts[path] = records.write_part(
-                stack.enter_context(records.aside(path)), examples, len(files), os.path.basename(path)
-            )
-        _check_bad(bad, skip_bad, parts, classes)
-        data_pair.write_family(description, family)
-    for path, count in counts.items():
-        print('%s: %d pictures' % (path, count))
 
+    def attempt(path):
+        try:
+            return convert(path, *args, **kwargs)
+        except ValueError as error:
+            return error
 
-def _check_bad(bad, skip_bad, parts, classes):
-    """Lists the unreadable pictures on stderr, and raises utils.Error unless they may be, and can be, left out."""
-    for path, reason in bad:
-        print('%s: %s' % (path, ' '.join(str(reason).split())), file=sys.stderr)
-    if bad and not skip_bad:
-        raise utils.Error('%d pictures cannot be read, see above: mend or remove them, or give --skip_bad' % len(bad))
-    unreadable = {path for path, _ in bad}
-    for part, files in parts.items():
-        lost = {label for _, label in files} - {label for path, label in files if path not in unreadable}
-        for label in sorted(lost):
-            what = 'of class %r ' % classes[label] if label >= 0 else ''
-            raise utils.Error('no picture %sin %s can be read' % (what, part))
-
-
-def _parts(folder, classes, test_fraction, seed):
-    """Returns {part: [(path, label)]}; training pictures are shuffled, as their names often follow bursts."""
-    train, test = labeled_files(os.path.join(folder, 'train'), classes), os.path.join(folder, 'test')
-    if os.path.isdir(test):
-        if test_fraction is not None:
-            raise utils.Error('%s exists: leave --test_fraction out' % test)
-        test = labeled_files(test, classes)
-    elif test_fraction is None:
-        raise utils.Error('%s is missing: give --test_fraction=.2, say, to set pictures of train aside' % test)
-    else:
-        train, test = set_aside(train, test_fraction, seed)
-    parts = {'train': [train[i] for i in np.random.RandomState(seed).permutation(len(train))], 'test': test}
-    unlabeled = os.path.join(folder, 'unlabeled')
-    if files := [(path, records.NO_CLASS) for path in listed(unlabeled)]:
-        parts['unlabeled'] = [files[i] for i in np.random.RandomState(seed).permutation(len(files))]
-    return parts
-
-
-def _examples(files, size, colors, bad):
-    """Yields the serialized examples of (path, label) pairs; appends (path, reason) to `bad` for unreadable ones."""
-    for start in range(0, len(files), BATCH):
-        images, labels = [], []
-        for path, label in files[start : start + BATCH]:
-            try:
-                images.append(convert(path, size, colors))
-                labels.append(label)
-            except ValueError as error:
-                bad.append((path, error))
-        yield from map(records.serialize, records.encode(np.stack(images)) if images else [], labels)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    pool = concurrent.futures.ThreadPoolExecutor(workers)  # Pillow decodes and resizes outside Python's lock.
+    waiting = collections.deque()
+    try:
+        for path in paths:
+            waiting.append(pool.submit(attempt, path))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

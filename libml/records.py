@@ -1,15 +1,20 @@
 """Records on disk: files of tf.train.Example with `image` (PNG bytes) and `label` (int64). Imports utils only.
 
-A file is read in one pass that checks everything (checksums, parsing, labels, sizes, decoding), so that what is wrong
-is told with the file's name and the record's number, counted from 0. PNGs are encoded and decoded in whole batches.
+An example may have a `group` (int64) as well: pictures of one group stay on one side of every split.
+
+Reading checks everything (checksums, parsing, labels, sizes, decoding), so that an error names the file and the number
+of the record, counted from 0. PNGs are encoded and decoded in whole batches.
 """
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import mmap
 import os
 import struct
+import uuid
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -24,7 +29,9 @@ DECODED = 128  # PNGs that one run of a graph decodes, an op for each: a loop in
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 PNG_COLORS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # By PNG's color type: grey, RGB, palette, grey + alpha, RGB + alpha.
 NO_CLASS = -1  # The label of a record without a class.
+NO_GROUP = -1  # The group of a record that belongs to none.
 NO_MORE = 1 << 31  # Labels are kept as int32.
+NO_POSITION = (1 << 63) - 1  # Beyond every file: where a record with a senseless length seems to end.
 
 
 # --- PNG ---
@@ -117,14 +124,15 @@ def aside(path):
     """Gives the name of a file to write beside `path`; it takes the name `path` only once it is whole.
 
     On any exception (Ctrl-C too) the unfinished file is removed. A process that is killed leaves at most a
-    *.part-<pid>, which nothing reads.
+    *.part-<pid>-<random>, which nothing reads. No two processes share one, on whatever hosts they run.
 
     Raises:
         utils.Error: `path` exists already: nothing is overwritten.
     """
     if os.path.lexists(path):
-        raise utils.Error('%s exists already and is never overwritten: remove it first' % path)
-    part = '%s.part-%d' % (path, os.getpid())
+        text = '%s exists already and is never overwritten: remove it first, and the splits that were made from it'
+        raise utils.Error(text % path)
+    part = '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
     try:
         yield part
         with open(part, 'rb+') as f:
@@ -149,13 +157,24 @@ def made(folder):
         raise
 
 
-def serialize(png, label):
+class Example(NamedTuple):
+    """What a record holds: PNG bytes, the class or NO_CLASS, the group or NO_GROUP."""
+
+    png: bytes
+    label: int
+    group: int = NO_GROUP
+
+
+def serialize(png, label, group=NO_GROUP):
     """Returns the bytes of a tf.train.Example."""
-    feature = {
-        'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
-        'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[int(label)])),
-    }
+    feature = {'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])), 'label': _int64(label)}
+    if group != NO_GROUP:
+        feature['group'] = _int64(group)
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
+
+
+def _int64(value):
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
 
 
 def write(path, examples, total=None, desc=None):
@@ -163,7 +182,7 @@ def write(path, examples, total=None, desc=None):
 
     Args:
         path: the file; its folder exists.
-        examples: iterable of (PNG bytes, label).
+        examples: iterable of Example, or of (PNG bytes, label).
         total: how many there will be, desc: what they are; both for the progress bar.
 
     Raises:
@@ -194,59 +213,185 @@ def write_part(part, examples, total=None, desc=None):
 # --- Reading ---
 
 
-def boundaries(path):
-    """Returns int64 [n + 1]: where each of a file's n records begins, and where the last one ends.
+class RecordFile:
+    """A record file that is there to be read. Opening walks over its index once; the pictures are read when asked for.
 
-    The positions are those of the TFRecord format: length (8 bytes), its checksum (4), data, its checksum (4).
+    The TFRecord format: each record is a length (8 bytes), its checksum (4), the data, the data's checksum (4).
 
-    Raises:
-        utils.Error: the file is missing, empty, cut or damaged.
+    Attributes:
+        path: the file.
+        begin: int64 [n + 1], where each record begins in the file, and where the last one ends.
+        fingerprint: the SHA-256, in hexadecimal, of the length and the checksum of the data of all records in turn. It
+            stands for the content: another picture, label or order gives another fingerprint.
     """
-    if not os.path.isfile(path):
-        raise utils.Error('%s is missing: scripts/create_datasets.py makes it' % path)
-    size = os.path.getsize(path)
-    if not size:
-        raise utils.Error('%s is empty: remove it and make it again' % path)
-    found = [0]
-    with open(path, 'rb') as f:
-        while found[-1] + 16 <= size:
-            f.seek(found[-1])
-            found.append(found[-1] + 16 + int.from_bytes(f.read(8), 'little'))
-    if found[-1] != size:
-        n = len(found) - 1 - (found[-1] > size)
-        for _ in _raw(path, n):  # A flipped bit in a length leads astray: then the checksum names the first bad record.
-            pass
-        raise utils.Error('%s is cut in the middle of record %d: remove it and make it again' % (path, n))
-    return np.array(found, np.int64)
+
+    def __init__(self, path, empty=False):
+        """Opens a file.
+
+        Args:
+            path: the file.
+            empty: whether it may have no records.
+
+        Raises:
+            utils.Error: the file is missing, empty, cut or damaged.
+        """
+        self.path = path
+        if not os.path.isfile(path):
+            raise utils.Error('%s is missing: scripts/create_datasets.py makes it' % path)
+        with open(path, 'rb') as f:
+            size = os.fstat(f.fileno()).st_size
+            if not size and not empty:
+                raise utils.Error('%s is empty: remove it and make it again' % path)
+            self.begin, self.fingerprint = _walk(f.fileno(), size)
+            self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b''
+        if self.begin[-1] != size:
+            n = len(self) - (self.begin[-1] > size)
+            for _ in self._raw(n):  # A wrong length can look like a cut: then a checksum fails in the first bad record.
+                pass
+            raise utils.Error('%s is cut in the middle of record %d: remove it and make it again' % (path, n))
+
+    def __len__(self):
+        return len(self.begin) - 1
+
+    def serialized(self, number):
+        """Returns the bytes of a record's tf.train.Example; the checksum is not looked at."""
+        return self._bytes[self.begin[number] + 12 : self.begin[number + 1] - 4]
+
+    def raw(self):
+        """Yields the bytes of each record's tf.train.Example.
+
+        Raises:
+            utils.Error: a checksum is wrong.
+        """
+        return self._raw(len(self))
+
+    def _raw(self, n):
+        count = 0
+        try:
+            for record in itertools.islice(tf.python_io.tf_record_iterator(self.path), n):
+                yield record
+                count += 1
+        except tf.errors.OpError as error:
+            raise self.damaged(count, 'is damaged (%s)' % error.message) from error
+
+    def damaged(self, number, what):
+        """Returns the Error for a bad record."""
+        return utils.Error('%s: record %d %s; remove the file and make it again' % (self.path, number, what))
+
+    def examples(self, nclass=None, shape=None, unlabeled=False):
+        """Yields the checked Example of each record; only the decoding of the pixels is left to do.
+
+        Args:
+            nclass: labels must be below it; None: any.
+            shape: (H, W, C) of every image; None: that of the first one.
+            unlabeled: whether a record may be without a class (label -1 or absent).
+
+        Raises:
+            utils.Error: file and number of the first bad record.
+        """
+        for number, record in enumerate(self.raw()):
+            try:
+                example = parse(record)
+                check(example.png, example.label, shape, nclass, unlabeled)
+            except ValueError as error:
+                raise self.damaged(number, error) from error
+            shape = shape or png_shape(example.png)
+            yield example
+
+    def read(self, nclass=None, shape=None, unlabeled=False):
+        """Reads all pictures.
+
+        Args: see `examples`.
+
+        Returns:
+            images uint8 [n, H, W, C], labels int32 [n], groups int64 [n].
+
+        Raises:
+            utils.Error: a record is damaged, or not what the arguments say.
+        """
+        images, (labels, groups) = np.empty([len(self), *(shape or (1, 1, 1))], np.uint8), self._labels_and_groups()
+        for numbers, size, batch in self._batches(nclass, shape, unlabeled):
+            if images.shape[1:] != size:
+                images = np.empty([len(self), *size], np.uint8)
+            images[numbers] = self.decode([example.png for example in batch], size, numbers)
+            labels[numbers] = [example.label for example in batch]
+            groups[numbers] = [example.group for example in batch]
+        return images, labels, groups
+
+    def check(self, nclass=None, shape=None, unlabeled=False, pixels=False):
+        """Checks all records and keeps none of the pictures.
+
+        Args: see `examples`; pixels: whether the pictures must decode, too.
+
+        Returns:
+            (H, W, C), labels int32 [n], groups int64 [n].
+
+        Raises:
+            utils.Error: a record is damaged, or not what the arguments say.
+        """
+        labels, groups = self._labels_and_groups()
+        for numbers, size, batch in self._batches(nclass, shape, unlabeled):
+            labels[numbers] = [example.label for example in batch]
+            groups[numbers] = [example.group for example in batch]
+            shape = shape or size
+            if pixels:
+                self.decode([example.png for example in batch], size, numbers)
+        return shape, labels, groups
+
+    def gather(self, numbers, shape):
+        """Returns the decoded images of some records, uint8 [k, *shape]; errors as of `read`."""
+        return self.decode([parse(self.serialized(number)).png for number in numbers], shape, numbers)
+
+    def decode(self, pngs, shape, numbers):
+        """As the function `decode`; the utils.Error says which of the records `numbers` does not decode."""
+        try:
+            return decode(pngs, shape)
+        except tf.errors.OpError:
+            for png, number in zip(pngs, numbers, strict=True):
+                try:
+                    decode([png], shape)
+                except tf.errors.OpError as error:
+                    raise self.damaged(number, 'has a picture that does not decode') from error
+            raise
+
+    def _labels_and_groups(self):
+        return np.full([len(self)], NO_CLASS, np.int32), np.full([len(self)], NO_GROUP, np.int64)
+
+    def _batches(self, nclass, shape, unlabeled):
+        """Yields (range of the numbers, shape, list of Example) of batches; arguments and errors as of `examples`."""
+        examples, first = self.examples(nclass, shape, unlabeled), 0
+        while batch := list(itertools.islice(examples, batch_size(shape) if shape else 1)):
+            shape = tuple(shape or png_shape(batch[0].png))
+            yield range(first, first + len(batch)), shape, batch
+            first += len(batch)
 
 
-def _raw(path, n):
-    """Yields the first n serialized records; the checksums are verified."""
-    count = 0
-    try:
-        for record in itertools.islice(tf.python_io.tf_record_iterator(path), n):
-            yield record
-            count += 1
-    except tf.errors.OpError as error:
-        raise damaged(path, count, 'is damaged (%s)' % error.message) from error
+def _walk(file, size):
+    """Returns RecordFile's `begin` and `fingerprint` of a file descriptor; a wrong length ends the walk beyond size."""
+    begin, digest = [0], hashlib.sha256()
+    length = os.pread(file, 8, 0)
+    while begin[-1] + 16 <= size:
+        end = begin[-1] + 16 + int.from_bytes(length, 'little')
+        begin.append(min(end, NO_POSITION))
+        if end <= size:
+            around = os.pread(file, 12, end - 4)  # The checksum of the data, and the length of the next record.
+            digest.update(length + around[:4])
+            length = around[4:]
+    return np.array(begin, np.int64), digest.hexdigest()
 
 
 def raw(path):
-    """Yields the serialized records of a file.
-
-    Raises:
-        utils.Error: the file is missing, empty, cut, or a checksum is wrong.
-    """
-    yield from _raw(path, len(boundaries(path)) - 1)
+    """Yields the bytes of each record's tf.train.Example in a file; errors as of RecordFile and RecordFile.raw."""
+    yield from RecordFile(path).raw()
 
 
-def damaged(path, number, what):
-    """Returns the Error for a bad record."""
-    return utils.Error('%s: record %d %s; remove the file and make it again' % (path, number, what))
+def read(path, nclass=None, shape=None, unlabeled=False):
+    """Returns the images and the labels of a file, see RecordFile.read."""
+    return RecordFile(path).read(nclass, shape, unlabeled)[:2]
 
 
 def parse(record):
-    """Returns (PNG bytes, label) of a serialized example; label NO_CLASS where it has none.
+    """Returns the Example of a record's bytes.
 
     Raises:
         ValueError: it is not an example of this format. Its text continues 'record 7 ...'.
@@ -257,9 +402,12 @@ def parse(record):
         raise ValueError('is not a tf.train.Example') from None
     image = features['image'].bytes_list.value if 'image' in features else ()
     label = features['label'].int64_list.value if 'label' in features else (NO_CLASS,)
+    group = features['group'].int64_list.value if 'group' in features else (NO_GROUP,)
     if len(image) != 1 or len(label) != 1:
         raise ValueError('does not have one image and one label')
-    return image[0], label[0]
+    if len(group) != 1:
+        raise ValueError('does not have one group')
+    return Example(image[0], label[0], group[0])
 
 
 def check(png, label, shape, nclass, unlabeled):
@@ -273,102 +421,3 @@ def check(png, label, shape, nclass, unlabeled):
         raise ValueError('is a picture of %dx%dx%d' % found + ' (height, width, colors), not %dx%dx%d' % tuple(shape))
     if max(found[:2]) > MAX_SIDE:
         raise ValueError('claims a picture of %dx%d pixels; at most %d a side are read' % (*found[:2], MAX_SIDE))
-
-
-def examples(path, nclass=None, shape=None, unlabeled=False):
-    """Yields the checked (PNG bytes, label) of each record; only the decoding of the pixels is left to do.
-
-    Args:
-        path: the file.
-        nclass: labels must be below it; None: any.
-        shape: (H, W, C) of every image; None: that of the first one.
-        unlabeled: whether a record may be without a class (label -1 or absent).
-
-    Raises:
-        utils.Error: file and number of the first bad record.
-    """
-    for number, record in enumerate(raw(path)):
-        try:
-            png, label = parse(record)
-            check(png, label, shape, nclass, unlabeled)
-        except ValueError as error:
-            raise damaged(path, number, error) from error
-        shape = shape or png_shape(png)
-        yield png, label
-
-
-def _batches(path, nclass, shape, unlabeled):
-    """Yields (numbers, shape, PNGs, labels) of batches of checked examples; arguments and errors as of `examples`."""
-    pairs, first = examples(path, nclass, shape, unlabeled), 0
-    while batch := list(itertools.islice(pairs, batch_size(shape) if shape else 1)):
-        pngs, labels = zip(*batch, strict=True)
-        shape = tuple(shape or png_shape(pngs[0]))
-        yield range(first, first + len(batch)), shape, pngs, labels
-        first += len(batch)
-
-
-def read(path, nclass=None, shape=None, unlabeled=False):
-    """Reads a whole file.
-
-    Args: see `examples`.
-
-    Returns:
-        images uint8 [n, H, W, C], labels int32 [n].
-
-    Raises:
-        utils.Error: the file is missing, empty or damaged; a record is not what the arguments say.
-    """
-    images, labels = None, np.empty([len(boundaries(path)) - 1], np.int32)
-    for numbers, size, pngs, found in _batches(path, nclass, shape, unlabeled):
-        if images is None:
-            images = np.empty([len(labels), *size], np.uint8)
-        images[numbers.start : numbers.stop] = decode_checked(pngs, size, path, numbers)
-        labels[numbers.start : numbers.stop] = found
-    return images, labels
-
-
-def decode_checked(pngs, shape, path, numbers):
-    """As `decode`; the utils.Error names the file and the number of the record that does not decode."""
-    try:
-        return decode(pngs, shape)
-    except tf.errors.OpError:
-        for png, number in zip(pngs, numbers, strict=False):
-            try:
-                decode([png], shape)
-            except tf.errors.OpError as error:
-                raise damaged(path, number, 'has a picture that does not decode') from error
-        raise
-
-
-class RecordFile:
-    """Random access to the records of a file, which is checked once from end to end when it is opened.
-
-    Attributes:
-        path: the file.
-        labels: int32 [n]; NO_CLASS where a record has none.
-        shape: (H, W, C) of the images.
-    """
-
-    def __init__(self, path, nclass=None, shape=None, unlabeled=False, pixels=False):
-        """Opens a file. `pixels`: check that the images decode, too; other arguments and errors as of `examples`."""
-        self.path = path
-        self._begin = boundaries(path)
-        self.labels = np.empty([len(self._begin) - 1], np.int32)
-        for numbers, self.shape, pngs, labels in _batches(path, nclass, shape, unlabeled):
-            self.labels[numbers.start : numbers.stop] = labels
-            if pixels:
-                decode_checked(pngs, self.shape, path, numbers)
-        with open(path, 'rb') as f:
-            self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def serialized(self, number):
-        """Returns the bytes of a record's tf.train.Example."""
-        return self._bytes[self._begin[number] + 12 : self._begin[number + 1] - 4]
-
-    def gather(self, numbers):
-        """Returns the decoded images of some records, uint8 [k, H, W, C]; errors as of `read`."""
-        pngs = [parse(self.serialized(number))[0] for number in numbers]
-        return decode_checked(pngs, self.shape, self.path, numbers)

@@ -241,14 +241,14 @@ class Bench:
 
 def in_python(dataset, pixels, views):
     """See Bench.one_by_one: by NumPy in a Python function."""
-    height, width, shift = dataset.height, dataset.width, dataset.shift
+    height, width, shift = dataset.height, dataset.width, dataset.family.shift
     random = np.random.RandomState(0)
 
     def view(image):
         image = np.pad(image, [(shift, shift), (shift, shift), (0, 0)], 'reflect')
         top, left = random.randint(0, 2 * shift + 1, 2)
         image = image[top : top + height, left : left + width]
-        return image[:, ::-1] if dataset.mirror and random.rand() < 0.5 else image
+        return image[:, ::-1] if dataset.family.mirror and random.rand() < 0.5 else image
 
     def augment(i):
         return data.to_float(np.stack([view(pixels[i]) for _ in range(views)]))
@@ -258,12 +258,12 @@ def in_python(dataset, pixels, views):
 
 def in_tensorflow(dataset, pixels, views):
     """See Bench.one_by_one: by TensorFlow's own ops."""
-    shift = dataset.shift
+    shift = dataset.family.shift
 
     def view(image):
         image = tf.pad(data.to_float(image), [(shift, shift), (shift, shift), (0, 0)], 'REFLECT')
         image = tf.image.random_crop(image, dataset.shape)
-        return tf.image.random_flip_left_right(image) if dataset.mirror else image
+        return tf.image.random_flip_left_right(image) if dataset.family.mirror else image
 
     return tf.autograph.experimental.do_not_convert(
         lambda i: tf.stack([view(tf.gather(pixels, i)) for _ in range(views)])

@@ -11,10 +11,8 @@ import hashlib
 import numpy as np
 from absl import flags
 
-from libml import utils
+from libml import data, utils
 from libml.data_pair import DATASETS
-
-SETS = dict(labelled='labeled', unlabelled='unlabeled', validation='validation', test='testing')
 
 
 def hashes(images):
@@ -39,10 +37,10 @@ def main(argv):
     if len(argv) != 2:
         raise utils.Error('which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')
     dataset = DATASETS[argv[1]](flags.FLAGS.data_dir)
-    sets = [getattr(dataset, attribute) for attribute in SETS.values()]
+    sets = [dataset.sets[name] for name in data.SETS]
     matrix = overlaps([hashes(images) for images in sets])
-    print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in SETS))
-    for name, images, row in zip(SETS, sets, matrix, strict=True):
+    print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in data.SETS))
+    for name, images, row in zip(data.SETS, sets, matrix, strict=True):
         print('%-12s %9d          ' % (name, len(images)) + ''.join('%12d' % count for count in row))
     shared = matrix.sum() - np.trace(matrix)
     print('No two sets share a picture.' if not shared else 'Some sets share pictures: see off the diagonal.')

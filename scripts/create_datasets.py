@@ -4,10 +4,19 @@
 
 Without a name, all of them. What is installed already is skipped; a file bears its name only once it is whole.
 
-    python scripts/create_datasets.py --from_folder PICTURES --name birds [--size 32x32] [--colors 3]
+    python scripts/create_datasets.py cifar10 --size 16x16 --name cifar10-16
 
-makes a dataset of the user's own pictures; see libml/pictures.py for how the folder is laid out.
+makes a dataset of a published one, resized.
+
+    python scripts/create_datasets.py --from_folder PICTURES --name birds [--labels FILE.csv] [--size 32x32] ...
+
+makes a dataset of the user's own pictures; see libml/folders.py for how the folder is laid out.
 """
+
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
 
 import contextlib
 import functools
@@ -16,10 +25,11 @@ import os
 import shutil
 
 import numpy as np
-from absl import flags
+from PIL import Image
 
-from libml import archives, data_pair, pictures, records, utils
+from libml import archives, data_pair, folders, options, pictures, records, utils
 from libml.archives import Archive
+from libml.options import Option
 
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
 STANFORD = 'http://ufldl.stanford.edu/housenumbers/'
@@ -168,9 +178,26 @@ def encoded(batches):
         yield from zip(records.encode(images), labels, strict=True)
 
 
-def install(name, data_dir, fetch):
+def install(name, data_dir, source='', verify=True):
+    """Installs a published dataset; what is there already is left as it is.
+
+    Args:
+        name: one of DATASETS.
+        data_dir: folder of the datasets; it exists.
+        source: folder that holds the archives; '' to download them.
+        verify: refuse archives whose length or sha256 are not the published ones.
+
+    Raises:
+        utils.Error: an archive is missing, damaged or another one; the disk is full.
+    """
+    with fetching(data_dir, source, verify) as fetch:
+        if not write_missing(name, data_dir, fetch):
+            print('%s is installed in %s already' % (name, data_dir))
+
+
+def write_missing(name, data_dir, fetch):
     """Writes the files of a dataset that are not there yet; returns whether there were any."""
-    before = os.listdir(data_dir)
+    before = set(os.listdir(data_dir))
     for part, (total, reader) in DATASETS[name].items():
         path = os.path.join(data_dir, part + '.tfrecord')
         if not os.path.exists(path):
@@ -184,7 +211,7 @@ def install(name, data_dir, fetch):
         link(data_pair.record_file(data_dir, 'svhn', 'test'), data_pair.record_file(data_dir, 'svhn_noextra', 'test'))
     if name == 'stl10':
         keep_folds(data_pair.stl10_folds(data_dir), fetch)
-    return len(os.listdir(data_dir)) > len(before)
+    return {entry for entry in os.listdir(data_dir) if entry.endswith(('.tfrecord', '.txt'))} - before != set()
 
 
 def link(path, other):
@@ -208,8 +235,12 @@ def keep_folds(path, fetch):
 
 @contextlib.contextmanager
 def fetching(data_dir, source, verify):
-    """Gives the function from an Archive to its verified path. What was downloaded is removed once all went well."""
+    """Gives the function from an Archive to its verified path. What was downloaded is removed once all went well.
+
+    Other processes that download to the same data_dir wait meanwhile.
+    """
     taken = {}
+    downloads = os.path.join(data_dir, 'downloads')
 
     def fetch(archive):
         if archive not in taken:
@@ -217,69 +248,183 @@ def fetching(data_dir, source, verify):
             taken[archive] = get(archive, folder, verify)
         return taken[archive]
 
-    with records.made(os.path.join(data_dir, 'downloads')) as downloads:
+    if source:
         yield fetch
-    for path in taken.values() if not source else ():
-        os.remove(path)
+        return
+    with records.made(downloads), archives.locked(os.path.join(downloads, 'lock')):
+        yield fetch
+        for path in taken.values():
+            os.remove(path)
     with contextlib.suppress(OSError):  # Other downloads may be there, to be gone on with.
         os.rmdir(downloads)
 
 
-def define_flags():
-    flags.DEFINE_string('source', None, 'Folder that holds the published archives already: nothing is downloaded.')
-    flags.DEFINE_boolean('verify', True, "Refuse archives whose length or sha256 differ from the published ones'.")
-    flags.DEFINE_string('from_folder', None, 'Folder with train/<class>/*, test/<class>/* and perhaps unlabeled/**.')
-    flags.DEFINE_string('name', None, 'Name of the dataset made by --from_folder.')
-    flags.DEFINE_string('size', '32x32', 'Its pictures are cropped and resized to this width and height.')
-    flags.DEFINE_integer('colors', 3, '1 (grey) or 3.', 1, 3)
-    flags.DEFINE_string('augment', None, "How it is augmented, such as 'mirror,shift4' (default at 32x32) or ''.")
-    flags.DEFINE_float('test_fraction', None, 'Share of train to set aside where there is no folder test.')
-    flags.DEFINE_boolean('skip_bad', False, 'Leave out the pictures that cannot be read.')
-    flags.DEFINE_integer('seed', 0, 'Of the order of its pictures, and of what test_fraction sets aside.', 0, 2**32 - 1)
+# --- A published dataset, resized ---
 
 
-def from_folder(FLAGS, data_dir):
-    """Makes a dataset of the user's own, as the flags say."""
-    if not FLAGS.name:
-        raise utils.Error('--from_folder needs --name, such as --name birds')
-    if FLAGS.colors == 2:
-        raise utils.Error('--colors must be 1 (grey) or 3')
-    size = pictures.parse_size(FLAGS.size)
-    augment = 'mirror,shift%d' % (min(size) // 8) if FLAGS.augment is None else FLAGS.augment  # As the published ones.
-    augment = pictures.parse_augment(augment, size)
-    pictures.make(
-        FLAGS.from_folder,
-        FLAGS.name,
-        data_dir,
-        size,
-        FLAGS.colors,
-        augment,
-        test_fraction=FLAGS.test_fraction,
-        seed=FLAGS.seed,
-        skip_bad=FLAGS.skip_bad,
+def resize(source, name, data_dir, size, augment=None):
+    """Makes a dataset of an installed one: its pictures at another size, each pixel the average of those it covers.
+
+    Args:
+        source: name of the dataset, whose records are in data_dir.
+        name: of the new one, which gets a <name>.json as a dataset of the user's own has.
+        size: text, WIDTHxHEIGHT. The centre is cropped to that aspect.
+        augment: text, see folders.parse_augment; None: as the source, its shift scaled.
+
+    Raises:
+        utils.Error: the name cannot be, or is taken; a record is damaged.
+    """
+    folders.check_name(data_dir, name)
+    size, family = folders.parse_size(size), data_pair.find_family(data_dir, source)
+    shift = round(family.shift * min(size) / min(family.height, family.width))
+    mirror, shift = (family.mirror, shift) if augment is None else folders.parse_augment(augment, size)
+    train = data_pair.train_files(data_dir, source)
+    unlabeled = [path for path in train if path == data_pair.record_file(data_dir, source, 'unlabeled')]
+    parts = dict(
+        train=[path for path in train if path not in unlabeled],  # svhn's two files become one.
+        test=[data_pair.record_file(data_dir, source, 'test')],
+        **(dict(unlabeled=unlabeled) if unlabeled else {}),
     )
+    kept = tuple(part for part in parts if part != 'test')
+    new = data_pair.Family(*size, family.colors, family.nclass, mirror, shift, parts=kept, classes=family.classes)
+    with contextlib.ExitStack() as stack:  # All are named in the end, if nothing failed; the description last.
+        description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
+        for part, paths in parts.items():
+            path = data_pair.record_file(data_dir, name, part)
+            files = [records.RecordFile(path, unlabeled=True) for path in paths]
+            examples = itertools.starmap(records.serialize, encoded(resized(files, size)))
+            total = sum(map(len, files))
+            records.write_part(stack.enter_context(records.aside(path)), examples, total, os.path.basename(path))
+            print('%s: %d pictures' % (path, total))
+        data_pair.write_family(description, new)
 
 
-def main(argv):
-    FLAGS = flags.FLAGS
-    names = argv[1:] or list(DATASETS)
+def resized(files, size):
+    """Yields (images uint8 [k, *size, C], labels) of record files, resized."""
+    for file in files:
+        for first in range(0, len(file), BATCH_STL10):
+            numbers = range(first, min(first + BATCH_STL10, len(file)))
+            images = np.stack([shrunk(image, size) for image in file.gather(numbers)])
+            yield images, file.labels[numbers.start : numbers.stop]
+
+
+def shrunk(image, size):
+    """Returns uint8 [*size, C] of uint8 [H, W, C]."""
+    # Area averages, as the studies of smaller pictures take them; to grow, LANCZOS, as BOX would repeat pixels.
+    shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS
+    pixels = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    return np.asarray(pictures.fit(pixels, size, method)).reshape(*size, image.shape[2])
+
+
+# --- The user's own pictures ---
+
+
+def from_folder(folder, name, data_dir, size='32x32', colors=3, augment=None, range='', **more):
+    """Makes a dataset of the user's own pictures.
+
+    Args:
+        folder: PICTURES; see libml/folders.py.
+        name, data_dir, colors: see folders.make.
+        size: text, WIDTHxHEIGHT.
+        augment: text, see folders.parse_augment; None: mirror, and a shift by an eighth of the smaller side.
+        range: text LOW,HIGH, see pictures.convert; '' for pictures of 8 bits.
+        **more: of folders.make.
+
+    Raises:
+        utils.Error: see folders.make.
+    """
+    size = folders.parse_size(size)
+    augment = 'mirror,shift%d' % (min(size) // 8) if augment is None else augment  # As the published ones have it.
+    augment = folders.parse_augment(augment, size)
+    folders.make(folder, name, data_dir, size, colors, augment, range=folders.parse_range(range), **more)
+
+
+# --- The command ---
+
+OWN = dict(  # Of the user's own pictures.
+    labels=Option('', 'CSV file with the columns file and class, perhaps split (train or test) and group.'),
+    colors=Option(3, 'Colours of the pictures: 1 (grey) or 3.', '1 (grey) or 3', lambda n: n in (1, 3)),
+    range=Option('', 'LOW,HIGH: what becomes black and white in pictures with more than 8 bits a value.'),
+    test_fraction=Option(None, 'Share of the training pictures to set aside, where none are for testing.', type=float),
+    skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
+    max_megapixels=Option(
+        float(pictures.MAX_MEGAPIXELS), 'A picture with more is refused.', 'above 0', lambda x: 0 < x < float('inf')
+    ),
+    seed=Option(
+        0, 'Of the order of the pictures, and of what is set aside.', '0 to 4294967295', lambda n: 0 <= n < 2**32
+    ),
+)
+NEW = dict(  # Of a dataset that gets a name of its own.
+    name=Option('', 'Name of the dataset made of --from_folder, or of a published one by --size.'),
+    size=Option('', "WIDTHxHEIGHT of the pictures; default: 32x32 for the user's own, as they are for published ones."),
+    augment=Option(None, "Augmentation, such as 'mirror,shift4' or ''; default: as published datasets.", type=str),
+)
+OPTIONS = dict(
+    **data_pair.OPTIONS,
+    source=Option('', 'Folder that holds the published archives already: nothing is downloaded.'),
+    verify=Option(True, "Refuse archives whose length or sha256 differ from the published ones'."),
+    from_folder=Option('', "Folder of the user's own pictures: train/<class>/*, test/<class>/*, unlabeled/**."),
+    **NEW,
+    **OWN,
+)
+PATHS = ('data_dir', 'source', 'from_folder', 'labels')
+
+
+def create(names=(), **given):
+    """Does what the command line asks for.
+
+    Args:
+        names: of published datasets.
+        **given: values of OPTIONS, by name.
+
+    Raises:
+        utils.Error: they do not go together; see `install`, `resize` and `from_folder`.
+    """
+    chosen = options.fill(OPTIONS, given)
+    chosen.update((path, os.path.expanduser(chosen[path] or '')) for path in PATHS)
+    check(names, chosen)
+    source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
+    new = {name: chosen[name] for name in NEW}
+    with records.made(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
+        if folder:
+            own = {name: chosen[name] for name in OWN}
+            return from_folder(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
+        if new['name']:
+            folders.check_name(data_dir, new['name'])  # Before anything is downloaded.
+        for name in names or DATASETS:
+            install(name, data_dir, source, verify)
+        if new['name']:
+            resize(names[0], data_dir=data_dir, **new)
+
+
+def check(names, chosen):
+    """Raises utils.Error where names of datasets and options do not go together."""
     unknown = [name for name in names if name not in DATASETS]
     if unknown:
         raise utils.Error('unknown dataset %s: known are %s' % (', '.join(unknown), ', '.join(DATASETS)))
-    if argv[1:] and FLAGS.from_folder:
+    if names and chosen['from_folder']:
         raise utils.Error('give either names of datasets or --from_folder, not both')
-    if FLAGS.source and not os.path.isdir(FLAGS.source):
-        raise utils.Error('--source %s is no folder' % FLAGS.source)
-    with records.made(data_pair.find_data_dir(FLAGS.data_dir, exists=False)) as data_dir:
-        if FLAGS.from_folder:
-            return from_folder(FLAGS, data_dir)
-        for name in names:
-            with fetching(data_dir, FLAGS.source, FLAGS.verify) as fetch:
-                if not install(name, data_dir, fetch):
-                    print('%s is installed in %s already' % (name, data_dir))
+    if chosen['source'] and not os.path.isdir(chosen['source']):
+        raise utils.Error('--source %s is no folder' % chosen['source'])
+    if chosen['from_folder']:
+        if not chosen['name']:
+            raise utils.Error('--from_folder needs --name, such as --name birds')
+        return
+    for name, option in OWN.items():
+        if chosen[name] != option.default:
+            raise utils.Error('--%s is for --from_folder, which is not given' % name)
+    if any(chosen[name] != option.default for name, option in NEW.items()):
+        if len(names) != 1 or not (chosen['name'] and chosen['size']):
+            raise utils.Error('to resize, give one dataset, --size and --name: cifar10 --size 16x16 --name cifar10-16')
+        folders.parse_size(chosen['size'])
+
+
+def main(argv):
+    create(argv[1:], **options.chosen(OPTIONS))
 
 
 if __name__ == '__main__':
-    define_flags()
+    options.define(OPTIONS)
     utils.setup_tf()
     utils.run(main)

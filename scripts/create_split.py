@@ -121,7 +121,7 @@ class Source:
     def __init__(self, name, paths):
         self.name = name
         self._folder = os.path.dirname(paths[0])
-        self._files = [records.RecordFile(path, unlabeled=True) for path in paths]
+        self._files = [records.RecordFile(path) for path in paths]
         self._first = np.cumsum([0] + [len(file) for file in self._files])
         self.labels = np.concatenate([self._classes(file) for file in self._files])
         if self.labels.max() < 0:
@@ -136,8 +136,9 @@ class Source:
     @staticmethod
     def _classes(file):
         # The published script writes 0 as the class of stl10's unlabelled pictures, which means nothing.
+        _, labels, _ = file.check(unlabeled=True)
         classless = os.path.basename(file.path).endswith('-unlabeled.tfrecord')
-        return np.full_like(file.labels, records.NO_CLASS) if classless else file.labels
+        return np.full_like(labels, records.NO_CLASS) if classless else labels
 
     def _nclass(self):
         family = data_pair.FAMILIES.get(self.name)

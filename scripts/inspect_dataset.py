@@ -20,22 +20,21 @@ COLUMNS = 10
 AUGMENTED_ROWS = 6
 TILE = 64  # Pixels: small pictures are enlarged by a whole factor, to this at most unless they are larger.
 MARGIN = 96  # For the names of the classes.
-SETS = dict(labelled='labeled', unlabelled='unlabeled', validation='validation', test='testing')
 
 
 # --- Numbers ---
 
 
 def counts(dataset):
-    """Returns int [4, nclass + 1]: pictures of each class in each of SETS; the last column: those without a class."""
-    sets = [getattr(dataset, attribute).labels for attribute in SETS.values()]
+    """Returns int [4, nclass + 1]: pictures of each class in each of data.SETS; last, those without a class."""
+    sets = [dataset.sets[name].labels for name in data.SETS]
     labels = [np.where(labels < 0, dataset.nclass, labels) for labels in sets]
     return np.stack([np.bincount(found, minlength=dataset.nclass + 1) for found in labels])
 
 
 def print_counts(dataset, names):
     """Prints the table of `counts`."""
-    print('%-20s' % 'class' + ''.join('%12s' % name for name in SETS))
+    print('%-20s' % 'class' + ''.join('%12s' % name for name in data.SETS))
     table = counts(dataset)
     for name, row in zip([*names, 'none'], table.T, strict=True):
         if name != 'none' or row.any():
@@ -51,11 +50,10 @@ def pixel_range(images):
 
 def print_pixels(dataset):
     """Prints range, mean and deviation of the training pictures' pixels."""
-    low, high = zip(
-        *[pixel_range(images) for images in (dataset.labeled, dataset.unlabeled) if len(images)], strict=True
-    )
+    sets = dataset.sets['labeled'], dataset.sets['unlabeled']
+    low, high = zip(*[pixel_range(images) for images in sets if len(images)], strict=True)
     print('pixels from %d to %d of 255; on the scale from -1 to 1, for each color:' % (min(low), max(high)))
-    for name, values in zip(('mean', 'deviation'), data.mean_std(dataset.labeled, dataset.unlabeled), strict=True):
+    for name, values in zip(('mean', 'deviation'), data.mean_std(*sets), strict=True):
         print('%-20s' % name + ' '.join('%.4f' % value for value in values))
 
 
@@ -64,19 +62,19 @@ def print_pixels(dataset):
 
 def labeled_rows(dataset):
     """Returns uint8 [nclass, COLUMNS, H, W, C]: labelled pictures of each class, white where there are no more."""
-    rows = np.full([dataset.nclass, COLUMNS, *dataset.labeled.shape], 255, np.uint8)
+    rows = np.full([dataset.nclass, COLUMNS, *dataset.sets['labeled'].shape], 255, np.uint8)
     for label in range(dataset.nclass):
-        found = np.flatnonzero(dataset.labeled.labels == label)[:COLUMNS]
-        rows[label, : len(found)] = dataset.labeled.gather(found)
+        found = np.flatnonzero(dataset.sets['labeled'].labels == label)[:COLUMNS]
+        rows[label, : len(found)] = dataset.sets['labeled'].gather(found)
     return rows
 
 
 def augmented_rows(dataset, seed):
     """Returns uint8 [k, COLUMNS, H, W, C]: unlabelled pictures, each as it is and then augmented."""
-    first = dataset.unlabeled.gather(np.arange(min(AUGMENTED_ROWS, len(dataset.unlabeled))))
+    first = dataset.sets['unlabeled'].gather(np.arange(min(AUGMENTED_ROWS, len(dataset.sets['unlabeled']))))
     with tf.Graph().as_default(), tf.Session(config=utils.get_config()) as session:
         images = tf.placeholder(tf.uint8, [None, *first.shape[1:]])
-        augmented = data.augment(images, tf.constant([seed, 0]), dataset.mirror, dataset.shift)
+        augmented = dataset.augment(images, tf.constant([seed, 0]))
         repeated = np.repeat(first, COLUMNS - 1, 0)
         found = session.run(augmented, {images: repeated}) if len(first) else repeated
     pixels = np.round((found + 1) * 127.5).astype(np.uint8).reshape(len(first), COLUMNS - 1, *first.shape[1:])

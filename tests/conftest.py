@@ -52,8 +52,9 @@ def make_dataset(height=8, width=8, colors=1, nclass=3, count=24, whiten=False):
         pixels = random.randint(0, 256, [n, height, width, colors])
         return data.Images(pixels.astype(np.uint8), random.randint(0, nclass, n))
 
-    sets = images(count), images(count + 6), images(5), images(7)
-    return data.DataSet('random.1@%d-5' % count, *sets, nclass, mirror=False, shift=1, whiten=whiten)
+    family = data.Family(height, width, colors, nclass, mirror=False, shift=1)
+    sets = dict(zip(data.SETS, map(images, (count, count + 6, 5, 7)), strict=True))
+    return data.DataSet('random.1@%d-5' % count, family, sets, whiten)
 
 
 def make_model(train_dir, dataset=None, seed=1, xla=False, cls=AblationMixMatch, **params):

@@ -64,7 +64,7 @@ def split(folder, name, seed, size):
 
 def assert_split(dataset, images, labels):
     """Asserts that the three training sets share out the images with their labels."""
-    sets = dataset.labeled, dataset.validation, dataset.unlabeled
+    sets = dataset.sets['labeled'], dataset.sets['valid'], dataset.sets['unlabeled']
     pixels = np.concatenate([part.gather(np.arange(len(part))) for part in sets])
     found = sorted(
         (image.tobytes(), label)
@@ -112,10 +112,13 @@ def test_stl10_turns_its_pictures_and_keeps_its_folds(install, monkeypatch):
     install('stl10')
     assert_records(install.data, 'stl10', sets)
     dataset = split(install.data, 'stl10', 2, 1000)
-    np.testing.assert_array_equal(dataset.labeled.labels, sets['train'][1][sorted(folds[2])])
+    np.testing.assert_array_equal(dataset.sets['labeled'].labels, sets['train'][1][sorted(folds[2])])
     assert_split(dataset, *[np.concatenate([sets['train'][i], sets['unlabeled'][i]]) for i in (0, 1)])
-    assert (dataset.unlabeled.labels == -1).sum() == 30 and (dataset.mirror, dataset.shift) == (True, 12)
-    assert dataset.unlabeled.labels.min() == -1
+    assert (dataset.sets['unlabeled'].labels == -1).sum() == 30 and (dataset.family.mirror, dataset.family.shift) == (
+        True,
+        12,
+    )
+    assert dataset.sets['unlabeled'].labels.min() == -1
     with pytest.raises(utils.Error, match=r'only the first \d+ images left can validate, the next has no class'):
         DATASETS['stl10.2@1000-40'](install.data)
 

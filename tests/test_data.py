@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from libml import data, records, utils
 
 few = settings(max_examples=30, deadline=None)
+FAMILY = data.Family(6, 5, 3, 4, mirror=True, shift=1)
 
 
 def make_images(n=20, height=6, width=5, colors=3, nclass=4, seed=0):
@@ -47,7 +48,7 @@ def both(request, tmp_path):
     path = str(tmp_path / 'x.tfrecord')
     records.write(path, zip(records.encode(everything(images)), images.labels, strict=True))
     limit = 10**9 if request.param == 'memory' else everything(images).nbytes - 1
-    loaded = data.load(path, 4, images.shape, limit=limit)
+    loaded = data.load(records.RecordFile(path), 4, images.shape, limit=limit)
     assert isinstance(loaded, data.StreamedImages) == (request.param == 'disk')
     return loaded, everything(images), images.labels
 
@@ -84,11 +85,11 @@ def test_a_damaged_picture_left_on_disk_is_named(tmp_path):
     pngs[1] = pngs[1][:45] + bytes(10) + pngs[1][55:]
     records.write(str(tmp_path / 'x'), zip(pngs, [0, 1, 2], strict=True))
     with pytest.raises(utils.Error, match='x: record 1 has a picture that does not decode'):
-        data.load(str(tmp_path / 'x'), 3, (6, 5, 3), limit=0)
+        data.load(records.RecordFile(str(tmp_path / 'x')), 3, (6, 5, 3), limit=0)
     file = records.RecordFile(str(tmp_path / 'x'))
-    file.gather([2, 0])
+    file.gather([2, 0], (6, 5, 3))
     with pytest.raises(utils.Error, match='x: record 1 has a picture that does not decode'):
-        file.gather([2, 1, 0])
+        file.gather([2, 1, 0], (6, 5, 3))
 
 
 def test_images_of_another_kind_are_refused():
@@ -166,9 +167,9 @@ def test_a_stream_of_nothing_is_an_error():
 
 
 def test_the_graph_does_not_hold_the_images():
-    images = make_images(1000, 32, 32)
+    images = make_images(1000)
     tf.data.make_one_shot_iterator(data.stream(images, 8, 5, 0)).get_next()
-    data.DataSet('x', images, images, images, images, 4).test  # noqa: B018
+    data.DataSet('x', FAMILY, dict.fromkeys(data.SETS, images)).test  # noqa: B018
     assert tf.get_default_graph().as_graph_def().ByteSize() < 50_000
 
 
@@ -284,15 +285,15 @@ def test_weights_need_classes():
 
 def make_dataset(**options):
     sets = make_images(5, seed=1), make_images(300, seed=2), make_images(0), make_images(7, seed=4)
-    return data.DataSet('x.1@5-0', *sets, 4, mirror=True, shift=1, **options)
+    return data.DataSet('x.1@5-0', FAMILY, dict(zip(data.SETS, sets, strict=True)), **options)
 
 
 @pytest.mark.parametrize(
-    'view,attribute', [('eval_labeled', 'labeled'), ('eval_unlabeled', 'unlabeled'), ('test', 'testing')]
+    'view,attribute', [('eval_labeled', 'labeled'), ('eval_unlabeled', 'unlabeled'), ('test', 'test')]
 )
 def test_evaluation_sets_go_once_through_unaugmented(view, attribute):
     dataset = make_dataset()
-    found, images = pull(getattr(dataset, view)), getattr(dataset, attribute)
+    found, images = pull(getattr(dataset, view)), dataset.sets[attribute]
     np.testing.assert_array_equal(found['image'], data.to_float(everything(images)))
     np.testing.assert_array_equal(found['label'], images.labels)
     assert (found['image'].dtype, found['label'].dtype) == (np.float32, np.int64)
@@ -305,7 +306,7 @@ def test_an_empty_validation_set_is_empty():
 @pytest.mark.parametrize('view,attribute', [('train_labeled', 'labeled'), ('train_unlabeled', 'unlabeled')])
 def test_training_sets_are_endless_shuffled_and_augmented(view, attribute):
     dataset = make_dataset()
-    images = getattr(dataset, attribute)
+    images = dataset.sets[attribute]
     found = pull(getattr(dataset, view), 2 * len(images))
     for labels in np.split(found['label'], 2):
         assert sorted(labels) == sorted(images.labels) and labels.tolist() != images.labels.tolist()
@@ -319,21 +320,26 @@ def test_a_dataset_is_described():
     dataset, white = make_dataset(), make_dataset(whiten=True)
     assert (dataset.height, dataset.width, dataset.colors, dataset.nclass) == (6, 5, 3, 4)
     assert (dataset.mean.tolist(), dataset.std.tolist()) == ([0] * 3, [1] * 3)
-    mean, std = data.mean_std(dataset.labeled, dataset.unlabeled)
+    mean, std = data.mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
     assert (white.mean.tolist(), white.std.tolist()) == (mean.tolist(), std.tolist())
 
 
 def test_the_files_of_a_dataset_stay_as_they_are(tmp_path):
     records.write(str(tmp_path / 'x'), zip(records.encode(fakes.random_images(3, 6, 5, 3)), [0, 1, 2], strict=True))
     before = (tmp_path / 'x').read_bytes()
-    data.load(str(tmp_path / 'x'), 3, (6, 5, 3), limit=0).gather(np.arange(3))
+    data.load(records.RecordFile(str(tmp_path / 'x')), 3, (6, 5, 3), limit=0).gather(np.arange(3))
     assert os.listdir(tmp_path) == ['x'] and (tmp_path / 'x').read_bytes() == before
 
 
 @pytest.mark.parametrize('limit', [1, 4, 7, 10, 1000])
 def test_equal_batches_hold_every_picture_once_in_order(limit):
     dataset = make_dataset()
-    sets = [dataset.testing, dataset.validation.select(slice(0)), dataset.labeled, dataset.validation]
+    sets = [
+        dataset.sets['test'],
+        dataset.sets['valid'].select(slice(0)),
+        dataset.sets['labeled'],
+        dataset.sets['valid'],
+    ]
     expected = np.concatenate([everything(images) for images in sets])
     batches = list(data.equal_batches(sets, limit))
     assert len(batches) == -(-len(expected) // limit)
@@ -344,4 +350,4 @@ def test_equal_batches_hold_every_picture_once_in_order(limit):
 
 
 def test_equal_batches_of_nothing_are_none():
-    assert not list(data.equal_batches([make_dataset().testing.select(slice(0))], 8))
+    assert not list(data.equal_batches([make_dataset().sets['test'].select(slice(0))], 8))

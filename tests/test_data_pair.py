@@ -85,8 +85,9 @@ def test_bad_names_are_refused(name):
 
 def test_an_installed_dataset_is_read(installed):
     dataset = DATASETS['digits.1@12-15'](installed)
-    sets = dataset.labeled, dataset.unlabeled, dataset.validation, dataset.testing
-    assert [len(images) for images in sets] == [12, 33, 15, 20]
+    assert {name: len(images) for name, images in dataset.sets.items()} == dict(
+        labeled=12, unlabeled=33, valid=15, test=20
+    )
     assert (dataset.name, dataset.height, dataset.width, dataset.colors, dataset.nclass) == (
         'digits.1@12-15',
         8,
@@ -94,9 +95,9 @@ def test_an_installed_dataset_is_read(installed):
         1,
         10,
     )
-    assert (dataset.mirror, dataset.shift) == (False, 1)
+    assert (dataset.family.mirror, dataset.family.shift) == (False, 1)
     images, labels = records.read(os.path.join(installed, 'SSL', 'digits.1@12-unlabel.tfrecord'))
-    for part, begin in ((dataset.validation, 0), (dataset.unlabeled, 15)):
+    for part, begin in ((dataset.sets['valid'], 0), (dataset.sets['unlabeled'], 15)):
         np.testing.assert_array_equal(part.gather(np.arange(len(part))), images[begin : begin + len(part)])
         np.testing.assert_array_equal(part.labels, labels[begin : begin + len(part)])
 
@@ -107,7 +108,7 @@ def test_the_folder_is_taken_from_the_environment_when_it_is_needed(installed, m
     with pytest.raises(utils.Error, match=r'--data_dir=FOLDER.*ML_DATA'):
         load()
     monkeypatch.setenv('ML_DATA', installed)
-    assert len(load().labeled) == 12
+    assert len(load().sets['labeled']) == 12
     with pytest.raises(utils.Error, match='/nowhere, does not exist'):
         load('/nowhere')
 
@@ -115,15 +116,15 @@ def test_the_folder_is_taken_from_the_environment_when_it_is_needed(installed, m
 def test_classes_of_the_unlabelled_images_can_be_thinned(installed):
     dataset = DATASETS['digits.1@12-15'](installed, p_unlabeled='0,1,1,1,1,1,1,1,1,2')
     whole = DATASETS['digits.1@12-15'](installed)
-    assert 0 not in dataset.unlabeled.labels and 0 in whole.unlabeled.labels
-    assert (dataset.unlabeled.labels == 9).sum() == (whole.unlabeled.labels == 9).sum()
+    assert 0 not in dataset.sets['unlabeled'].labels and 0 in whole.sets['unlabeled'].labels
+    assert (dataset.sets['unlabeled'].labels == 9).sum() == (whole.sets['unlabeled'].labels == 9).sum()
     with pytest.raises(utils.Error, match='10 comma-separated weights'):
         DATASETS['digits.1@12-15'](installed, p_unlabeled='1,1')
 
 
 def test_all_other_images_may_be_for_validation(installed):
     dataset = DATASETS['digits.1@12-48'](installed)
-    assert (len(dataset.validation), len(dataset.unlabeled)) == (48, 0)
+    assert (len(dataset.sets['valid']), len(dataset.sets['unlabeled'])) == (48, 0)
     with pytest.raises(utils.Error, match='asks for 49 validation images, but only 48'):
         DATASETS['digits.1@12-49'](installed)
 
@@ -210,7 +211,12 @@ def test_a_family_is_read_as_written(folder):
     for name in [*FILES, 'digits-test.tfrecord']:
         shutil.copy(os.path.join(folder, name), os.path.join(folder, name.replace('digits', 'mine')))
     dataset = DATASETS['mine.1@12-15'](folder)
-    assert (dataset.name, dataset.mirror, dataset.shift, len(dataset.labeled)) == ('mine.1@12-15', True, 2, 12)
+    assert (dataset.name, dataset.family.mirror, dataset.family.shift, len(dataset.sets['labeled'])) == (
+        'mine.1@12-15',
+        True,
+        2,
+        12,
+    )
     with pytest.raises(utils.Error, match=r'Known: .*digits, mine. Splits in .*: digits.1@12, mine.1@12'):
         DATASETS['yours.1@12-15'](folder)
     with pytest.raises(utils.Error, match='--from_folder PICTURES --name mine'):

@@ -35,7 +35,8 @@ def make_dataset(shape=(8, 10, 3), nclass=3, classless=2):
 
     unlabeled = [0, 1, 1, 1, 2] + [-1] * classless
     sets = images([0, 0, 2], 1), images(unlabeled, 2), images([1], 3), images([2, 2], 4)
-    return data.DataSet('x.1@3-1', *sets, nclass, mirror=True, shift=1)
+    family = data.Family(*shape, nclass, mirror=True, shift=1)
+    return data.DataSet('x.1@3-1', family, dict(zip(data.SETS, sets, strict=True)))
 
 
 def test_pictures_are_counted():
@@ -47,7 +48,7 @@ def test_the_tables_are_printed(folder, monkeypatch, capsys):
     run(monkeypatch, 'digits.1@20-30', data_dir=str(folder))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'digits.1@20-30: pictures of 8 x 8 pixels, 1 colors'
-    assert lines[1].split() == ['class', 'labelled', 'unlabelled', 'validation', 'test']
+    assert lines[1].split() == ['class', 'labeled', 'unlabeled', 'valid', 'test']
     assert lines[2].split() == ['0', '2', '4', '3', '2'] and lines[12].split() == ['all', '20', '40', '30', '15']
     assert lines[13].startswith('pixels from 0 to 255')
     images, _ = records.read(str(folder / 'SSL' / 'digits.1@20-unlabel.tfrecord'))
@@ -71,7 +72,7 @@ def test_the_sheet_shows_labelled_pictures_and_augmented_ones(tmp_path):
         top, left = row * high + scale // 2, inspect_dataset.MARGIN + column * wide + scale // 2
         return sheet[top : top + 8 * scale : scale, left : left + 10 * scale : scale]
 
-    labeled, unlabeled = dataset.labeled.gather(np.arange(3)), dataset.unlabeled.gather(np.arange(6))
+    labeled, unlabeled = dataset.sets['labeled'].gather(np.arange(3)), dataset.sets['unlabeled'].gather(np.arange(6))
     np.testing.assert_array_equal(tile(0, 0), labeled[0])
     np.testing.assert_array_equal(tile(0, 1), labeled[1])
     np.testing.assert_array_equal(tile(2, 0), labeled[2])

@@ -181,9 +181,12 @@ def test_a_folder_becomes_a_dataset(tmp_path, monkeypatch):
     targets = data_pair.split_files(str(tmp_path / 'data' / 'SSL'), 'birds', 1, 6)
     create_split.create(create_split.Source('birds', files), targets, 6, 1)
     dataset = DATASETS['birds.1@6-3'](str(tmp_path / 'data'))
-    assert [len(x) for x in (dataset.labeled, dataset.unlabeled, dataset.validation, dataset.testing)] == [6, 16, 3, 6]
-    assert np.bincount(dataset.labeled.labels).tolist() == [2, 2, 2]
-    assert (dataset.height, dataset.width, dataset.mirror, dataset.shift) == (12, 10, True, 2)
+    assert [
+        len(x)
+        for x in (dataset.sets['labeled'], dataset.sets['unlabeled'], dataset.sets['valid'], dataset.sets['test'])
+    ] == [6, 16, 3, 6]
+    assert np.bincount(dataset.sets['labeled'].labels).tolist() == [2, 2, 2]
+    assert (dataset.height, dataset.width, dataset.family.mirror, dataset.family.shift) == (12, 10, True, 2)
 
 
 def test_the_default_augmentation_fits_the_size(tmp_path, monkeypatch):

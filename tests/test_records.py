@@ -78,10 +78,10 @@ def test_what_is_written_is_read(n, shape, seed):
             np.testing.assert_array_equal(found[0], images)
             np.testing.assert_array_equal(found[1], labels)
             assert [x.dtype for x in found] == [np.uint8, np.int32]
-        file = records.RecordFile(path, 7)
+        file = records.RecordFile(path)
         order = np.random.RandomState(seed).permutation(n)
-        np.testing.assert_array_equal(file.gather(order), images[order])
-        np.testing.assert_array_equal(file.labels, labels)
+        np.testing.assert_array_equal(file.gather(order, shape), images[order])
+        np.testing.assert_array_equal(file.check(7)[1], labels)
         assert [file.serialized(i) for i in range(n)] == list(records.raw(path))
         assert os.listdir(folder) == ['x.tfrecord']
 
@@ -199,7 +199,7 @@ def whole(tmp_path_factory):
     """The bytes of a record file, and where its records begin."""
     path = tmp_path_factory.mktemp('whole') / 'x'
     write(path)
-    return path.read_bytes(), records.boundaries(str(path)).tolist()
+    return path.read_bytes(), records.RecordFile(str(path)).begin.tolist()
 
 
 def read_bytes(content):

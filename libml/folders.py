@@ -1,0 +1,611 @@
+"""People's own pictures, made into a dataset: which is of what class and for what, and their records.
+
+    PICTURES/train/<class>/**    PICTURES/test/<class>/** (or a fraction of train)    PICTURES/unlabeled/** (optional)
+    PICTURES/<class>/**          PICTURES/unlabeled/** (optional)                     with a fraction for testing
+    PICTURES/**                  and a table of labels, a CSV file
+
+Imports pictures and libml's data side only.
+"""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import itertools
+import math
+import os
+import re
+import sys
+import unicodedata
+from typing import NamedTuple
+
+import numpy as np
+
+from libml import data, data_pair, pictures, records, utils
+from libml.pictures import shown
+
+UNLABELED = ('unlabeled', 'unlabelled')
+# A class of such a name is hardly meant: the folder is a part of a dataset.
+PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', *UNLABELED})
+BATCH = 256  # Pictures encoded at a time, at most.
+LISTED = 20  # Lines of a list of what is wrong.
+
+BESIDE_LAYOUT = 'beside train, in a folder that is no part of the layout'
+BESIDE_CLASSES = 'beside the class folders'
+UNREADABLE = 'cannot be read'
+OF_TEST_GROUPS = 'without a class, of a group that is in test'
+
+
+class Item(NamedTuple):
+    """A picture of a dataset: its path in PICTURES, its label (or records.NO_CLASS), its group (or None)."""
+
+    path: str
+    label: int
+    group: str | None = None
+
+
+@dataclasses.dataclass
+class Plan:
+    """What becomes of the files in PICTURES.
+
+    Attributes:
+        classes: names, in the order of their labels.
+        parts: dict from 'train', 'test' and, where there are such, 'unlabeled' to lists of Item.
+        unused: dict from the path of every other file to the reason.
+        grouped: whether pictures have groups.
+    """
+
+    classes: tuple
+    parts: dict
+    unused: dict
+    grouped: bool = False
+
+
+# --- Folders named after classes ---
+
+
+def plan_folders(folder, test_fraction=None, seed=0):
+    """Plans a dataset whose pictures lie in folders named after their classes.
+
+    Args:
+        folder: PICTURES, laid out in one of the ways at the top of this module, without a table.
+        test_fraction: share of each class to set aside for testing, where there is no folder `test`, only then.
+        seed: of what is set aside.
+
+    Raises:
+        utils.Error: the folder is laid out in another way; a class has no picture.
+    """
+    found, unused = pictures.listed(folder)
+    names = pictures.folders(folder)
+    if 'train' not in names:
+        _check_flat(folder, names, test_fraction)
+    elif 'test' in names and test_fraction is not None:
+        raise utils.Error('%s exists: leave --test_fraction out' % shown(os.path.join(folder, 'test')))
+    elif 'test' not in names and test_fraction is None:
+        what = shown(os.path.join(folder, 'test'))
+        raise utils.Error('%s is missing: give --test_fraction=.2, say, to set pictures of train aside' % what)
+    roots = {part: part if 'train' in names else '' for part in ('train', 'test') if part in (*names, 'train')}
+    folders = {part: class_folders(os.path.join(folder, root)) for part, root in roots.items()}
+    plan = Plan(tuple(sorted(set(folders['train'].values()))), {part: [] for part in ('train', 'test')}, unused)
+    _check_classes(folder, plan.classes, folders)
+    for path in found:
+        part, own = _place(path, roots)
+        if part in UNLABELED:
+            plan.parts.setdefault('unlabeled', []).append(Item(path, records.NO_CLASS))
+        elif part in roots and own:
+            plan.parts[part].append(Item(path, plan.classes.index(folders[part][own])))
+        else:
+            unused[path] = BESIDE_CLASSES if part in roots else BESIDE_LAYOUT
+    return _finished(plan, folder, test_fraction, seed)
+
+
+def _check_flat(folder, names, test_fraction):
+    """Raises utils.Error unless the folders in PICTURES, which has no `train`, can all be classes."""
+    train = os.path.join(folder, 'train')
+    parts = [name for name in names if name.lower() in PARTS and name not in UNLABELED]
+    if parts:
+        text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/'
+        raise utils.Error(text % (shown(train), shown(parts[0])))
+    if test_fraction is None:
+        text = '%s is missing: pictures go to PICTURES/train/<class>/; or, with --test_fraction, to PICTURES/<class>/'
+        raise utils.Error(text % shown(train))
+
+
+def class_folders(folder):
+    """Returns {name of a folder: name of its class}; a class's name is in Unicode's composed form (NFC).
+
+    Raises:
+        utils.Error: fewer than two classes, or a name that is not UTF-8.
+    """
+    found = {name: _class_name(name, folder) for name in pictures.folders(folder) if name not in UNLABELED}
+    if len(set(found.values())) < 2:
+        text = '%s holds %d classes (folders); at least 2 are needed'
+        raise utils.Error(text % (shown(folder), len(set(found.values()))))
+    return found
+
+
+def _class_name(name, where):
+    try:
+        name.encode('utf-8')
+    except UnicodeEncodeError:
+        text = '%s holds the class %s, whose name is not UTF-8: rename it'
+        raise utils.Error(text % (shown(where), ascii(name))) from None
+    return unicodedata.normalize('NFC', ' '.join(name.split()))
+
+
+def _check_classes(folder, classes, folders):
+    """Raises utils.Error where test has a class that train lacks; tells of names that are hardly meant."""
+    for part, found in folders.items():
+        unknown = sorted(set(found.values()) - set(classes))
+        if unknown:
+            text = '%s has the class %r, which the training pictures lack'
+            raise utils.Error(text % (shown(os.path.join(folder, part)), unknown[0]))
+        for name, times in collections.Counter(found.values()).items():
+            if times > 1:
+                print('%s: %d folders are one class, %s, in different spellings' % (part, times, shown(name)))
+    warn_of_names(classes)
+
+
+def warn_of_names(classes):
+    """Tells on stderr of classes whose names are hardly meant."""
+    for name in classes:
+        if name.lower() in PARTS:
+            print('Warning: %r is taken for the name of a class' % shown(name), file=sys.stderr)
+    for name, times in collections.Counter(map(str.casefold, classes)).items():
+        if times > 1:
+            text = 'Warning: %d classes are named %r, in capital and small letters: they are taken for different ones'
+            print(text % (times, shown(name)), file=sys.stderr)
+
+
+def _place(path, roots):
+    """Returns (part, name of the class folder or '') of a picture; the part is another folder's name, or '', too."""
+    head, *rest = path.split(os.sep)
+    if rest and head in UNLABELED:
+        return head, ''
+    if roots['train']:
+        return head if rest else '', rest[0] if len(rest) > 1 else ''
+    return 'train', head if rest else ''
+
+
+# --- A table of labels ---
+
+
+class Row(NamedTuple):
+    """A row of a table of labels: the line where it ends, and its cells; '' where there is none."""
+
+    line: int
+    file: str
+    label: str
+    split: str
+    group: str
+
+
+def read_labels(path):
+    """Reads a CSV file with the columns `file` and `class`, perhaps `split` and `group`; others are ignored.
+
+    Columns are parted by commas, semicolons or tabs.
+
+    Returns:
+        list of Row.
+
+    Raises:
+        utils.Error: it is no such file.
+    """
+    try:
+        with open(path, newline='', encoding='utf-8-sig') as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(',;\t', key=first.count), strict=True, skipinitialspace=True)
+            columns = _columns(path, next(reader, []))
+            return [_row(path, reader.line_num, columns, cells) for cells in reader if any(cells)]
+    except UnicodeDecodeError as error:
+        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % path) from error
+    except csv.Error as error:
+        raise utils.Error('%s, line %d: %s' % (path, reader.line_num, error)) from error
+
+
+def _columns(path, header):
+    columns = [name.strip().lower() for name in header]
+    for name in Row._fields[1:]:
+        name = {'label': 'class'}.get(name, name)
+        if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
+            text = '%s has %d columns named %r: its first line must be a header, such as file,class'
+            raise utils.Error(text % (path, columns.count(name), name))
+    return columns
+
+
+def _row(path, line, columns, cells):
+    if any(cells[len(columns) :]):
+        text = '%s, line %d: has more cells than the header: a comma inside a cell needs quotes around the cell'
+        raise utils.Error(text % (path, line))
+    cell = dict(zip(columns, (' '.join(text.split()) for text in cells), strict=False))
+    file = dict(zip(columns, cells, strict=False)).get('file', '')
+    row = Row(
+        line, file, _class_name(cell.get('class', ''), path), cell.get('split', '').lower(), cell.get('group', '')
+    )
+    if not file:
+        raise utils.Error('%s, line %d: has no file' % (path, line))
+    if row.split not in ('', 'train', 'test'):
+        raise utils.Error('%s, line %d: split is %r: it must be train or test' % (path, line, shown(row.split)))
+    if row.split == 'test' and not row.label:
+        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, shown(file)))
+    return row
+
+
+def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
+    """Plans a dataset whose classes are in a table. Pictures without a row, or without a class, are unlabelled.
+
+    Args:
+        folder: PICTURES; laid out in any way.
+        labels: path of the table, see `read_labels`. A file is relative to PICTURES. Without a folder it may lie
+            in any, and its ending may be left out, if only one picture is of that name.
+        test_fraction, seed: as of `plan_folders`; test_fraction is needed where the table names no test pictures.
+        skip_bad: pass over rows of files that cannot be read.
+
+    Raises:
+        utils.Error: the table is not right, or rows name files that are not there (they are listed on stderr).
+    """
+    rows = read_labels(labels)
+    found, unused = pictures.listed(folder)
+    by_path = _matched(labels, folder, rows, found, unused, skip_bad)
+    classes = sorted({row.label for row in rows if row.label})
+    if len(classes) < 2:
+        raise utils.Error('%s names %d classes; at least 2 are needed' % (labels, len(classes)))
+    warn_of_names(classes)
+    testing = any(row.split == 'test' for row in rows)
+    if testing and test_fraction is not None:
+        raise utils.Error('%s names test pictures: leave --test_fraction out' % labels)
+    if not testing and test_fraction is None:
+        raise utils.Error('%s names no test pictures in a column `split`: give --test_fraction=.2, say' % labels)
+    plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused, any(row.group for row in rows))
+    numbers = {name: label for label, name in enumerate(classes)}
+    for path in found:
+        row = by_path.get(path)
+        part = (row.split or 'train') if row and row.label else 'unlabeled'
+        item = Item(path, numbers[row.label] if row and row.label else records.NO_CLASS, (row and row.group) or None)
+        plan.parts[part].append(item)
+    torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
+    if torn:
+        text = '%s has pictures of group %r both in train and in test: a group must be on one side'
+        raise utils.Error(text % (labels, shown(min(torn))))
+    return _finished(plan, folder, test_fraction, seed)
+
+
+def _matched(labels, folder, rows, found, unused, skip_bad):
+    """Returns {path of a picture: its Row}; errors as of `plan_table`."""
+    index, by_path, wrong = _Index(folder, found), {}, []
+    for row in rows:
+        path, reason = index.find(row.file, unused)
+        if path is None or (path in unused and not skip_bad):
+            wrong.append('%s, line %d: %s %s' % (labels, row.line, shown(row.file), reason))
+        elif path not in unused and by_path.setdefault(path, row)[2:] != row[2:]:
+            text = '%s: lines %d and %d contradict each other on %s'
+            raise utils.Error(text % (labels, by_path[path].line, row.line, shown(path)))
+    print_list(wrong)
+    if wrong:
+        raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), labels, shown(folder)))
+    return by_path
+
+
+def print_list(lines):
+    """Prints the first lines of a list on stderr, and how many more there are."""
+    for line in lines[:LISTED]:
+        print(line, file=sys.stderr)
+    if lines[LISTED:]:
+        print('... and %d more' % len(lines[LISTED:]), file=sys.stderr)
+
+
+class _Index:
+    """Finds the pictures in a folder by what a table calls them."""
+
+    def __init__(self, folder, found):
+        self._folder = os.path.abspath(folder)
+        self._exact = {_composed(path): path for path in found}
+        self._loose = collections.defaultdict(list)  # By the file's name, and by that without its ending.
+        for path in found:
+            name = _composed(os.path.basename(path))
+            for key in {name, os.path.splitext(name)[0]}:
+                self._loose[key].append(path)
+
+    def find(self, file, unused):
+        """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
+        for spelling in (file, file.strip(), file.strip().replace('\\', '/')):
+            if os.path.isabs(spelling):
+                spelling = os.path.relpath(spelling, self._folder)
+            path = _composed(os.path.normpath(spelling))
+            if path in self._exact:
+                return self._exact[path], ''
+            if path in unused:
+                return path, 'is ' + unused[path] if unused[path] != pictures.SYSTEM else 'lies ' + unused[path]
+        several = self._loose.get(path, ()) if os.sep not in path else ()
+        if len(several) == 1:
+            return several[0], ''
+        return None, 'is the name of %d pictures: say in which folder' % len(several) if several else 'is not there'
+
+
+def _composed(path):
+    return unicodedata.normalize('NFC', path)
+
+
+# --- What all layouts share ---
+
+
+def _finished(plan, folder, test_fraction, seed):
+    """Sets pictures aside for testing where asked, and checks that train and test have all classes."""
+    if test_fraction is not None:
+        _check_parts(plan, folder, ['train'])
+        plan.parts['train'], plan.parts['test'] = set_aside(plan.parts['train'], plan.classes, test_fraction, seed)
+    _check_parts(plan, folder, ['train', 'test'])
+    testing = {item.group for item in plan.parts['test']} - {None}
+    unlabeled = plan.parts.pop('unlabeled', [])
+    plan.unused.update((item.path, OF_TEST_GROUPS) for item in unlabeled if item.group in testing)
+    if rest := [item for item in unlabeled if item.group not in testing]:
+        plan.parts['unlabeled'] = rest
+    return plan
+
+
+def _check_parts(plan, folder, parts):
+    for part in parts:
+        for label in sorted(set(range(len(plan.classes))) - {item.label for item in plan.parts[part]}):
+            reasons = collections.Counter(plan.unused.values())
+            text = '%s: no picture of class %s for %s' % (shown(folder), shown(plan.classes[label]), part)
+            note = '; not used: ' + ', '.join('%d (%s)' % (n, why) for why, n in reasons.items()) if reasons else ''
+            raise utils.Error(text + note)
+
+
+def set_aside(items, classes, fraction, seed):
+    """Splits items in two, the second with about `fraction` of each class, at least one; a group stays together.
+
+    Without groups, exactly round(fraction * n) of a class's n pictures are set aside. Groups are taken in random order,
+    as long as they bring the classes' counts closer to that.
+
+    Args:
+        items: list of Item.
+        classes: names, by label.
+        fraction: between 0 and 1.
+        seed: int.
+
+    Returns:
+        (rest, aside), lists of Item in the order of `items`.
+
+    Raises:
+        utils.Error: a class has too few pictures or groups, or fraction is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise utils.Error('test_fraction=%g: must be between 0 and 1' % fraction)
+    counts = collections.Counter(item.label for item in items)
+    wanted = {label: max(1, round(fraction * count)) for label, count in counts.items()}
+    for label, count in sorted(counts.items()):
+        if wanted[label] >= count:
+            text = 'class %s has %d pictures: too few to set %g aside'
+            raise utils.Error(text % (shown(classes[label]), count, fraction))
+    groups = collections.defaultdict(list)
+    for i, item in enumerate(items):
+        groups[i if item.group is None else item.group].append(i)
+    order = _shuffled_by_class(items, seed)
+    keys = list(dict.fromkeys(i if items[i].group is None else items[i].group for i in order))
+    taken, have = set(), collections.Counter()
+    brought = {key: collections.Counter(items[i].label for i in groups[key]) for key in keys}
+    for key in keys:
+        gain = sum(abs(wanted[x] - have[x]) - abs(wanted[x] - have[x] - n) for x, n in brought[key].items())
+        if gain > 0 and _leaves_some(brought[key], have, counts):
+            taken.add(key)
+            have += brought[key]
+    for label in sorted(counts):  # A class whose groups are all larger than what was wanted.
+        if not have[label]:
+            able = [key for key in keys if label in brought[key] and _leaves_some(brought[key], have, counts)]
+            if not able:
+                text = 'class %s has too few groups to set one aside for testing'
+                raise utils.Error(text % shown(classes[label]))
+            key = min(able, key=lambda key: brought[key].total())
+            taken.add(key)
+            have += brought[key]
+    aside = {i for key in taken for i in groups[key]}
+    return [x for i, x in enumerate(items) if i not in aside], [items[i] for i in sorted(aside)]
+
+
+def _shuffled_by_class(items, seed):
+    random, labels = np.random.RandomState(seed), np.array([item.label for item in items])
+    shuffled = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return np.concatenate(shuffled).tolist()
+
+
+def _leaves_some(brought, have, counts):
+    """Returns whether each class keeps a picture when what is brought is set aside beside what was before."""
+    return all(have[label] + n < counts[label] for label, n in brought.items())
+
+
+def table(plan, bad=()):
+    """Returns the lines that tell what became of every file in PICTURES.
+
+    Args:
+        plan: Plan.
+        bad: paths of pictures that could not be read, and were left out.
+    """
+    bad = set(bad)
+    counts = {
+        part: collections.Counter(item.label for item in items if item.path not in bad)
+        for part, items in plan.parts.items()
+    }
+    names = [shown(name) for name in plan.classes] + ['unlabelled', 'all']
+    width = max(map(len, names))
+    yield '%-*s %8s %8s' % (width, 'class', 'train', 'test')
+    for label, name in enumerate(names[:-2]):
+        yield '%-*s %8d %8d' % (width, name, counts['train'][label], counts['test'][label])
+    if 'unlabeled' in counts:
+        yield '%-*s %8d' % (width, 'unlabelled', counts['unlabeled'].total())
+    train = counts['train'].total() + counts.get('unlabeled', collections.Counter()).total()
+    yield '%-*s %8d %8d' % (width, 'all', train, counts['test'].total())
+    unused = collections.defaultdict(list)
+    for path, reason in itertools.chain(plan.unused.items(), ((path, UNREADABLE) for path in sorted(bad))):
+        unused[reason].append(path)
+    if unused:
+        yield 'not used: %d' % sum(map(len, unused.values()))
+    for reason, paths in unused.items():
+        yield '%8d %s, such as %s' % (len(paths), reason, shown(paths[0]))
+
+
+# --- What is asked for ---
+
+
+def parse_size(text):
+    """Returns (height, width) of a text such as '48x32', which names the width first."""
+    match = re.fullmatch(r'([0-9]{1,4})x([0-9]{1,4})', text)
+    if not match or not all(1 <= int(side) <= records.MAX_SIDE for side in match.groups()):
+        raise utils.Error('size=%s: give WIDTHxHEIGHT, such as 32x32, at most %d a side' % (text, records.MAX_SIDE))
+    return int(match[2]), int(match[1])
+
+
+def parse_augment(text, size):
+    """Returns (mirror, shift) of a text such as 'mirror,shift4' or '', checked against size = (height, width)."""
+    match = re.fullmatch(r'(mirror)?,?(?:shift([0-9]{1,4}))?', text)
+    if not match:
+        raise utils.Error("augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''" % text)
+    mirror, shift = bool(match[1]), int(match[2] or 0)
+    data.check_shift(shift, *size)
+    return mirror, shift
+
+
+def parse_range(text):
+    """Returns (low, high) of a text such as '0,4095'; () of ''."""
+    if not text:
+        return ()
+    try:
+        low, high = map(float, text.split(','))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise utils.Error('range=%s: give LOW,HIGH, such as 0,4095: the values that become black and white' % text)
+    return low, high
+
+
+def check_name(data_dir, name):
+    """Raises utils.Error unless a new dataset can bear a name: well-formed, not of the published ones, not taken."""
+    if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
+        raise utils.Error('name %r: letters, digits, - and _, not one of %s' % (name, ', '.join(data_pair.FAMILIES)))
+    paths = [data_pair.record_file(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
+    for path in (data_pair.family_file(data_dir, name), *paths):
+        if os.path.lexists(path):
+            text = (
+                '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
+                '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
+            )
+            raise utils.Error(text % (path, name, name))
+
+
+# --- The records ---
+
+
+def make(folder, name, data_dir, size, colors, augment, labels='', test_fraction=None, seed=0, skip_bad=False, **more):
+    """Writes the records of a folder of pictures and `<name>.json`, which makes the name a dataset.
+
+    Args:
+        folder: PICTURES, see the module.
+        name: of the dataset.
+        data_dir: where the records go.
+        size: (height, width) of the pictures; colors: 1 or 3.
+        augment: (mirror, shift), see data.augment.
+        labels: path of a table, see `plan_table`; '': classes are folders, see `plan_folders`.
+        test_fraction: share of each class to set aside for testing.
+        seed: of the order of the records and of what is set aside.
+        skip_bad: leave unreadable pictures out rather than fail.
+        **more: of `write`.
+
+    Raises:
+        utils.Error: the folder is not laid out so; a picture cannot be read (each is listed on stderr); the dataset
+            exists. Then nothing is written.
+    """
+    check_name(data_dir, name)
+    if labels:
+        plan = plan_table(folder, labels, test_fraction, seed, skip_bad)
+    else:
+        plan = plan_folders(folder, test_fraction, seed)
+    for part in set(plan.parts) - {'test'}:  # Their order often follows bursts.
+        order = np.random.RandomState(seed).permutation(len(plan.parts[part]))
+        plan.parts[part] = [plan.parts[part][i] for i in order]
+    bad = write(plan, folder, name, data_dir, size, colors, augment, skip_bad=skip_bad, **more)
+    for line in table(plan, bad):
+        print(line)
+    print('%s is in %s' % (name, shown(data_dir)))
+
+
+def write(
+    plan,
+    folder,
+    name,
+    data_dir,
+    size,
+    colors,
+    augment,
+    range=(),
+    skip_bad=False,
+    max_megapixels=pictures.MAX_MEGAPIXELS,
+):
+    """Writes the records and the description of a Plan, all or nothing.
+
+    Args:
+        range, max_megapixels: see pictures.convert.
+        others: see `make`.
+
+    Returns:
+        the paths of the pictures that were left out.
+
+    Raises:
+        utils.Error: see `make`.
+    """
+    kept = tuple(part for part in ('train', 'unlabeled') if part in plan.parts)
+    shape = (*size, colors)
+    family = data_pair.Family(*shape, len(plan.classes), *augment, parts=kept, classes=plan.classes, range=tuple(range))
+    bad, groups = {}, _group_numbers(plan)
+    with contextlib.ExitStack() as stack:  # All are named in the end, if nothing failed; the description last.
+        description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
+        for part, items in plan.parts.items():
+            path = data_pair.record_file(data_dir, name, part)
+            paths = (os.path.join(folder, item.path) for item in items)
+            images = pictures.convert_all(paths, size, colors, range, max_megapixels)
+            examples = _examples(items, images, shape, bad, groups if part != 'test' else {})
+            target = stack.enter_context(records.aside(path))
+            records.write_part(target, examples, len(items), os.path.basename(path))
+        _check_bad(plan, bad, skip_bad)
+        data_pair.write_family(description, family)
+    return list(bad)
+
+
+def _group_numbers(plan):
+    """Returns {path: number of its group} for training and unlabelled pictures; {} where there are no groups."""
+    if not plan.grouped:
+        return {}
+    items = [item for part, items in plan.parts.items() if part != 'test' for item in items]
+    numbers = {group: i for i, group in enumerate(sorted({item.group for item in items} - {None}))}
+    alone = itertools.count(len(numbers))  # A picture without a group is one of its own.
+    return {item.path: next(alone) if item.group is None else numbers[item.group] for item in items}
+
+
+def _examples(items, images, shape, bad, groups):
+    """Yields the serialized examples of items; notes {path: ValueError} of those that cannot be read in `bad`."""
+    pairs = zip(items, images, strict=True)
+    while batch := list(itertools.islice(pairs, min(BATCH, records.batch_size(shape)))):
+        bad.update((item.path, image) for item, image in batch if isinstance(image, ValueError))
+        good = [(item, image) for item, image in batch if item.path not in bad]
+        pngs = records.encode(np.stack([image for _, image in good])) if good else []
+        for png, (item, _) in zip(pngs, good, strict=True):
+            yield records.serialize(png, item.label, groups.get(item.path))
+
+
+def _check_bad(plan, bad, skip_bad):
+    """Lists the unreadable pictures on stderr, and raises utils.Error unless they may be, and can be, left out."""
+    deep = {path: error for path, error in bad.items() if isinstance(error, pictures.TooDeep)}
+    for path, error in bad.items():
+        if path not in deep:
+            print('%s: %s' % (shown(path), ' '.join(str(error).split())), file=sys.stderr)
+    if deep:
+        low, high = min(error.low for error in deep.values()), max(error.high for error in deep.values())
+        text = '%d pictures have more than 8 bits a value, from %.9g to %.9g, such as %s: give --range=%.9g,%.9g, say'
+        raise utils.Error(text % (len(deep), low, high, shown(next(iter(deep))), low, high))
+    if bad and not skip_bad:
+        raise utils.Error('%d pictures cannot be read, see above: mend or remove them, or give --skip_bad' % len(bad))
+    for part, items in plan.parts.items():
+        lost = {item.label for item in items} - {item.label for item in items if item.path not in bad}
+        for label in sorted(lost):
+            what = 'of class %r ' % shown(plan.classes[label]) if label >= 0 else ''
+            raise utils.Error('no picture %sin %s can be read' % (what, part))
