@@ -14,17 +14,22 @@ setup(
         'absl-py',  # Command-line flags.
         'easydict',  # Results with named fields, as in the published code.
         'numpy',
+        'filelock',  # Two downloads of one archive take turns.
         'tqdm',  # Progress bars.
         'tensorboard',  # Reads the event files back, and shows them.
         'pillow',  # Decodes and encodes pictures outside the graph.
         'scikit-learn',  # The bundled digits dataset.
-        'scipy',  # Reads SVHN's .mat files.
+        'scipy',  # Reads SVHN's .mat files; Student's t of scripts/report.py.
     ],
     extras_require={
         'gpu': ['tensorflow[and-cuda]>=2.18'],  # The CUDA libraries that TensorFlow's own wheel is built for.
-        'report': ['matplotlib'],  # The pictures of scripts/report.py.
+        'report': [
+            'matplotlib',  # The pictures of scripts/report.py.
+            'pandas',  # Its tables: runs grouped by row and split.
+        ],
         'test': [
             'matplotlib',  # See report.
+            'pandas',  # See report.
             'pytest',
             'pytest-timeout',  # A test that hangs fails, and says where.
             'pytest-xdist',  # Tests on several cores.

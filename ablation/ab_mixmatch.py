@@ -96,9 +96,8 @@ class AblationMixMatch(models.MultiModel):
         # Mix: labelled and unlabelled images, and their labels, as the mode says.
         with tf.name_scope('mixup'):
             mix = layers.MixMode(mixmode)
-            xy, labels = mix(
-                [x] + views, [label_x] + [label_y] * nu, [beta, beta], self.keys('mixup')
-            )  # (1 + nu) * [B, ...]
+            images, labels = [x] + views, [label_x] + [label_y] * nu  # (1 + nu) * [B, ...]
+            xy, labels = mix(images, labels, [beta, beta], self.keys('mixup'))  # (1 + nu) * [B, ...]
 
         # Interleave and classify: every batch is a mixture, and is normalised by its own statistics.
         with tf.name_scope('interleave'):
@@ -143,6 +142,13 @@ class AblationMixMatch(models.MultiModel):
     def augment(self, *args, **kwargs):
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
+    def remedy(self):
+        """See train.Model.remedy: a smaller lr or w_match, whichever is further above its default."""
+        above = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
+        if above['w_match'] > max(1, above['lr']):
+            return '--w_match=%g' % PARAMS['w_match'].default
+        return super().remedy()
+
     @staticmethod
     def flop(shape, batch, nu, arch, nclass, scales, filters, repeat, **_):
         """Returns the floating-point operations of an update; a backward pass counts twice."""
@@ -186,19 +192,25 @@ def run(**given):
     train_dir = os.path.join(utils.expand(o.train_dir), str(split))
     chosen = dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
     saved = runs.Run(AblationMixMatch.run_dir(train_dir, o.seed, precision=o.precision, **chosen, **params))
+    saved.check_name()
     if o.eval_ckpt:
         o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
     elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
+        data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (saved.folder, o.train_kimg))
         return
+    else:
+        checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)  # Raises what is wrong, before the data is read.
     xla = saved.args.get('xla') if o.xla is None else o.xla  # As the run began, or as asked for.
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
     machine = hardware.choose(AblationMixMatch.flop(family.shape, **params), updates, xla)
     print('Reading %s' % split, flush=True)
-    dataset = data_pair.read_dataset(split, data_dir, seed=o.seed or 0, **chosen)
+    dataset = data_pair.read_dataset(split, data_dir, seed=o.seed or 0, needs_unlabeled=o.w_match > 0, **chosen)
     model = AblationMixMatch(train_dir, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
     model.config.log_device_placement = o.log_device_placement
     if o.eval_ckpt:
+        source = runs.Run(os.path.dirname(os.path.dirname(os.path.abspath(o.eval_ckpt))))
+        dataset.check_identity(source.args, source.folder)
         model.eval_checkpoint(o.eval_ckpt)
     else:
         model.train(train_nimg, o.report_kimg << 10, o.save_kimg << 10, o.keep_ckpt, o.init_ckpt)

@@ -79,13 +79,18 @@ def download(archive, folder, verify=True):
 
 @contextlib.contextmanager
 def locked(path):
-    """Holds the lock file `path`, which other processes wait for meanwhile; it is removed in the end."""
+    """Holds the lock file `path`, which other processes wait for meanwhile; it is removed in the end.
+
+    Where the file system has no locks, a line on stderr says so, and nothing is locked.
+    """
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         print('Waiting for another process, which holds %s' % path, file=sys.stderr)
         lock.acquire()
+    except OSError as error:
+        print('Warning: %s (%s): let no other process download there' % (path, error.strerror), file=sys.stderr)
     try:
         yield
     finally:

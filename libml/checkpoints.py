@@ -6,9 +6,9 @@ prefix, which is what these functions take and return.
 
 import contextlib
 import errno
-import glob
 import os
 import re
+import sys
 import tempfile
 
 import tensorflow.compat.v1 as tf
@@ -21,6 +21,11 @@ PATTERN = re.compile(re.escape(NAME) + r'-(\d+)\.index')
 ASIDE = 'damaged-'  # Before the name of a damaged checkpoint's files.
 UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
 CHUNK = 1 << 22  # Bytes read at a time.
+# What TensorFlow's reader says of damage: a checksum, or a file that is cut or missing.
+DAMAGE = re.compile('checksum|sstable|corrupt|truncated|less bytes than requested|No such file', re.IGNORECASE)
+SYSTEM = [os.strerror(number) for number in errno.errorcode if number != errno.ENOENT]  # What it says of anything else.
+FAILURES = (tf.errors.OpError, ValueError, LookupError, RuntimeError)  # Of the reader; a cut file is an IndexError.
+UNUSUAL = re.compile(r'[][*?\\\ud800-\udfff]')  # What TensorFlow takes for a pattern, and what is not UTF-8.
 
 
 class Damaged(utils.Error):
@@ -31,8 +36,15 @@ class Damaged(utils.Error):
 
 
 def find(folder):
-    """Returns the prefixes of the checkpoints in a folder, oldest first."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
+    """Returns the prefixes of the checkpoints in a folder, oldest first; [] where there is no such folder.
+
+    Raises:
+        OSError: it cannot be listed. (os.path.isdir would say that it is not there.)
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     found = sorted((int(match[1]), name) for name in names if (match := PATTERN.fullmatch(name)))
     return [os.path.join(folder, name.removesuffix('.index')) for _, name in found]
 
@@ -43,37 +55,54 @@ def step(ckpt):
 
 
 def resolve(path):
-    """Returns the prefix of the checkpoint that a user means.
+    """Returns the prefix of the whole checkpoint that a user means.
 
     Args:
-        path: a prefix; a checkpoint's .index or .data file; or a run's folder, or its tf folder, for the newest one.
+        path: a prefix; one of a checkpoint's files; or a run's folder, or its tf folder, for the newest whole one.
 
     Raises:
-        utils.Error: there is no such checkpoint.
+        utils.Error: there is no such checkpoint, or it is damaged, or it cannot be read.
     """
     path = utils.expand(path)
-    if os.path.isdir(path):
-        found = find(path) or find(os.path.join(path, 'tf'))
-        if not found:
-            raise utils.Error('%s holds no whole checkpoint: name a run, or one of its checkpoints' % path)
-        return found[-1]
-    ckpt = re.sub(r'\.(index|data-\d{5}-of-\d{5})$', '', path)
-    if not os.path.isfile(ckpt + '.index'):
-        raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (path, ckpt))
+    if not os.path.isdir(path):
+        ckpt = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
+        check(ckpt)
+        return ckpt
+    ckpt, damage = newest_whole(path if find(path) else os.path.join(path, 'tf'))
+    for error in damage:
+        print('Warning: an older checkpoint is taken: %s' % error, file=sys.stderr)
+    if not ckpt:
+        raise utils.Error('%s holds no whole checkpoint: name a run, or one of its checkpoints' % path)
     return ckpt
+
+
+def initial(folder, init_ckpt):
+    """Returns the whole checkpoint that a run begins with, '' where it has one of its own or starts afresh.
+
+    Args:
+        folder: of the run's own checkpoints.
+        init_ckpt: see resolve, which says what is raised; '' for none.
+    """
+    return resolve(init_ckpt) if init_ckpt and not find(folder) else ''
 
 
 def files(ckpt):
     """Returns the paths of a checkpoint's files, the index last."""
-    return sorted(glob.glob(glob.escape(ckpt) + '.*'))
+    folder, name = os.path.split(ckpt)
+    names = [file for file in os.listdir(folder or '.') if file.startswith(name + '.')]
+    return [os.path.join(folder, file) for file in sorted(names, key=lambda file: (file == name + '.index', file))]
 
 
 @contextlib.contextmanager
-def plain(ckpt):
-    """Gives a name of a checkpoint that TensorFlow does not take for a pattern, as it takes `[`, `*`, `?` and `\\`."""
-    folder, name = os.path.split(os.path.abspath(ckpt))
-    if not re.search(r'[][*?\\]', folder):
-        yield ckpt
+def plain(path):
+    """Gives a name by which TensorFlow finds a path. It takes `[`, `*`, `?` and `\\` for a pattern, and needs UTF-8.
+
+    Args:
+        path: of a file or folder, or a checkpoint's prefix, whose last part has none of these signs.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    if not UNUSUAL.search(folder):
+        yield os.path.join(folder, name)
         return
     with tempfile.TemporaryDirectory() as place:
         link = os.path.join(place, 'tf')
@@ -89,30 +118,38 @@ def check(ckpt):
 
     Raises:
         Damaged: it is certainly damaged.
-        utils.Error: it cannot be read now; what is in it may be whole.
+        utils.Error: there is none, or it cannot be read now; what is in it may be whole.
     """
-    if not os.path.isfile(ckpt + '.index'):
-        raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (ckpt, ckpt))
     for _ in range(2):  # What goes wrong only once is no damage.
         read_through(ckpt)
         error = failure(ckpt)
         if not error:
             return
-    if any(os.strerror(number) in str(error) for number in errno.errorcode if number != errno.ENOENT):
+    if not is_damage(error):
         raise unreadable(ckpt, error) from error
     raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, utils.reason(error))) from error
 
 
 def read_through(ckpt):
     """Reads the bytes of a checkpoint's files. TensorFlow's reader does not tell damage from a disk that fails."""
-    for path in files(ckpt):
-        try:
-            with open(path, 'rb', buffering=0) as file:
-                position = 0
-                while chunk := os.pread(file.fileno(), CHUNK, position):
-                    position += len(chunk)
-        except OSError as error:
-            raise unreadable(ckpt, error) from error
+    try:
+        paths = files(ckpt)
+        for path in paths:
+            read_bytes(path)
+    except (FileNotFoundError, NotADirectoryError):
+        paths = []
+    except OSError as error:
+        raise unreadable(ckpt, error) from error
+    if ckpt + '.index' not in paths:
+        raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (ckpt, ckpt))
+
+
+def read_bytes(path):
+    """Reads a file, and keeps nothing of it."""
+    with utils.naming(path), open(path, 'rb', buffering=0) as file:
+        position = 0
+        while chunk := os.pread(file.fileno(), CHUNK, position):
+            position += len(chunk)
 
 
 def failure(ckpt):
@@ -122,15 +159,21 @@ def failure(ckpt):
             reader = tf.train.load_checkpoint(path)
             for name in reader.get_variable_to_shape_map():
                 reader.get_tensor(name)
-    except (tf.errors.OpError, ValueError, LookupError, RuntimeError) as error:  # A cut file is an IndexError.
+    except FAILURES as error:
         return error
     return None
+
+
+def is_damage(error):
+    """Returns whether an exception of TensorFlow's reader says that a file is cut, missing or otherwise changed."""
+    text = str(error)
+    return bool(DAMAGE.search(text)) and not any(words in text for words in SYSTEM)
 
 
 def unreadable(ckpt, error):
     """Returns the utils.Error of a checkpoint that cannot be read, though it may be whole."""
     return utils.Error(
-        '%s cannot be read (%s): nothing was changed; once it can, the same command goes on from it'
+        '%s cannot be read (%s). It may be whole, so nothing was changed: run the same command when it can be read'
         % (ckpt, utils.reason(error))
     )
 
@@ -151,18 +194,55 @@ def newest_whole(folder):
     return None, damage
 
 
+@contextlib.contextmanager
+def reader(ckpt):
+    """Gives TensorFlow's reader of a checkpoint that `check` found whole; raises utils.Error where it fails now."""
+    with plain(ckpt) as path, whole(ckpt):
+        yield tf.train.load_checkpoint(path)
+
+
+@contextlib.contextmanager
+def whole(ckpt):
+    """Turns what TensorFlow raises on reading a checkpoint that was found whole into utils.Error."""
+    try:
+        yield
+    except FAILURES as error:
+        raise unreadable(ckpt, error) from error
+
+
+def find_whole(path):
+    """Returns the prefix of the whole checkpoint that a user means; of a folder, the newest one.
+
+    Damaged newer checkpoints of a folder are passed over, and told of on stderr.
+
+    Args:
+        path: see `resolve`.
+
+    Raises:
+        utils.Error: there is no whole checkpoint there, or it cannot be read.
+    """
+    ckpt = resolve(path)
+    if not os.path.isdir(utils.expand(path)):
+        check(ckpt)
+        return ckpt
+    found, damage = newest_whole(os.path.dirname(ckpt))
+    for error in damage:
+        print('Passing over a damaged checkpoint: %s' % error, file=sys.stderr)
+    if not found:
+        raise utils.Error('%s holds no whole checkpoint: all of them are damaged' % path)
+    return found
+
+
 def read(ckpt):
     """Returns what a whole checkpoint holds, {variable name: array}."""
-    with plain(ckpt) as path:
-        reader = tf.train.load_checkpoint(path)
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    with reader(ckpt) as file:
+        return {name: file.get_tensor(name) for name in file.get_variable_to_shape_map()}
 
 
 def check_fits(ckpt, variables):
     """Raises utils.Error where a whole checkpoint lacks a variable, or has it in another shape or type."""
-    with plain(ckpt) as path:
-        reader = tf.train.load_checkpoint(path)
-    shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    with reader(ckpt) as file:
+        shapes, types = file.get_variable_to_shape_map(), file.get_variable_to_dtype_map()
     for variable in variables:
         name, needed = variable.op.name, '%s %s' % (variable.dtype.base_dtype.name, variable.shape)
         held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
@@ -189,7 +269,7 @@ class Checkpoints:
     def restore(self, session, ckpt):
         """Takes all variables from a whole checkpoint; raises utils.Error where it does not fit."""
         check_fits(ckpt, self.variables)
-        with plain(ckpt) as path:
+        with plain(ckpt) as path, whole(ckpt):
             self.saver.restore(session, path)
         self.last = ckpt
 
@@ -207,14 +287,18 @@ class Checkpoints:
             print('Going on without a damaged checkpoint, which is kept as %s*: %s' % (ASIDE, error))
         if not ckpt and init_ckpt:
             ckpt = resolve(init_ckpt)
-            check(ckpt)
         if ckpt:
             self.restore(session, ckpt)
             print('Going on from %s' % ckpt)
 
+    @property
+    def is_own(self):
+        """Whether the variables were last restored from, or saved to, a checkpoint of this folder."""
+        return os.path.dirname(self.last) == self.folder
+
     def note(self):
-        """Returns what was saved beside the checkpoint that was restored last; None where nothing was."""
-        return utils.read_json(self.last + NOTE, default=None) if self.last else None
+        """Returns what was saved beside the folder's checkpoint that was restored; None where nothing was."""
+        return utils.read_json(self.last + NOTE, default=None) if self.is_own else None
 
     def save(self, session, at, keep, note):
         """Writes the checkpoint of a step and removes the oldest ones over `keep`.
@@ -244,7 +328,7 @@ class Checkpoints:
 def put_aside(ckpt):
     """Renames the files of a damaged checkpoint, the index last, so that nothing finds or overwrites them."""
     folder, name = os.path.split(ckpt)
-    number = len(glob.glob(os.path.join(glob.escape(folder), '%s*%s.index' % (ASIDE, name))))
+    number = sum(file.startswith(ASIDE) and file.endswith(name + '.index') for file in os.listdir(folder))
     for path in files(ckpt):
         aside = '%s%s%s' % (ASIDE, '%d-' % number if number else '', os.path.basename(path))
         os.replace(path, os.path.join(folder, aside))

@@ -17,6 +17,8 @@ from libml import records, utils
 SETS = ('labeled', 'unlabeled', 'valid', 'test')  # The names of the four sets of images, everywhere.
 TRAINING = dict(labeled=0, unlabeled=1)  # The sets that are streamed, and the numbers of their streams.
 MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; larger files are read as they are used.
+# Batches that one call of Python draws, and their bytes at most: for small networks, a call costs a part of an update.
+CHUNK, CHUNK_BYTES = 64, 4 << 20
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
 SMALL = 4096  # Permutations up to this length are quicker to draw again than worth keeping.
 
@@ -142,11 +144,15 @@ def stream(images, batch, seed, stream_id, start=0):
             'other --p_unlabeled, or --w_match=0, which needs no unlabelled images'
         )
 
-    def draw(position):
-        indices = order(position + np.arange(batch), len(images), seed, stream_id)
-        return images.gather(indices), images.labels[indices]
+    size = batch * max(1, min(CHUNK, CHUNK_BYTES // (batch * int(np.prod(images.shape)))))
 
-    return _batches(tf.data.Dataset.range(start, sys.maxsize, batch), draw, batch, images.shape)
+    def draw(position):
+        indices = order(position + np.arange(size), len(images), seed, stream_id)
+        pixels, labels = images.gather(indices), images.labels[indices]
+        return pixels.reshape(-1, batch, *images.shape), labels.reshape(-1, batch)
+
+    chunks = tf.data.Dataset.range(start, sys.maxsize - size, size)  # Whole chunks: `order` adds up to `size`.
+    return _arrays(chunks, draw, [size // batch, batch], images.shape).prefetch(1).unbatch()
 
 
 def once(images, batch):
@@ -156,7 +162,7 @@ def once(images, batch):
         indices = np.arange(start, min(start + batch, len(images)))
         return images.gather(indices), images.labels[indices]
 
-    return _batches(tf.data.Dataset.range(0, len(images), batch), draw, None, images.shape)
+    return _arrays(tf.data.Dataset.range(0, len(images), batch), draw, [None], images.shape).prefetch(2)
 
 
 def equal_batches(sets, limit):
@@ -180,17 +186,17 @@ def equal_batches(sets, limit):
         )
 
 
-def _batches(positions, draw, batch, shape):
-    """Returns the Dataset of what a Python function makes of each position: images and labels, two ahead of time."""
+def _arrays(positions, draw, count, shape):
+    """Returns the Dataset of what a Python function makes of each position: images [*count, *shape], labels count."""
 
     @tf.autograph.experimental.do_not_convert
     def call(position):
         image, label = tf.numpy_function(draw, [position], [tf.uint8, tf.int32])
-        return {'image': tf.ensure_shape(image, [batch, *shape]), 'label': tf.ensure_shape(label, [batch])}
+        return {'image': tf.ensure_shape(image, [*count, *shape]), 'label': tf.ensure_shape(label, count)}
 
     options = tf.data.Options()
     options.autotune.enabled = False  # Nothing here is tuned, and a session would wait for the tuner when it is closed.
-    return positions.map(call).prefetch(2).with_options(options)
+    return positions.map(call).with_options(options)
 
 
 # --- Augmentation ---
@@ -333,6 +339,12 @@ class Family:
         return self.classes or tuple(map(str, range(self.nclass)))
 
 
+def other_data(run, name, parts):
+    """Returns the utils.Error of a run that began with other data than its dataset holds now."""
+    text = '%s was trained on other data than %s holds now (%s): give this data another --train_dir'
+    return utils.Error(text % (run, name, parts))
+
+
 class DataSet:
     """The four sets of images of a semi-supervised experiment.
 
@@ -361,6 +373,23 @@ class DataSet:
         if whiten:
             self.mean, self.std = mean_std(sets['labeled'], sets['unlabeled'])
         self._seed = seed
+
+    def identity(self):
+        """Returns what args.json keeps of the data: fingerprints, classes, and how images are normalised."""
+        found = {'data': self.fingerprints, 'classes': list(self.family.classes)}
+        if self.whiten:
+            found.update(mean=self.mean.tolist(), std=self.std.tolist())
+        return found
+
+    def check_identity(self, args, run):
+        """Raises utils.Error where a run began with other data; args: its args.json. Older runs do not say so."""
+        before = args.get('data') or {}
+        changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
+        if changed:
+            raise other_data(run, self.name, ', '.join(changed))
+        if args.get('classes', list(self.family.classes)) != list(self.family.classes):
+            text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
+            raise utils.Error(text % (run, ', '.join(args['classes']), self.name))
 
     def stream(self, name, batch, seed, start=0):
         """Returns the endless shuffled batches of the training images `labeled` or `unlabeled`, see `stream` above."""

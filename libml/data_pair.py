@@ -11,7 +11,10 @@ import json
 import math
 import os
 import re
+import sys
 import unicodedata
+
+import numpy as np
 
 from libml import data, records, utils
 from libml.data import Family
@@ -56,8 +59,13 @@ class Split:
     size: int
     valid: int
 
+    @property
+    def stem(self):
+        """The name of the split's files."""
+        return '%s.%d@%d' % (self.name, self.seed, self.size)
+
     def __str__(self):
-        return '%s.%d@%d-%d' % (self.name, self.seed, self.size, self.valid)
+        return '%s-%d' % (self.stem, self.valid)
 
 
 def parse(text):
@@ -145,14 +153,27 @@ def find_family(data_dir, name):
     Raises:
         utils.Error: it is unknown, or its .json is damaged.
     """
-    if name in FAMILIES:
-        return FAMILIES[name]
-    path = family_file(data_dir, name)
-    if re.fullmatch(NAME, name) and os.path.isfile(path):
-        return read_family(path)
+    if family := known_family(data_dir, name):
+        return family
+    if re.fullmatch(NAME, name) and os.path.isfile(record_file(data_dir, name, 'train')):
+        raise utils.Error('unknown dataset %r: %s' % (name, description_hint(name)))
     splits = ', '.join(installed_splits(data_dir)) or 'none'
     known = ', '.join(known_names(data_dir))
     raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, splits))
+
+
+def known_family(data_dir, name):
+    """Returns the Family of a name, None where it is unknown; errors as of read_family."""
+    path = family_file(data_dir, name)
+    if name not in FAMILIES and re.fullmatch(NAME, name) and os.path.isfile(path):
+        return read_family(path)
+    return FAMILIES.get(name)
+
+
+def description_hint(name):
+    """Returns how record files of the user's own become a dataset, as one line."""
+    text = 'training knows your own record files once %s.json describes them: `python scripts/describe_dataset.py %s`'
+    return (text + ' reads %s-train.tfrecord and writes it') % (name, name, name)
 
 
 def read_family(path):
@@ -164,14 +185,14 @@ def read_family(path):
     try:
         with open(path, encoding='utf-8') as f:
             found = json.load(f)
-        return _checked(Family(**found))
+        return check_family(Family(**found))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         text = '%s does not describe a dataset (%s): make the dataset again'
         raise utils.Error(text % (path, utils.reason(error))) from error
 
 
-def _checked(family):
-    """Returns a Family read from JSON, its lists as tuples; raises ValueError or TypeError where it cannot be."""
+def check_family(family):
+    """Returns a Family, its lists as tuples, or raises ValueError or TypeError where it says what cannot be."""
     numbers = (family.height, family.width, family.colors, family.nclass, family.shift)
     if not all(type(x) is int for x in numbers) or type(family.mirror) is not bool:
         raise TypeError('a number or truth value is of another type')
@@ -202,8 +223,25 @@ def check_classes(names):
         raise ValueError('two classes have the same name')
 
 
+def check_gaps(name, labels, nclass):
+    """Raises utils.Error unless each of nclass classes has a record, by the int [n] labels of what `name` names."""
+    found = np.unique(labels[labels >= 0])
+    missing = np.flatnonzero(found != np.arange(len(found)))
+    if len(missing) or len(found) < nclass:
+        lowest = missing[0] if len(missing) else len(found)
+        raise utils.Error('%s has no record of class %d of %d' % (name, lowest, nclass))
+
+
 def write_family(path, family):
-    """Writes what read_family reads."""
+    """Writes what read_family reads.
+
+    Raises:
+        utils.Error: the Family says what cannot be.
+    """
+    try:
+        check_family(family)
+    except (ValueError, TypeError) as error:
+        raise utils.Error('the dataset cannot be described: %s' % error) from error
     fields = {key: value for key, value in dataclasses.asdict(family).items() if key != 'source'}
     with open(path, 'w', encoding='utf-8') as f:
         json.dump(fields, f, indent=2)
@@ -212,11 +250,15 @@ def write_family(path, family):
 # --- Reading a dataset ---
 
 
+def split_command(name, seed, size):
+    """Returns the command that makes a split."""
+    return 'python scripts/create_split.py --seed=%d --size=%d %s' % (seed, size, name)
+
+
 def install_hint(name, seed, size):
     """Returns the two commands that install a split, as one line."""
     source = name if name in FAMILIES else '--from_folder PICTURES --name ' + name
-    split = 'python scripts/create_split.py --seed=%d --size=%d %s' % (seed, size, name)
-    return '`python scripts/create_datasets.py %s` and then `%s`' % (source, split)
+    return '`python scripts/create_datasets.py %s` and then `%s`' % (source, split_command(name, seed, size))
 
 
 def read_map(path):
@@ -228,7 +270,7 @@ def read_map(path):
     try:
         with open(path, encoding='utf-8') as f:
             found = json.load(f)
-        _ = len(found['label']), len(found['unlabel'])
+        _ = len(found['label']), len(found['unlabel']), dict(found.get('source', {}))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise utils.Error('%s is not the map of a split (%s): make the split again' % (path, error)) from error
     return found
@@ -242,6 +284,29 @@ def check_counts(path, found, nlabel, nunlabel, size):
         raise utils.Error(text % (path, *counts, nlabel, nunlabel))
 
 
+def check_source(split, family, data_dir, source, test):
+    """Raises utils.Error where a split was made from other record files than those that are on disk.
+
+    Args:
+        split: Split. family: its Family.
+        data_dir: folder of the datasets.
+        source: dict from file names to fingerprints, of the split's map.
+        test: records.RecordFile of the test set.
+    """
+    parts = [os.path.basename(path) for path in train_files(data_dir, split.name)]
+    if split.name not in FAMILIES and parts[0] in source:  # A part that came later changes the split as well.
+        source = {**dict.fromkeys(parts), **source}
+    for name, fingerprint in source.items():
+        path = os.path.join(data_dir, os.path.basename(name))
+        if os.path.isfile(path):
+            file = test if path == test.path else records.RecordFile(path)
+            if file.fingerprint != fingerprint:
+                text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
+                files = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
+                command = split_command(split.name, split.seed, split.size)
+                raise utils.Error(text % (split.stem, name, data_dir, ', '.join(files), command))
+
+
 def open_split(split, data_dir):
     """Opens the record files of a split.
 
@@ -253,8 +318,9 @@ def open_split(split, data_dir):
         dict(label, unlabel, test) of records.RecordFile.
 
     Raises:
-        utils.Error: the split is not installed, or damaged.
+        utils.Error: the split is not installed or damaged, or was made from other record files than those on disk.
     """
+    family = find_family(data_dir, split.name)
     label, unlabel, map_file = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
     test = record_file(data_dir, split.name, 'test')
     missing = [path for path in (label, unlabel, map_file, test) if not os.path.isfile(path)]
@@ -268,11 +334,28 @@ def open_split(split, data_dir):
         test=records.RecordFile(test),
     )
     check_counts(map_file, found, len(files['label']), len(files['unlabel']), split.size)
+    check_source(split, family, data_dir, found.get('source', {}), files['test'])
     return files
 
 
-def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
-    """Reads a dataset.
+def check_unchanged(split, data_dir, fingerprints, run):
+    """Raises utils.Error where a run began with other files of a split than are on disk; missing ones do not count.
+
+    Args:
+        split: Split.
+        data_dir: folder of the datasets.
+        fingerprints: dict(label, unlabel, test) of the run's args.json; None: an older run.
+        run: the run's folder.
+    """
+    label, unlabel, _ = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
+    files = dict(label=label, unlabel=unlabel, test=record_file(data_dir, split.name, 'test'))
+    for part, fingerprint in (fingerprints or {}).items():
+        if os.path.isfile(files[part]) and records.RecordFile(files[part], empty=True).fingerprint != fingerprint:
+            raise data.other_data(run, split, part)
+
+
+def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, needs_unlabeled=True):
+    """Reads a dataset. What may not be meant is said on stderr, a line each.
 
     Args:
         split: Split.
@@ -280,6 +363,8 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
         whiten: see data.DataSet.
         p_unlabeled: text, the weights of the classes among the unlabelled images; '': keep all.
         seed: int, of the shuffling and augmentation in the properties of data.DataSet.
+        needs_unlabeled: False where the unlabelled loss has no weight. Then, if no unlabelled images are left, the
+            labelled ones are in the set `unlabeled` as well. Otherwise that set stays empty: to stream it is an error.
 
     Returns:
         data.DataSet.
@@ -296,16 +381,69 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0):
         raise utils.Error(text % (split, split.valid, len(files['unlabel'])))
 
     load = functools.partial(data.load, nclass=family.nclass, shape=family.shape)
-    rest = load(files['unlabel'], unlabeled='unlabeled' in family.parts)
-    valid, unlabeled = rest.select(slice(split.valid)), rest.select(slice(split.valid, None))
-    if len(valid) and valid.labels.min() < 0:
-        classless = int((rest.labels < 0).argmax())
-        raise utils.Error('%s: only the first %d images left can validate, the next has no class' % (split, classless))
+    labeled, rest = load(files['label']), load(files['unlabel'], unlabeled='unlabeled' in family.parts)
+    warn_of_classes(split, labeled.labels, family.names)
+    valid, unlabeled = set_aside(split, labeled, rest)
     if weights is not None:
         unlabeled = data.thin(unlabeled, weights)
-    sets = dict(labeled=load(files['label']), unlabeled=unlabeled, valid=valid, test=load(files['test']))
+    if not needs_unlabeled and not len(unlabeled):
+        warn('%s: no unlabelled images are left, and the labelled ones take their place' % split)
+        unlabeled = labeled
+    sets = dict(labeled=labeled, unlabeled=unlabeled, valid=valid, test=load(files['test']))
     fingerprints = {part: file.fingerprint for part, file in files.items()}
     return data.DataSet(str(split), family, sets, whiten, p_unlabeled, seed, fingerprints)
+
+
+def set_aside(split, labeled, rest):
+    """Sets the validation images aside.
+
+    Args:
+        split: Split.
+        labeled, rest: data.Images of the split's two files.
+
+    Returns:
+        data.Images for validation, the first ones of `rest`, and the unlabelled ones: the others, without those that
+        share a group with a validation image.
+
+    Raises:
+        utils.Error: a validation image shares a group with a labelled one.
+    """
+    valid, unlabeled = rest.select(slice(split.valid)), rest.select(slice(split.valid, None))
+    shared = np.isin(valid.groups, labeled.groups) & (valid.groups != records.NO_GROUP)
+    if shared.any():
+        text = '%s: only the first %d images left share no group with a labelled one: at most so many can validate'
+        raise utils.Error(text % (split, shared.argmax()))
+    outside = ~np.isin(unlabeled.groups, valid.groups) | (unlabeled.groups == records.NO_GROUP)
+    if not outside.all():
+        text = '%s: %d unlabelled images are left out, as they share a group with a validation image'
+        warn(text % (split, np.count_nonzero(~outside)))
+        unlabeled = unlabeled.select(np.flatnonzero(outside))
+    classless = np.count_nonzero(valid.labels == records.NO_CLASS)
+    if classless:
+        text = '%s: %d of the %d validation images have no class: validation accuracy is that of the others'
+        text += ', nan as there are none' if classless == len(valid) else ''
+        warn(text % (split, classless, len(valid)))
+    return valid, unlabeled
+
+
+def warn_of_classes(split, labels, names):
+    """Says on stderr which classes have no labelled picture: they cannot be learned.
+
+    Args:
+        split: what to call it.
+        labels: int [n], classes of the labelled pictures.
+        names: the names of all classes.
+    """
+    without = [name for label, name in enumerate(names) if not np.any(labels == label)]
+    if without:
+        some = ', '.join(without[:8]) + (', ...' if len(without) > 8 else '')
+        text = '%s: %d of %d classes have no labelled picture, so they cannot be learned: %s'
+        warn(text % (split, len(without), len(names), some))
+
+
+def warn(text):
+    """Prints a line on stderr."""
+    print('Warning: %s' % text, file=sys.stderr, flush=True)
 
 
 class Registry:

@@ -30,7 +30,7 @@ PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'vali
 BATCH = 256  # Pictures encoded at a time, at most.
 LISTED = 20  # Lines of a list of what is wrong.
 
-BESIDE_LAYOUT = 'beside train, in a folder that is no part of the layout'
+BESIDE_LAYOUT = 'beside train, in no folder of the layout'
 BESIDE_CLASSES = 'beside the class folders'
 UNREADABLE = 'cannot be read'
 OF_TEST_GROUPS = 'without a class, of a group that is in test'
@@ -589,7 +589,7 @@ def _examples(items, images, shape, bad, groups):
         good = [(item, image) for item, image in batch if item.path not in bad]
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
         for png, (item, _) in zip(pngs, good, strict=True):
-            yield records.serialize(png, item.label, groups.get(item.path))
+            yield records.serialize(png, item.label, groups.get(item.path, records.NO_GROUP))
 
 
 def _check_bad(plan, bad, skip_bad):

@@ -60,6 +60,7 @@ def below(low, high):
     return 'at least %g and below %g' % (low, high), lambda value: low <= value < high
 
 
+flags.disclaim_key_flags()  # --help lists what a script defines here as the script's own.
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 

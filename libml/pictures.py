@@ -16,7 +16,7 @@ import threading
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from libml import utils
 
@@ -95,7 +95,8 @@ def _files(folder, within, above, reason):
 
 def folders(folder):
     """Returns the names of the folders in a folder that `listed` looks into, sorted."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _named(entry.name))
+    entries = [entry for entry in os.scandir(folder) if not _named(entry.name)]
+    return sorted(entry.name for entry in entries if stat.S_ISDIR(_mode(entry) or 0))
 
 
 def _named(name):
@@ -206,20 +207,36 @@ def _said(error, max_megapixels):
 def _converted(source, size, colors, range):
     mode = {1: 'L', 3: 'RGB'}[colors]
     with _opened(source) as image:
-        rough = 2 * max(size)
-        if min(image.size) >= 2 * rough:
-            image.draft(mode if mode == 'L' else None, (rough, rough))
+        whole = _draft(image, 2 * max(size), mode)
         with _LARGE if image.width * image.height > LARGE else contextlib.nullcontext():
             pixels = _eight_bits(source, image, range)
             turn = _turn(image)
-            small = fit(_opaque(pixels).convert(mode), size[::-1] if turn in TURNS and turn >= 5 else size)
+            small = fit(_opaque(pixels).convert(mode), size[::-1] if turn in TURNS and turn >= 5 else size, whole)
     small = small.transpose(TURNS[turn]) if turn in TURNS else small
     return np.asarray(small, np.uint8).reshape(*size, colors)
 
 
-def fit(image, size, method=Image.Resampling.LANCZOS):
-    """Returns a PIL.Image cropped to the aspect of size = (height, width), at its centre, and resized to it."""
-    return ImageOps.fit(image, (size[1], size[0]), method)
+def _draft(image, side, mode):
+    """Lets a JPEG that is far larger than `side` be decoded at a reduced scale, not below it.
+
+    Returns:
+        (left, top, right, bottom): where the picture lies in what will be decoded; None: all over it.
+    """
+    if min(image.size) < 2 * side:
+        return None
+    drafted = image.draft(mode if mode == 'L' else None, (side, side))
+    return drafted and drafted[1]  # Its last column and row may be decoded from padding in part.
+
+
+def fit(image, size, whole=None, method=Image.Resampling.LANCZOS):
+    """Returns a PIL.Image cropped to the aspect of size = (height, width), at its centre, and resized to it.
+
+    `whole`: (left, top, right, bottom) of what is taken for the whole picture; None: all of it.
+    """
+    left, top, right, bottom = whole or (0, 0, *image.size)
+    scale = min((right - left) / size[1], (bottom - top) / size[0])
+    x, y = max(0, right - left - scale * size[1]) / 2, max(0, bottom - top - scale * size[0]) / 2
+    return image.resize((size[1], size[0]), method, (left + x, top + y, right - x, bottom - y))
 
 
 def _opened(source):

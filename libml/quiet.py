@@ -23,6 +23,20 @@ def muted():
         os.close(null)
 
 
+def open_closed_streams():
+    """Opens /dev/null in place of each standard stream that was closed before Python started, as by `2>&-`.
+
+    The next files that are opened would get the streams' numbers, and what C++ code prints would go into them.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # Gets the lowest number that is free: this one.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, 'w' if number else 'r', closefd=False))  # noqa: SIM115
+
+
 @contextlib.contextmanager
 def environment(**values):
     """Sets environment variables inside, except those that are set already."""
@@ -40,6 +54,7 @@ def import_tensorflow():
 
     Ctrl-C during the import, which takes seconds, ends the process with one line and exit code 130.
     """
+    open_closed_streams()
     try:
         # The first variable silences XLA's start-up message; the second leaves Keras out, which takes half the time.
         with environment(TF_CPP_MIN_LOG_LEVEL='1', TF_USE_LEGACY_KERAS='1'), muted():

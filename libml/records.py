@@ -26,6 +26,7 @@ from libml import utils
 MAX_SIDE = 4096  # Pixels. An image beyond this is damage or a decompression bomb: no dataset here comes near.
 BATCH_BYTES = 1 << 24  # Decoded bytes handled at a time: large enough to be fast, small enough not to be noticed.
 DECODED = 128  # PNGs that one run of a graph decodes, an op for each: a loop in the graph would take twice as long.
+AHEAD = 4 << 20  # Bytes: a file that is not in memory is walked five times as fast as with single requests.
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 PNG_COLORS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # By PNG's color type: grey, RGB, palette, grey + alpha, RGB + alpha.
 NO_CLASS = -1  # The label of a record without a class.
@@ -368,9 +369,12 @@ class RecordFile:
 
 def _walk(file, size):
     """Returns RecordFile's `begin` and `fingerprint` of a file descriptor; a wrong length ends the walk beyond size."""
-    begin, digest = [0], hashlib.sha256()
+    begin, digest, ahead = [0], hashlib.sha256(), 0
     length = os.pread(file, 8, 0)
     while begin[-1] + 16 <= size:
+        if begin[-1] >= ahead and hasattr(os, 'posix_fadvise'):  # The disk reads on, for the walk and what follows.
+            os.posix_fadvise(file, begin[-1], 2 * AHEAD, os.POSIX_FADV_WILLNEED)
+            ahead = begin[-1] + AHEAD
         end = begin[-1] + 16 + int.from_bytes(length, 'little')
         begin.append(min(end, NO_POSITION))
         if end <= size:

@@ -24,7 +24,8 @@ from libml import checkpoints, utils
 LAST = (1, 10, 20, 50)
 # Arguments that may change when a run goes on.
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt', 'xla', 'devices')
-NOT_HPARAMS = (*FREE_ARGS, 'data', 'classes')  # Arguments that TensorBoard's HPARAMS page does not show.
+DATA_ARGS = ('data', 'classes', 'mean', 'std')  # Arguments that say which data a run began with.
+NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # Arguments that TensorBoard's HPARAMS page does not show.
 MAX_NAME = 255  # Bytes of a folder's name that file systems allow.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
@@ -55,17 +56,14 @@ class Run:
             return {}
         seed = args.get('seed', 0)
         if type(seed) is not int or not 0 <= seed < 2**32:
-            raise utils.Error('%s is damaged: seed=%r is no number from 0 to 2^32 - 1' % (self.args_file, seed))
+            text = '%s is damaged: seed=%r is no number from 0 to 2^32 - 1. Mend it, or take another --train_dir'
+            raise utils.Error(text % (self.args_file, seed))
         return {'precision': 'float32', **args} if args else {}  # Older runs do not say so.
 
     def check_args(self, args):
         """Raises utils.Error where the folder holds a run with other arguments."""
         for name, value in self.args.items():
-            if name in args and name not in FREE_ARGS and args[name] != value:
-                if name == 'data':
-                    text = '%s was trained on other data than is there now (%s): take another --train_dir'
-                    changed = [part for part in value if value[part] != args[name].get(part)]
-                    raise utils.Error(text % (self.folder, ', '.join(changed)))
+            if name in args and name not in (*FREE_ARGS, *DATA_ARGS) and args[name] != value:
                 text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
                 raise utils.Error(text % (self.folder, name, value, args[name]))
 
@@ -88,28 +86,38 @@ class Run:
             return any(step >= train_nimg for step, _ in accuracies(self.folder))
         return False
 
+    def check_name(self):
+        """Raises utils.Error where the folder's name is longer than file systems allow."""
+        if len(os.fsencode(os.path.basename(self.folder))) > MAX_NAME:
+            text = '%s: the name of this folder is longer than %d bytes: use fewer or shorter arguments'
+            raise utils.Error(text % (self.folder, MAX_NAME))
+
     @contextlib.contextmanager
     def lock(self):
         """Keeps every other process from writing this run; raises utils.Error where one does so already.
 
         (The package filelock does not name the process that holds a lock, and fails where a disk answers ENOLCK.)
         """
-        if len(os.fsencode(os.path.basename(self.folder))) > MAX_NAME:
-            text = '%s: the name of this folder is longer than %d bytes: use fewer or shorter arguments'
-            raise utils.Error(text % (self.folder, MAX_NAME))
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, 'lock')
-        with open(path, 'a+') as file:
-            file.seek(0)
-            owner = file.read().strip()
-            if not try_lock(file, owner):
-                raise utils.Error('%s is being trained by %s' % (self.folder, owner))
-            file.truncate(0)
-            print('process %d on %s' % (os.getpid(), socket.gethostname()), file=file, flush=True)
+        with contextlib.ExitStack() as stack:
+            with utils.naming(path):
+                file = stack.enter_context(open(path, 'ab+', buffering=0))
+                self.take(file)
             try:
                 yield
             finally:
-                file.truncate(0)
+                with contextlib.suppress(OSError):  # The lock ends with the process all the same.
+                    file.truncate(0)
+
+    def take(self, file):
+        """Takes the lock of an open file, and writes who has it; raises utils.Error where another process does."""
+        file.seek(0)
+        owner = file.read().decode(errors='replace').strip()
+        if not try_lock(file, owner):
+            raise utils.Error('%s is being trained by %s' % (self.folder, owner or 'another process'))
+        file.truncate(0)
+        file.write(b'process %d on %s\n' % (os.getpid(), os.fsencode(socket.gethostname())))
 
     def remove_unfinished(self):
         """Removes what a killed or failed process left half-written; the run must be locked."""
@@ -120,7 +128,7 @@ class Run:
 def try_lock(file, owner):
     """Locks an open file for this process; returns whether no other process holds it.
 
-    Where the disk knows no locks, the file's text decides: a living process of this machine holds the lock.
+    Where the disk knows no locks, the file's text decides: a process of this machine that lives holds the lock.
 
     Args:
         file: open for writing.
@@ -137,8 +145,9 @@ def try_lock(file, owner):
                 return False
             if error.errno not in NO_LOCKS:
                 raise
-    print('The disk of %s knows no locks: do not start this run twice' % file.name, file=sys.stderr)
-    match = re.fullmatch(r'process (\d+) on (.*)', owner)
+    text = 'Warning: the disk knows no locks: do not train this run twice at a time, and remove %s if nothing trains it'
+    print(text % file.name, file=sys.stderr)
+    match = re.fullmatch(r'process ([1-9]\d{0,8}) on (.*)', owner)
     return not (match and match[2] == socket.gethostname() and is_running(int(match[1])))
 
 
@@ -175,7 +184,8 @@ class EventLog:
         times = [int(match[1]) + 1 for name in os.listdir(folder) if (match := self.PATTERN.match(name))]
         name = 'events.out.tfevents.%010d.%s' % (max([int(time.time()), *times]), socket.gethostname())
         self.path = os.path.join(folder, name)
-        self.file = tf.io.TFRecordWriter(self.path)
+        with self.writing(), checkpoints.plain(self.path) as path:
+            self.file = tf.io.TFRecordWriter(path)
         self.write(file_version='brain.Event:2')
         self.write(graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
         self.write(step=step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
@@ -188,10 +198,16 @@ class EventLog:
 
     def write(self, **event):
         """Writes the fields of a tf.Event."""
-        try:
+        with self.writing():
             os.stat(self.path)  # The system would go on writing to a file that was removed.
             self.file.write(tf.Event(wall_time=time.time(), **event).SerializeToString())
             self.file.flush()
+
+    @contextlib.contextmanager
+    def writing(self):
+        """Turns what goes wrong on writing the file into utils.Error."""
+        try:
+            yield
         except (tf.errors.OpError, OSError) as error:
             raise checkpoints.unwritten(self.path, error) from error
 
@@ -223,8 +239,9 @@ def damaged_events(run):
     for path in sorted(glob.glob(os.path.join(glob.escape(run), 'tf', 'events.*'))):
         count = 0
         try:
-            for _ in tf.python_io.tf_record_iterator(path):
-                count += 1
+            with checkpoints.plain(path) as name:
+                for _ in tf.python_io.tf_record_iterator(name):
+                    count += 1
         except tf.errors.OpError:
             found.append('%s is damaged after %d records: the rest of it is ignored' % (path, count))
         else:
@@ -236,9 +253,10 @@ def damaged_events(run):
 def accuracies(run):
     """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out."""
     folder = os.path.join(run, 'tf')
-    events = EventAccumulator(folder, size_guidance={'scalars': 0})  # 0: all of them.
-    if os.path.isdir(folder):
-        events.Reload()
+    if not os.path.isdir(folder):
+        return []
+    with checkpoints.plain(folder) as name:
+        events = EventAccumulator(name, size_guidance={'scalars': 0}).Reload()  # 0: all of them.
     if 'accuracy' not in events.Tags()['scalars']:
         return []
     return [(event.step, event.value) for event in events.Scalars('accuracy')]

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import secrets
 import signal
+import sys
 import time
 import types
 
@@ -18,13 +19,17 @@ from libml.options import Option, at_least, between
 
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 OPTIONS = dict(
-    train_dir=Option('./experiments', 'Folder of all runs: this run goes to <train_dir>/<dataset>/<name>.'),
+    train_dir=Option('./experiments', 'Folder of all runs: this run goes to <train_dir>/<dataset>/<name>.', path=True),
     train_kimg=Option(1 << 16, 'Training duration in kimg (1 kimg is 1024 labelled images).', *between(1, 1 << 40)),
     report_kimg=Option(64, 'Report period in kimg.', *between(1, 1 << 40)),
     save_kimg=Option(64, 'Checkpoint period in kimg.', *between(1, 1 << 40)),
     keep_ckpt=Option(50, 'Checkpoints that are kept.', *at_least(1)),
-    eval_ckpt=Option('', 'Only evaluate this checkpoint: raw, averaged, and both after re-tuning batch norm.'),
-    init_ckpt=Option('', 'Checkpoint that a new run starts from, weights and step, for example to change --lr.'),
+    eval_ckpt=Option(
+        '', 'Only evaluate this checkpoint, or run: raw, averaged, and both after re-tuning batch norm.', path=True
+    ),
+    init_ckpt=Option(
+        '', 'Checkpoint, or run, that a new run starts from, weights and step, for example to change --lr.', path=True
+    ),
     seed=Option(
         None,
         'Fixes every random choice. Default: a new seed for each run.',
@@ -158,6 +163,7 @@ class Model:
         return dict(
             self.params,
             **{'class': type(self).__name__, 'dataset': self.dataset.name, 'seed': self.seed},
+            **self.dataset.identity(),
             whiten=self.dataset.whiten,
             p_unlabeled=self.dataset.p_unlabeled,
             precision=self.precision,
@@ -188,11 +194,20 @@ class Model:
         """
         save_nimg = save_nimg or report_nimg
         args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt)
+        self.run.check_name()
+        self.dataset.check_identity(self.run.args, self.train_dir)
         self.run.check_args(args)
+        if checkpoints.find(self.checkpoint_dir):  # It began long ago.
+            args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
+        if first := checkpoints.initial(self.checkpoint_dir, init_ckpt):
+            checkpoints.check_fits(first, self.checkpoints.variables)  # Before anything is written.
         with self.run.lock(), stop_signals() as self.stopped, self.open_session():
             self.print_start(args)
             means = self.resume(init_ckpt)
             step = int(self.session.run(self.step))
+            if step >= train_nimg and not self.checkpoints.is_own:
+                text = 'Warning: nothing is trained: %s is at %g kimg, and --train_kimg is %g'
+                print(text % (self.checkpoints.last, step / 1024, train_nimg / 1024), file=sys.stderr)
             self.session.run(self.init_input_op)
             self.graph.finalize()
             self.run.remove_unfinished()
@@ -211,7 +226,7 @@ class Model:
     def resume(self, init_ckpt):
         """Takes the variables of the newest whole checkpoint, else of init_ckpt if given; returns the Means."""
         self.checkpoints.resume(self.session, init_ckpt)
-        return Means(self.scalars, self.checkpoints.note())
+        return Means(self.scalars, self.checkpoints.note() if self.checkpoints.is_own else None)
 
     def loop(self, step, periods, keep_ckpt, means, log, bar):
         """Makes updates, checkpoints and reports from `step` on, until the end or until a signal came.
@@ -261,8 +276,7 @@ class Model:
 
     def lacks_report(self, step):
         """Returns whether the run's own checkpoint of a step was saved, but its report not made."""
-        own = os.path.dirname(self.checkpoints.last) == self.checkpoint_dir
-        return own and not any(at == step for at, _ in runs.accuracies(self.train_dir))
+        return self.checkpoints.is_own and not any(at == step for at, _ in runs.accuracies(self.train_dir))
 
     def try_report(self, step, log, bar):
         """Makes the report of a step; returns whether it was made, or a signal came before its end."""
@@ -288,7 +302,8 @@ class Model:
 
     def print_start(self, args):
         """Prints the configuration and the table of variables."""
-        print_table('Configuration', [('train_dir', self.train_dir), *sorted(args.items())])
+        shown = {name: value for name, value in args.items() if name not in runs.DATA_ARGS}
+        print_table('Configuration', [('train_dir', self.train_dir), *sorted(shown.items())])
         variables = [(v.op.name, 'x'.join(map(str, v.shape)), v.shape.num_elements()) for v in utils.model_vars()]
         print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
 
@@ -304,11 +319,15 @@ class Model:
             raise self.diverged('the weights are not finite at step %d' % step)
 
     def diverged(self, what):
-        """Returns the utils.Error that advises to go on from the last good checkpoint with half the learning rate."""
+        """Returns the utils.Error that advises what to change, and to go on from the last good checkpoint."""
         if not self.checkpoints.last:
-            return utils.Error('%s, and there is no checkpoint yet: start with --lr=%g' % (what, self.params.lr / 2))
-        text = '%s; the last good checkpoint is %s: go on from it in a run of its own by --lr=%g --init_ckpt=%s'
-        return utils.Error(text % (what, self.checkpoints.last, self.params.lr / 2, self.checkpoints.last))
+            return utils.Error('%s, and there is no checkpoint yet: start with %s' % (what, self.remedy()))
+        text = '%s; the last good checkpoint is %s: go on from it in a run of its own by %s --init_ckpt=%s'
+        return utils.Error(text % (what, self.checkpoints.last, self.remedy(), self.checkpoints.last))
+
+    def remedy(self):
+        """Returns the flag that is likely to help against a loss that is not finite."""
+        return '--lr=%g' % (self.params.lr / 2)
 
     def report(self, step):
         """Evaluates, prints a line, and returns scalars for TensorBoard; raises Interrupted where a signal came."""
@@ -344,13 +363,16 @@ class Means:
 
     Args:
         names: of the values.
-        state: what `state` returned when an earlier process saved, None for no updates yet.
+        state: what `state` returned when an earlier process saved; anything else, such as None, for no updates yet.
     """
 
     def __init__(self, names, state=None):
         self.names = list(names)
-        self.count, sums = state or (0, [0.0] * len(self.names))
-        self.sums = np.array(sums, np.float64)
+        self.count, self.sums = 0, np.zeros(len(self.names))
+        with contextlib.suppress(TypeError, ValueError):  # What another version saved, or nothing.
+            count, sums = int(state[0]), np.array(state[1], np.float64)
+            if sums.shape == self.sums.shape:
+                self.count, self.sums = count, sums
 
     def add(self, values):
         """Takes in the values of an update, float [n]."""
@@ -475,12 +497,12 @@ class ClassifySemi(Model):
         """Prints the accuracies of a checkpoint: raw and averaged weights, before and after tuning batch norm.
 
         Args:
-            ckpt: path prefix of a checkpoint, such as <run>/tf/model.ckpt-0000065536.
+            ckpt: a checkpoint, see checkpoints.resolve, which says what is raised.
 
         Returns:
             dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
         """
-        checkpoints.check(ckpt)
+        ckpt = checkpoints.resolve(ckpt)
         with self.open_session():
             self.checkpoints.restore(self.session, ckpt)
             self.session.run(self.init_input_op)
@@ -516,10 +538,11 @@ def progress_bar(step, train_nimg):
 
 
 @contextlib.contextmanager
-def stop_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
+def stop_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)):
     """Yields a list to which the names of stop signals are added as they come.
 
-    A second Ctrl-C stops at once. Repeated other signals are ignored: batch systems send them several times.
+    A second Ctrl-C stops at once. Repeated other signals are ignored: batch systems send them several times. SIGHUP,
+    of a terminal that is closed, stays ignored where nohup asked for that.
     """
     stopped = []
 
@@ -527,7 +550,8 @@ def stop_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)):
         stopped.append(signal.Signals(number).name)
         signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
-    previous = {s: signal.signal(s, handler) for s in signals}
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    previous = {s: signal.signal(s, handler) for s in signals if s != signal.SIGHUP or not ignored}
     try:
         yield stopped
     finally:

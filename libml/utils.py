@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import uuid
 
 import tensorflow.compat.v1 as tf
 from absl import app, flags, logging
@@ -21,6 +22,11 @@ def check(name, value, valid, allowed):
     """Raises Error unless a named value is valid; the text says what is allowed."""
     if not valid:
         raise Error('%s=%s is not allowed: it must be %s' % (name, value, allowed))
+
+
+def expand(path):
+    """Returns a path with its leading ~ or ~user replaced by that home; None and '' as they are."""
+    return os.path.expanduser(path) if path else path
 
 
 def run(main):
@@ -62,7 +68,7 @@ class Output:
     """
 
     def __init__(self, stream):
-        self.stream = stream
+        self.stream = stream or nowhere()  # None: it was closed before Python started.
         with contextlib.suppress(AttributeError, ValueError):  # Not every stand-in for a stream can.
             stream.reconfigure(errors='replace')
 
@@ -79,7 +85,7 @@ class Output:
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: the stream is closed.
-            lost, self.stream = self.stream, open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115
+            lost, self.stream = self.stream, nowhere()
             with contextlib.suppress(OSError, ValueError):  # What is left in its buffer would fail again at the exit.
                 os.dup2(self.stream.fileno(), lost.fileno())
             if sys.stderr is not self:
@@ -87,6 +93,11 @@ class Output:
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
+
+
+def nowhere():
+    """Returns a stream that drops what is written."""
+    return open(os.devnull, 'w', encoding='utf-8')
 
 
 def fail(error, code):
@@ -165,10 +176,21 @@ def in_order(*steps):
     return done[0]
 
 
-def read_json(path, default):
-    """Returns what a JSON file holds; default where there is no file, or, with a warning, where it cannot be read."""
+@contextlib.contextmanager
+def naming(path):
+    """Gives an OSError inside the name of the file that it was about; a failed read or write does not know it."""
     try:
-        with open(path) as file:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
+def read_json(path, default):
+    """Returns what a JSON file holds; default where there is no file, or, with a warning, where it is not JSON."""
+    try:
+        with naming(path), open(path, encoding='utf-8') as file:
             return json.load(file)
     except FileNotFoundError:
         return default
@@ -177,12 +199,17 @@ def read_json(path, default):
         return default
 
 
+def part(path):
+    """Returns a name for a file while it is written; no other process takes it, on whatever host."""
+    return '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
+
+
 def write_json(path, value):
     """Writes a JSON file, whole or not at all; makes its folder."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    aside = '%s.part-%d' % (path, os.getpid())
+    aside = part(path)
     try:
-        with open(aside, 'w') as file:
+        with naming(path), open(aside, 'w', encoding='utf-8') as file:
             json.dump(value, file, indent=2, sort_keys=True)
             file.write('\n')
         os.replace(aside, path)
@@ -190,11 +217,6 @@ def write_json(path, value):
         with contextlib.suppress(OSError):
             os.remove(aside)
         raise
-
-
-def expand(path):
-    """Returns a path with `~` replaced by the home folder; None and '' stay as they are."""
-    return os.path.expanduser(path) if path else path
 
 
 def find_latest_checkpoint(folder):

@@ -1,4 +1,4 @@
-"""Says which pictures the sets of a dataset have in common, by their pixels.
+"""Says which pictures the sets of a dataset have in common, by their pixels, and which carry two classes.
 
     python scripts/check_split.py cifar10.3@250-5000
 
@@ -6,13 +6,20 @@ Row and column are two sets: so many pictures of the row's set are in the column
 the set repeat another of it.
 """
 
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+
+import collections
 import hashlib
 
 import numpy as np
-from absl import flags
 
-from libml import data, utils
-from libml.data_pair import DATASETS
+from libml import data_pair, options, records, utils
+
+OPTIONS = data_pair.OPTIONS
+EXAMPLES = 3  # Pictures with two classes that are named.
 
 
 def hashes(images):
@@ -33,19 +40,65 @@ def overlaps(sets):
     return np.array(matrix)
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error('which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')
-    dataset = DATASETS[argv[1]](flags.FLAGS.data_dir)
-    sets = [dataset.sets[name] for name in data.SETS]
-    matrix = overlaps([hashes(images) for images in sets])
-    print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in data.SETS))
-    for name, images, row in zip(data.SETS, sets, matrix, strict=True):
-        print('%-12s %9d          ' % (name, len(images)) + ''.join('%12d' % count for count in row))
+def conflicts(hashed, labels):
+    """Finds the pictures that stand under two classes or more.
+
+    Args:
+        hashed: dict from the name of a set to the hashes of its pictures.
+        labels: dict from the name of a set to int [n], the classes; records.NO_CLASS where a picture has none.
+
+    Returns:
+        A list with a dict for each such picture: from each of its classes to the first (name of the set, number) there.
+    """
+    entries = [
+        (element, label, (name, number))
+        for name, elements in hashed.items()
+        for number, (element, label) in enumerate(zip(elements, labels[name].tolist(), strict=True))
+        if label != records.NO_CLASS
+    ]
+    first, several = {}, collections.defaultdict(dict)
+    for element, label, _ in entries:
+        if first.setdefault(element, label) != label:
+            several[element] = {}
+    for element, label, place in entries:
+        if element in several:
+            several[element].setdefault(label, place)
+    return list(several.values())
+
+
+def check_split(name, data_dir=None):
+    """Prints what the sets of a dataset have in common, and the pictures that stand under two classes.
+
+    Args:
+        name: such as 'cifar10.3@250-5000'.
+        data_dir: folder of the datasets; None: $ML_DATA.
+
+    Raises:
+        utils.Error: the dataset cannot be read.
+    """
+    dataset = data_pair.DATASETS[name](data_dir)
+    hashed = {name: hashes(images) for name, images in dataset.sets.items()}
+    matrix = overlaps(list(hashed.values()))
+    print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in hashed))
+    for (name, elements), row in zip(hashed.items(), matrix, strict=True):
+        print('%-12s %9d          ' % (name, len(elements)) + ''.join('%12d' % count for count in row))
     shared = matrix.sum() - np.trace(matrix)
     print('No two sets share a picture.' if not shared else 'Some sets share pictures: see off the diagonal.')
 
+    found = conflicts(hashed, {name: images.labels for name, images in dataset.sets.items()})
+    print('%s under two classes or more.' % ('No picture stands' if not found else '%d pictures stand' % len(found)))
+    for classes in found[:EXAMPLES]:
+        places = ['%s as picture %d of %s' % (dataset.family.names[k], n, name) for k, (name, n) in classes.items()]
+        print('    ' + ', '.join(places))
+
+
+def main(argv):
+    if len(argv) != 2:
+        raise utils.Error('which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')
+    check_split(argv[1], **options.chosen(OPTIONS))
+
 
 if __name__ == '__main__':
+    options.define(OPTIONS)
     utils.setup_tf()
     utils.run(main)

@@ -251,12 +251,13 @@ def fetching(data_dir, source, verify):
     if source:
         yield fetch
         return
-    with records.made(downloads), archives.locked(os.path.join(downloads, 'lock')):
-        yield fetch
+    with archives.locked(os.path.join(data_dir, '.downloads.lock')):
+        with records.made(downloads):
+            yield fetch
         for path in taken.values():
             os.remove(path)
-    with contextlib.suppress(OSError):  # Other downloads may be there, to be gone on with.
-        os.rmdir(downloads)
+        with contextlib.suppress(OSError):  # Other downloads may be there, to be gone on with.
+            os.rmdir(downloads)
 
 
 # --- A published dataset, resized ---
@@ -314,7 +315,7 @@ def shrunk(image, size):
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
     method = Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS
     pixels = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    return np.asarray(pictures.fit(pixels, size, method)).reshape(*size, image.shape[2])
+    return np.asarray(pictures.fit(pixels, size, method=method)).reshape(*size, image.shape[2])
 
 
 # --- The user's own pictures ---
@@ -382,7 +383,7 @@ def create(names=(), **given):
         utils.Error: they do not go together; see `install`, `resize` and `from_folder`.
     """
     chosen = options.fill(OPTIONS, given)
-    chosen.update((path, os.path.expanduser(chosen[path] or '')) for path in PATHS)
+    chosen.update((path, utils.expand(chosen[path])) for path in PATHS)
     check(names, chosen)
     source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
     new = {name: chosen[name] for name in NEW}

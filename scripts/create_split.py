@@ -6,16 +6,32 @@
 An existing split is never overwritten.
 """
 
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+
 import collections
 import itertools
 import json
 import os
 
 import numpy as np
-from absl import flags
 
-from libml import data_pair, records, utils
+from libml import data_pair, options, records, utils
+from libml.options import Option
 
+OPTIONS = dict(
+    **data_pair.OPTIONS,
+    seed=Option(
+        0,
+        'Seed of the choice of labels; 0: in file order. For stl10 with 1000 labels: line of the published folds.',
+        '0 to 2**32 - 1',
+        lambda seed: 0 <= seed < 2**32,
+    ),
+    size=Option(None, 'How many records keep their labels.', 'at least 1', lambda size: size >= 1, type=int),
+    all=Option(False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet."),
+)
 SEEDS = (1, 2, 3, 4, 5)
 # What --all makes: the sizes of the paper (for digits, which it lacks, some to try), each with SEEDS.
 SIZES = {
@@ -106,6 +122,33 @@ def order_unlabeled(labels, stats, labeled):
     return ordered + list(itertools.chain(*queues))
 
 
+def whole_groups(positions, labels, groups, labeled):
+    """Reorders unlabelled records so that the first ones can validate: they share no group with a labelled one.
+
+    The groups that hold no labelled record come first, group by group; of these, the groups with a class before those
+    without one. Then comes the rest. Within a group, and without groups, the order stays as it is.
+
+    Args:
+        positions: list of positions of unlabelled records, in their order.
+        labels, groups: int [n], the class and the group of all records, or records.NO_CLASS and records.NO_GROUP.
+        labeled: positions of the labelled records.
+
+    Returns:
+        list of the same positions, and how many of them share no group with a labelled record.
+    """
+    if np.all(groups == records.NO_GROUP):
+        return positions, len(positions)
+    taken = set(groups[labeled].tolist()) - {records.NO_GROUP}
+    members = collections.defaultdict(list)  # Group, or for those of none the position: positions.
+    for position in positions:
+        group = int(groups[position])
+        members[(position,) if group == records.NO_GROUP else group].append(position)
+    with_class = {group: max(labels[found]) != records.NO_CLASS for group, found in members.items()}
+    order = sorted(members, key=lambda group: 2 if group in taken else 1 - with_class[group])  # Ties: as they came.
+    free = sum(len(found) for group, found in members.items() if group not in taken)
+    return list(itertools.chain.from_iterable(members[group] for group in order)), free
+
+
 # --- Files ---
 
 
@@ -114,38 +157,47 @@ class Source:
 
     Attributes:
         name: of the dataset.
+        family: data_pair.Family; None where the name is unknown.
         labels: int32 [n]; records.NO_CLASS where a record has none.
+        groups: int64 [n]; records.NO_GROUP where a record has none.
         stats: float64 [nclass], see `shares`.
+        fingerprints: dict from the names of the files, and of the test set's where there is one, to their fingerprints.
     """
 
     def __init__(self, name, paths):
+        """Opens the record files at `paths`; their folder may hold `<name>.json` and `<name>-test.tfrecord`.
+
+        Raises:
+            utils.Error: a file is missing or damaged; a class has no record.
+        """
         self.name = name
         self._folder = os.path.dirname(paths[0])
+        self.family = data_pair.known_family(self._folder, name)
         self._files = [records.RecordFile(path) for path in paths]
         self._first = np.cumsum([0] + [len(file) for file in self._files])
-        self.labels = np.concatenate([self._classes(file) for file in self._files])
+        self.labels, self.groups = map(np.concatenate, zip(*map(self._check, self._files), strict=True))
         if self.labels.max() < 0:
             raise utils.Error('%s: no record has a class' % ', '.join(paths))
-        self.stats = shares(self.labels[self.labels >= 0], self._nclass())
-        if name == 'stl10':
-            self.stats[:] = 1
-        if not self.stats.all():
-            empty = int(np.argmin(self.stats))
-            raise utils.Error('%s has no record of class %d of %d' % (name, empty, len(self.stats)))
+        nclass = self._nclass()
+        data_pair.check_gaps(name, self.labels, nclass)
+        self.stats = np.ones(nclass) if name == 'stl10' else shares(self.labels[self.labels >= 0], nclass)
+        test = data_pair.record_file(self._folder, name, 'test')
+        known = self._files + ([records.RecordFile(test)] if os.path.isfile(test) else [])
+        self.fingerprints = {os.path.basename(file.path): file.fingerprint for file in known}
 
     @staticmethod
-    def _classes(file):
+    def _check(file):
         # The published script writes 0 as the class of stl10's unlabelled pictures, which means nothing.
-        _, labels, _ = file.check(unlabeled=True)
+        _, labels, groups = file.check(unlabeled=True)
         classless = os.path.basename(file.path).endswith('-unlabeled.tfrecord')
-        return np.full_like(labels, records.NO_CLASS) if classless else labels
+        return np.full_like(labels, records.NO_CLASS) if classless else labels, groups
 
     def _nclass(self):
-        family = data_pair.FAMILIES.get(self.name)
         found = int(self.labels.max()) + 1
-        if family and found > family.nclass:
-            raise utils.Error('%s has %d classes, but a record has class %d' % (self.name, family.nclass, found - 1))
-        return family.nclass if family else found
+        if self.family and found > self.family.nclass:
+            text = '%s has %d classes, but a record has class %d'
+            raise utils.Error(text % (self.name, self.family.nclass, found - 1))
+        return self.family.nclass if self.family else found
 
     def pick(self, size, seed):
         """Returns the positions of the labelled records, in file order."""
@@ -176,7 +228,7 @@ class Source:
 
 
 def create(source, targets, size, seed):
-    """Writes a split.
+    """Writes a split, and prints what it holds.
 
     Args:
         source: Source.
@@ -189,9 +241,11 @@ def create(source, targets, size, seed):
     """
     existing = [path for path in targets if os.path.lexists(path)]
     if existing:
-        raise utils.Error('%s exists already and is never overwritten: remove the split first' % existing[0])
+        text = '%s exists already and is never overwritten: to make the split again, remove %s first'
+        raise utils.Error(text % (existing[0], ', '.join(existing)))
     labeled = source.pick(size, seed)
     unlabeled = order_unlabeled(source.labels, source.stats, labeled)
+    unlabeled, free = whole_groups(unlabeled, source.labels, source.groups, labeled)
     label, unlabel, map_file = map(records.aside, targets)
     with (
         records.made(os.path.dirname(targets[0]) or '.'),
@@ -202,43 +256,81 @@ def create(source, targets, size, seed):
         for part, positions in (label_part, labeled), (unlabel_part, unlabeled):
             desc = os.path.basename(part).rsplit('.part', 1)[0]
             records.write_part(part, source.serialized(positions), len(positions), desc)
-        with open(map_part, 'w', encoding='ascii') as f:
-            json.dump({'label': labeled, 'unlabel': unlabeled}, f)
-    print('%s: %d labelled, %d unlabelled' % (targets[0].removesuffix('-label.tfrecord'), size, len(unlabeled)))
+        with open(map_part, 'w', encoding='utf-8') as f:
+            json.dump({'label': labeled, 'unlabel': unlabeled, 'source': source.fingerprints}, f)
+    split = targets[0].removesuffix('-label.tfrecord')
+    print('%s: %d labelled, %d unlabelled' % (split, size, len(unlabeled)))
+    remark(os.path.basename(split), source, labeled, unlabeled, free)
 
 
-def define_flags():
-    text = 'Seed of the choice of labels; 0: in file order. stl10@1000: line of the fold.'
-    flags.DEFINE_integer('seed', 0, text, 0, 2**32 - 1)
-    flags.DEFINE_integer('size', None, 'How many records keep their labels.', 1)
-    flags.DEFINE_boolean('all', False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet.")
+def remark(split, source, labeled, unlabeled, free):
+    """Says on stderr what a new split may not be meant to be.
+
+    Args:
+        split: its name, such as 'digits.1@20'.
+        source: Source.
+        labeled, unlabeled: positions of the records.
+        free: how many of the unlabelled ones share no group with a labelled one.
+    """
+    count = len(unlabeled)
+    names = source.family.names if source.family else tuple(map(str, range(len(source.stats))))
+    data_pair.warn_of_classes(split, source.labels[labeled], names)
+    if not count:
+        text = '%s: no picture is left to be unlabelled: train %s-0 with --w_match=0, or choose a smaller --size'
+        data_pair.warn(text % (split, split))
+    elif source.labels[unlabeled].max() == records.NO_CLASS:
+        text = '%s: no picture with a class is left to validate: the validation accuracy will be nan'
+        data_pair.warn(text % split)
+    if free < count:
+        text = '%s: %d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
+        data_pair.warn(text % (split, count - free, free))
+    if not source.family:
+        data_pair.warn('%s: %s' % (split, data_pair.description_hint(source.name)))
 
 
-def main(argv):
-    FLAGS = flags.FLAGS
-    if len(argv) < 2:
-        raise utils.Error('which dataset? Such as: python scripts/create_split.py --seed=3 --size=250 cifar10')
-    if bool(FLAGS.all) == bool(FLAGS.size):
+def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
+    """Makes splits of a dataset.
+
+    Args:
+        name: of the dataset. With `paths`: the path of the splits to write, up to the dot before the seed.
+        *paths: the record files to split; none for those of the dataset `name` in data_dir.
+        size: number of labelled records.
+        seed: int from 0 to 2**32 - 1.
+        all: make the splits in SIZES that are not there yet, instead of one of `size` and `seed`.
+        data_dir: folder of the datasets; None: $ML_DATA.
+
+    Raises:
+        utils.Error: what is asked for cannot be made.
+    """
+    if bool(all) == bool(size):
         raise utils.Error('give either --size=N (and --seed=N), or --all')
-    if argv[2:]:  # The published form: prefix of the output, then record files.
-        folder, name = os.path.split(argv[1])
-        paths = argv[2:]
+    if paths:
+        folder, name = os.path.split(name)
     else:
-        data_dir = data_pair.find_data_dir(FLAGS.data_dir)
-        folder, name = os.path.join(data_dir, 'SSL'), argv[1]
-        paths = data_pair.train_files(data_dir, name)
-    if FLAGS.all and name not in SIZES:
+        data_dir = data_pair.find_data_dir(data_dir)
+        folder, paths = os.path.join(data_dir, 'SSL'), data_pair.train_files(data_dir, name)
+    if all and name not in SIZES:
         raise utils.Error('the paper has no splits of %s: give --size and --seed' % name)
-    wanted = [(size, seed) for size in SIZES[name] for seed in SEEDS] if FLAGS.all else [(FLAGS.size, FLAGS.seed)]
+    wanted = [(size, seed) for size in SIZES[name] for seed in SEEDS] if all else [(size, seed)]
     source = Source(name, paths)
     for size, seed in wanted:
         targets = data_pair.split_files(folder, name, seed, size)
-        if FLAGS.all and all(map(os.path.isfile, targets)):
-            continue
-        create(source, targets, size, seed)
+        if not all or not _are_files(targets):
+            create(source, targets, size, seed)
+
+
+def _are_files(paths):
+    return all(map(os.path.isfile, paths))
+
+
+def main(argv):
+    chosen = options.fill(OPTIONS, options.chosen(OPTIONS))
+    if len(argv) < 2:
+        raise utils.Error('which dataset? Such as: python scripts/create_split.py --seed=3 --size=250 cifar10')
+    make(*map(utils.expand, argv[1:]), **chosen)
 
 
 if __name__ == '__main__':
-    define_flags()
+    options.define(OPTIONS)
     utils.setup_tf()
     utils.run(main)

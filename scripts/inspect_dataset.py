@@ -6,16 +6,24 @@ The sheet: a row of labelled pictures for each class; under them, each row one u
 augmented, as the network sees it.
 """
 
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+
 import os
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from absl import flags
 from PIL import Image, ImageDraw
 
-from libml import data, data_pair, utils
-from libml.data_pair import DATASETS
+from libml import data, data_pair, options, utils
+from libml.options import Option
 
+OPTIONS = dict(
+    **data_pair.OPTIONS,
+    png=Option(None, 'Write the sheet of pictures to this file.', type=str, path=True),
+)
 COLUMNS = 10
 AUGMENTED_ROWS = 6
 TILE = 64  # Pixels: small pictures are enlarged by a whole factor, to this at most unless they are larger.
@@ -32,13 +40,14 @@ def counts(dataset):
     return np.stack([np.bincount(found, minlength=dataset.nclass + 1) for found in labels])
 
 
-def print_counts(dataset, names):
+def print_counts(dataset):
     """Prints the table of `counts`."""
     print('%-20s' % 'class' + ''.join('%12s' % name for name in data.SETS))
     table = counts(dataset)
-    for name, row in zip([*names, 'none'], table.T, strict=True):
-        if name != 'none' or row.any():
-            print('%-20s' % name + ''.join('%12d' % count for count in row))
+    for name, row in zip(dataset.family.names, table.T, strict=False):
+        print('%-20s' % name + ''.join('%12d' % count for count in row))
+    if table[:, -1].any():
+        print('%-20s' % 'without a class' + ''.join('%12d' % count for count in table[:, -1]))
     print('%-20s' % 'all' + ''.join('%12d' % count for count in table.sum(1)))
 
 
@@ -97,11 +106,11 @@ def draw(rows, names):
     return sheet
 
 
-def save_sheet(path, dataset, names, seed=0):
+def save_sheet(path, dataset, seed=0):
     """Writes the sheet of a dataset; an existing file is replaced once the new one is whole."""
     augmented = augmented_rows(dataset, seed)
     rows = np.concatenate([labeled_rows(dataset), augmented])
-    sheet = draw(rows, [name[:15] for name in names] + ['augmented'] * len(augmented))
+    sheet = draw(rows, [name[:15] for name in dataset.family.names] + ['augmented'] * len(augmented))
     part = '%s.part-%d' % (path, os.getpid())
     try:
         sheet.save(part, 'PNG')
@@ -111,29 +120,35 @@ def save_sheet(path, dataset, names, seed=0):
             os.remove(part)
 
 
-def define_flags():
-    flags.DEFINE_string('png', None, 'Write the sheet of pictures to this file.')
+def inspect(name, png=None, data_dir=None):
+    """Prints what a dataset holds, and writes the sheet to the file `png` if one is given.
+
+    Args:
+        name: such as 'cifar10.3@250-5000'.
+        png: path, or None.
+        data_dir: folder of the datasets; None: $ML_DATA.
+
+    Raises:
+        utils.Error: the dataset cannot be read.
+    """
+    dataset = data_pair.DATASETS[name](data_dir)
+    print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))
+    print_counts(dataset)
+    print_pixels(dataset)
+    if png:
+        save_sheet(png, dataset)
+        print('sheet: %s' % png)
 
 
 def main(argv):
-    FLAGS = flags.FLAGS
     if len(argv) != 2:
         raise utils.Error(
             'which dataset? Such as: python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png'
         )
-    data_dir = data_pair.find_data_dir(FLAGS.data_dir)
-    dataset = DATASETS[argv[1]](data_dir)
-    family = data_pair.find_family(data_dir, data_pair.parse(argv[1]).name)
-    names = family.classes or [str(label) for label in range(dataset.nclass)]
-    print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))
-    print_counts(dataset, names)
-    print_pixels(dataset)
-    if FLAGS.png:
-        save_sheet(FLAGS.png, dataset, names)
-        print('sheet: %s' % FLAGS.png)
+    inspect(argv[1], **options.chosen(OPTIONS))
 
 
 if __name__ == '__main__':
-    define_flags()
+    options.define(OPTIONS)
     utils.setup_tf()
     utils.run(main)

@@ -1,372 +1,487 @@
-"""Sets the runs below some folders beside the paper's Table 4: the test error of each row, over splits and seeds.
+"""Compares runs with MixMatch, row by row, as the paper's Table 4 does.
 
     python scripts/report.py experiments/digits [--out=report]
 
-Writes table4.md (which it prints too), table4.csv, table4.png and curves.png. A row is known by its flags, see
-table4.csv beside this script; runs that share all other arguments make one table.
+The arguments are folders; all runs at any depth below them are read. The script prints its tables and writes to --out:
+
+    table4.md, table4.csv   for each row: error, difference to MixMatch, and whether the runs settle that difference
+    table4.png              the differences, with their 95 % intervals
+    curves.png              accuracy during training
+    runs.csv                the error of each run at each report; this script reads such a file in place of a folder
+
+A row is a setting of a few flags: see table4.csv beside this script. Runs whose other arguments are equal make one
+table.
 """
 
-import collections
-import csv
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+
 import dataclasses
 import functools
-import io
-import operator
 import os
+import sys
 
 import numpy as np
-from absl import flags
+from scipy import stats
 
-from ablation import ab_mixmatch  # noqa: F401  It defines the flags that a row is made of.
-from libml import data_pair, runs, utils
+from ablation import ab_mixmatch
+from ablation.ab_mixmatch import PARAMS
+from libml import data_pair, options, runs, utils
+
+try:
+    import pandas as pd
+    from matplotlib.figure import Figure
+except ImportError as error:
+    if __name__ != '__main__':
+        raise
+    sys.exit('Error: %s: the report needs pip install -e .[report]' % error)
+
+OPTIONS = dict(
+    out=options.Option('report', 'Folder of the tables and pictures.'),
+    beside_paper=options.Option(
+        0,
+        "Show the paper's results with so many labels beside every table, named as those of another setting.",
+        allowed='0 (not at all), 250 or 4000',
+        valid=lambda labels: labels in (0, 250, 4000),
+    ),
+)
 
 ROWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'table4.csv')
-PAPER_DATASET = 'cifar10'
-NOT_SHARED = ('dataset', 'seed', 'nclass', 'save_kimg', 'keep_ckpt', 'xla')  # Arguments that may differ within a table.
+BASE = 'MixMatch'  # The row that all others are compared with.
+NOT_SHARED = ('dataset', 'seed', 'save_kimg', 'keep_ckpt', 'xla', 'devices')  # Arguments that may differ in a table.
+RUN = dict(dataset=str, flags=str, row=str, split=int, seed=int)  # Columns that tell one run from all others.
+REPORT = dict(RUN, train_kimg=float, kimg=float, error=float)  # Columns of a report, see read_run.
+
+# The paper's setting: what its rows share is at the defaults, except for these flags. (--scales=3 is what the default
+# means for CIFAR-10.) The published sweep leaves --w_match at 100, the default; the paper's text says 75.
+PAPER_DATASETS = {'cifar10@250-1': '250', 'cifar10@4000-1': '4000'}
+PAPER_FLAGS = ('--beta=0.75 --scales=3', '--beta=0.75 --scales=3 --w_match=75')
+OTHER_SETTING = 'paper (another setting: WRN-28-2, CIFAR-10, %d labels)'
 
 # --- Rows ---
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of Table 4.
-
-    Attributes:
-        name: as in the paper.
-        values: dict from each argument that any row varies to what it is in this one.
-        paper: dict from a number of labels to the paper's error in percent on CIFAR-10.
-    """
-
-    name: str
-    values: dict
-    paper: dict
-
-
-def parse_flags(text):
-    """Returns the dict of the values that flags such as '--T=1 --use_ema_guess' have."""
-    pairs = (word.removeprefix('--').partition('=') for word in text.split())
-    return {name: flags.FLAGS[name].parser.parse(value or 'true') for name, _, value in pairs}
-
-
-def show_flags(values):
-    """Returns the flags, such as '--T=1', of those arguments that are not at their defaults."""
-    shown = {name: '%g' % value if isinstance(value, float) else value for name, value in sorted(values.items())}
-    return ' '.join('--%s=%s' % item for item in shown.items() if flags.FLAGS[item[0]].default != values[item[0]])
+@functools.cache
+def paper():
+    """Returns the paper's Table 4, a DataFrame indexed by row: flags, and errors in the columns '250' and '4000'."""
+    return pd.read_csv(ROWS, index_col='run', keep_default_na=False)
 
 
 @functools.cache
 def paper_rows():
-    """Returns the paper's rows in its order."""
-    with open(ROWS, encoding='utf-8', newline='') as file:
-        lines = list(csv.DictReader(file))
-    names, given = [line.pop('run') for line in lines], [parse_flags(line.pop('flags')) for line in lines]
-    base = {name: flags.FLAGS[name].default for values in given for name in values}
-    errors = [{int(size): float(error) for size, error in line.items()} for line in lines]
-    return [Row(name, {**base, **values}, paper) for name, values, paper in zip(names, given, errors, strict=True)]
+    """Returns {row: {argument: value}} in the paper's order, for each argument that any row varies."""
+    parsed = {row: options.parse(PARAMS, text.split()) for row, text in paper()['flags'].items()}
+    varied = [name for name in PARAMS if any(values[name] != PARAMS[name].default for values in parsed.values())]
+    return {row: {name: values[name] for name in varied} for row, values in parsed.items()}
 
 
-# --- Runs ---
+def show_flags(values):
+    """Returns the flags, such as '--T=1', of those arguments that are not at their defaults."""
+    changed = {name: value for name, value in sorted(values.items()) if value != ab_mixmatch.OPTIONS[name].default}
+    return ' '.join('--%s=%s' % (n, '%g' % v if isinstance(v, float) else v) for n, v in changed.items())
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that was read.
-
-    Attributes:
-        args: dict, the contents of its args.json.
-        split: data_pair.Split.
-        kimg: float [n], where its reports are.
-        accuracy: float [n], test accuracies in percent.
-    """
-
-    args: dict
-    split: data_pair.Split
-    kimg: np.ndarray
-    accuracy: np.ndarray
-
-    @property
-    def values(self):
-        """The arguments that make its row."""
-        return {name: self.args[name] for name in paper_rows()[0].values}
-
-    @property
-    def setting(self):
-        """What the runs of a table share: the dataset without its split seed, the flags of the other arguments."""
-        names = set(self.args) & set(flags.FLAGS) - {*self.values, *NOT_SHARED}
-        dataset = '%s@%d-%d' % (self.split.name, self.split.size, self.split.valid)
-        return dataset, show_flags({name: self.args[name] for name in names})
-
-    @property
-    def at(self):
-        """The kimg of the last report, 0 where there is none."""
-        return self.kimg[-1] if len(self.kimg) else 0
-
-    @property
-    def finished(self):
-        return self.at >= self.args['train_kimg']
-
-    @property
-    def error(self):
-        """The median test error of the last 20 reports, in percent."""
-        return 100 - runs.medians(self.accuracy)['last20']
+# --- Reading ---
 
 
 def read_run(path):
-    """Returns the Run in a folder.
+    """Returns the reports of the run in a folder.
+
+    Returns:
+        DataFrame, a line a report, with the columns REPORT: those that name the run; train_kimg, the run's duration;
+        kimg and error, the report's place and its test error in percent. A run without reports has one line: kimg 0,
+        error nan.
 
     Raises:
         utils.Error: its args.json does not say what it is.
     """
-    args = runs.read_args(path)
-    needed = {'dataset': str, 'train_kimg': (int, float), **dict.fromkeys(paper_rows()[0].values, (int, float, str))}
-    wrong = [name for name, kind in needed.items() if not isinstance(args.get(name), kind)]
+    run, varied = runs.Run(path), paper_rows()[BASE]
+    needed = {'dataset': str, 'seed': int, 'train_kimg': (int, float), **dict.fromkeys(varied, (int, float, str))}
+    wrong = [name for name, kind in needed.items() if not isinstance(run.args.get(name), kind)]
     if wrong:
-        raise utils.Error('%s is missing or damaged: no %s' % (runs.args_file(path), ', '.join(wrong)))
+        raise utils.Error('args.json is missing or damaged: no %s' % ', '.join(wrong))
+    split = data_pair.parse(run.args['dataset'])
+    values = {name: run.args[name] for name in varied}
+    shared = set(run.args) & set(ab_mixmatch.OPTIONS) - {*varied, *NOT_SHARED}
+    about = dict(
+        dataset='%s@%d-%d' % (split.name, split.size, split.valid),
+        flags=show_flags({name: run.args[name] for name in shared}),
+        row=next((row for row, known in paper_rows().items() if known == values), show_flags(values)),
+        split=split.seed,
+        seed=run.args['seed'],
+        train_kimg=float(run.args['train_kimg']),
+    )
     try:
-        reports = runs.read_accuracy(path)
+        step, accuracy = np.array(runs.read_accuracy(path), float).T
     except utils.Error:
-        reports = []
-    kimg, accuracy = np.array(reports, float).reshape(-1, 2).T
-    return Run(args, data_pair.parse(args['dataset']), kimg / 1024, accuracy)
+        step, accuracy = np.array([[0], [np.nan]])
+    return pd.DataFrame({**about, 'kimg': step / 1024, 'error': (100 - accuracy).round(4)})
 
 
-def read_runs(folders):
-    """Returns the list of all Runs in and below folders, and a line for each thing that is damaged.
+def read_csv(path):
+    """Returns the reports in a runs.csv, see read_run; raises utils.Error where the file is something else."""
+    try:
+        return pd.read_csv(path, converters={'flags': str})[[*REPORT]].astype(REPORT)
+    except (ValueError, KeyError) as error:
+        raise utils.Error('no runs.csv of this script: %s' % error) from None
+
+
+def read_all(sources):
+    """Returns the reports of all runs, see read_run, and a line on each thing that is damaged or there twice.
+
+    Args:
+        sources: folders, of which all runs in and below are read, and files as runs.csv.
 
     Raises:
         utils.Error: a folder is missing, or there is not one run.
     """
-    found, damaged = [], []
-    for path in dict.fromkeys(path for folder in folders for path in runs.find(folder)):
+    found, remarks = [], []
+    paths = [path for source in sources for path in ([source] if os.path.isfile(source) else runs.find(source))]
+    for path in dict.fromkeys(paths):
         try:
-            found.append(read_run(path))
+            found.append(read_csv(path) if os.path.isfile(path) else read_run(path))
         except utils.Error as error:
-            damaged.append(str(error))
-        damaged += runs.damaged_events(path)
+            remarks.append('%s: %s' % (path, error))
+        remarks += runs.damaged_events(path)
     if not found:
-        raise utils.Error('; '.join(['no run in or below %s' % ', '.join(folders), *damaged]))
-    return found, damaged
+        raise utils.Error('; '.join(['no run in or below %s' % ', '.join(sources), *remarks]))
+    reports = pd.concat(found).sort_values([*RUN, 'kimg'], ignore_index=True)
+    once = reports.drop_duplicates([*RUN, 'kimg'])
+    if len(once) < len(reports):
+        remarks.append('%d reports were found twice and count once' % (len(reports) - len(once)))
+    return once, remarks
 
 
-# --- Tables ---
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """The runs of a row in one table. Errors are over the finished ones; over all, while none is."""
-
-    row: Row
-    runs: list
-
-    @property
-    def finished(self):
-        return [run for run in self.runs if run.finished]
-
-    @property
-    def counted(self):
-        return self.finished or [run for run in self.runs if run.at]
-
-    @property
-    def mean(self):
-        return np.mean([run.error for run in self.counted]) if self.counted else np.nan
-
-    @property
-    def std(self):
-        """The sample's standard deviation; nan below two runs."""
-        return np.std([run.error for run in self.counted], ddof=1) if len(self.counted) > 1 else np.nan
-
-    @property
-    def text(self):
-        """The error as the table shows it."""
-        if not self.counted:
-            return '–'
-        spread = ' ± %.2f' % self.std if len(self.counted) > 1 else ''
-        return '%.2f%s%s' % (self.mean, spread, '' if self.finished else ' (unfinished)')
-
-    @property
-    def splits(self):
-        """How many runs there are of each split seed."""
-        return collections.Counter(run.split.seed for run in self.runs)
-
-    def curve(self):
-        """Returns kimg [n] and accuracies [runs, n] at those reports that all counted runs have."""
-        kimg = functools.reduce(np.intersect1d, [run.kimg for run in self.counted])
-        return kimg, np.array([run.accuracy[np.isin(run.kimg, kimg)] for run in self.counted])
+# --- Numbers ---
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All rows of one setting.
+    """All runs of one setting.
 
     Attributes:
         dataset: such as 'cifar10@250-1'.
         flags: text, the arguments that all its runs share, where they are not at their defaults.
-        cells: list of Cell: the paper's rows, then others.
-        paper: list of the paper's errors for the cells, nan where it has none; None for another dataset.
+        reports: DataFrame, a line a report, see read_run.
+        runs: DataFrame, a line a run, see summarise.
+        rows: DataFrame, a line a row, see compare; and paper, paper_difference: the paper's error and its difference.
+        paper: text, the heading of the paper's results; '' where there are none.
     """
 
     dataset: str
     flags: str
-    cells: list
-    paper: list
+    reports: pd.DataFrame
+    runs: pd.DataFrame
+    rows: pd.DataFrame
+    paper: str
 
 
-def make_table(found):
-    """Returns the Table of Runs that share a setting."""
-    rows = list(paper_rows())
-    for run in found:
-        if run.values not in [row.values for row in rows]:
-            rows.append(Row(show_flags(run.values), run.values, {}))
-    cells = [Cell(row, [run for run in found if run.values == row.values]) for row in rows]
-    split = found[0].split
-    paper = [row.paper.get(split.size, np.nan) for row in rows]
-    known = split.name == PAPER_DATASET and not np.all(np.isnan(paper))
-    return Table(*found[0].setting, cells, paper if known else None)
+def summarise(reports):
+    """Returns the DataFrame of the runs of a setting, a line a run.
+
+    Its columns are row, split, seed and train_kimg; kimg, how far the run came; error, the median of its last 20
+    reports in percent; finished; counts, whether the run has a part in its row's error: finished runs have, and where
+    a row has none, all that have reported.
+    """
+    groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
+    table = groups.agg(kimg=('kimg', 'last'), error=('error', lambda e: runs.medians(e.array)['last20'])).reset_index()
+    table['finished'] = table.kimg >= table.train_kimg
+    table['counts'] = table.finished | (~table.groupby('row').finished.transform('any') & (table.kimg > 0))
+    return table
 
 
-def make_tables(found):
-    """Returns the Tables of Runs, one for each setting; those with fewer labels first."""
-    groups = collections.defaultdict(list)
-    for run in found:
-        groups[run.split.name, run.split.size, run.setting].append(run)
-    return [make_table(group) for _, group in sorted(groups.items())]
+def difference(errors, base):
+    """Compares a row with MixMatch over the splits that both have.
+
+    Args:
+        errors, base: Series, errors in percent by split; nan where there is none.
+
+    Returns:
+        dict: splits, how many both have; difference, the mean of errors - base; low and high, its 95 % interval by
+        Student's t, nan where there are less than two splits; verdict: 'worse' or 'better' where the interval leaves
+        out 0, else 'not settled'; '' without any split.
+    """
+    gaps = (errors - base).dropna()  # By split.
+    mean, half = gaps.mean(), stats.t.ppf(0.975, len(gaps) - 1) * gaps.sem()
+    verdict = 'worse' if mean - half > 0 else 'better' if mean + half < 0 else 'not settled' if len(gaps) else ''
+    return dict(splits=len(gaps), difference=mean, low=mean - half, high=mean + half, verdict=verdict)
 
 
-def number(value):
-    """Returns a percentage as text, '' for nan."""
-    return '' if np.isnan(value) else '%.2f' % value
+def compare(table):
+    """Returns a DataFrame indexed by row, the paper's first, from that of summarise.
+
+    Its columns are error and deviation: the mean and the sample's standard deviation over splits, after the mean over
+    seeds; runs and finished: how many; and for all but MixMatch those of difference(), made from finished runs alone.
+    """
+    names = [*paper_rows(), *sorted(set(table.row) - set(paper_rows()))]
+    counted, finished = (
+        table[chosen].pivot_table(index='row', columns='split', values='error').reindex(names)
+        for chosen in (table.counts, table.finished)
+    )
+    number = table.groupby('row').finished.agg(runs='size', finished='sum')
+    rows = pd.DataFrame(dict(error=counted.mean(axis=1), deviation=counted.std(axis=1))).join(number)
+    compared = [difference(finished.loc[name], finished.loc[BASE]) for name in names[1:]]
+    rows = rows.join(pd.DataFrame(compared, index=names[1:]))
+    return rows.fillna(dict(runs=0, finished=0, splits=0, verdict='')).astype(dict(runs=int, finished=int, splits=int))
 
 
-def words(table):
+def make_table(dataset, shared, reports, beside_paper=0):
+    """Returns the Table of a setting; shared is its flags, beside_paper is that of OPTIONS."""
+    summary = summarise(reports)
+    rows = compare(summary)
+    own = shared in PAPER_FLAGS and PAPER_DATASETS.get(dataset)
+    heading = 'paper' if own else OTHER_SETTING % beside_paper if beside_paper else ''
+    errors = paper()[own or str(beside_paper)].reindex(rows.index) if heading else pd.Series(np.nan, rows.index)
+    rows = rows.assign(paper=errors, paper_difference=(errors - errors[BASE]).drop(BASE))
+    return Table(dataset, shared, reports, summary, rows, heading)
+
+
+def make_tables(reports, beside_paper=0):
+    """Returns the Tables of all runs, one for each setting."""
+    return [make_table(*key, group, beside_paper) for key, group in reports.groupby(['dataset', 'flags'])]
+
+
+# --- Words ---
+
+LEGEND = (
+    'Error: test error in percent, the median of the last 20 reports; mean ± standard deviation over splits. '
+    "Difference: the row's error minus that of MixMatch on the same splits, in percentage points; above 0, the row is "
+    'worse. Interval: what the true difference may be, judged by how much it changes from split to split; 95 of 100 '
+    'such intervals are right. A row is called worse or better only if its interval leaves out 0.'
+)
+
+
+def number(value, form='%.2f'):
+    """Returns a number as text; '–' for nan."""
+    return '–' if np.isnan(value) else form % value
+
+
+def error_text(row):
+    """Returns the error of a row, see compare, such as '11.80 ± 0.50'."""
+    spread = '' if np.isnan(row.deviation) else ' ± %.2f' % row.deviation
+    return number(row.error) + spread + (' (unfinished)' if row.error >= 0 and not row.finished else '')
+
+
+def interval_text(row):
+    """Returns the interval of a row, see compare, such as '-0.50 to +1.30'."""
+    if row.splits == 1:
+        return 'none: one split'
+    return '–' if np.isnan(row.low) else '%+.2f to %+.2f' % (row.low, row.high)
+
+
+def listed(words):
+    """Returns 'a, b and c'."""
+    return ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
+
+
+def findings(table):
+    """Returns one paragraph: what the runs settle and what they do not, for a reader without statistics."""
+    rows = table.rows[table.rows.splits > 0]
+    if rows.empty:
+        return 'Nothing is settled yet: no split has finished runs of both MixMatch and another row.'
+    if rows.splits.max() == 1:
+        return (
+            'Nothing is settled: no row shares more than one split with MixMatch. So these runs cannot show how much '
+            'of a difference is chance, and there are no intervals. More splits (--seeds of the sweep) give them.'
+        )
+    sentences = []
+    for verdict in 'worse', 'better':
+        chosen = rows[rows.verdict == verdict].itertuples()
+        named = ['%s (%+.2f points; %s)' % (row.Index, row.difference, interval_text(row)) for row in chosen]
+        sentences += ['Settled as %s than MixMatch: %s.' % (verdict, listed(named))] if named else []
+    unsettled = rows[rows.verdict == 'not settled']
+    if len(unsettled):
+        reach = unsettled[['low', 'high']].abs().max(axis=None)
+        sentences += [
+            'Not settled: %s.' % listed([name + ' (one split)' * (n == 1) for name, n in unsettled.splits.items()]),
+            'These differences change so much from split to split that they may be chance alone.',
+            '"Not settled" does not mean "equal": a true difference of up to %.1f points is still possible.' % reach,
+            'More splits narrow the intervals.',
+        ]
+    sentences.append('Of 20 rows that are truly equal to MixMatch, about one is called worse or better by chance.')
+    return ' '.join(sentences)
+
+
+def missing(table):
     """Returns paragraphs, lines, on what is missing and unfinished in a table."""
-    expected = functools.reduce(operator.or_, [cell.splits for cell in table.cells])
-    lacking = [(cell.row.name, sorted((expected - cell.splits).elements())) for cell in table.cells]
-    missing = ['%s (split %s)' % (name, ', '.join(map(str, splits))) for name, splits in lacking if splits]
+    has = {row: set(table.runs[table.runs.row == row].split) for row in table.rows.index}
+    lacking = {row: sorted(set(table.runs.split) - splits) for row, splits in has.items()}
+    texts = ['%s (split %s)' % (row, ', '.join(map(str, splits))) for row, splits in lacking.items() if splits]
     unfinished = [
-        '%s, split %d, at %g of %g kimg' % (cell.row.name, run.split.seed, run.at, run.args['train_kimg'])
-        for cell in table.cells
-        for run in cell.runs
-        if not run.finished
+        '%s, split %d, at %g of %g kimg' % (run.row, run.split, run.kimg, run.train_kimg)
+        for run in table.runs[~table.runs.finished].itertuples()
     ]
-    lines = ['Missing: %s.' % '; '.join(missing)] if missing else []
+    lines = ['Missing: %s.' % '; '.join(texts), ''] if texts else []
     if unfinished:
-        lines.append('Unfinished, and not counted beside finished ones: %s.' % '; '.join(unfinished))
-    else:
-        lines.append('Runs: %d, all of them finished.' % sum(len(cell.runs) for cell in table.cells))
-    return [line for paragraph in lines for line in (paragraph, '')][:-1]
+        return [*lines, 'Unfinished, so no difference is made from them: %s.' % '; '.join(unfinished)]
+    return [*lines, 'Runs: %d, all of them finished.' % len(table.runs)]
 
 
 def table_markdown(table):
-    """Returns a table and what is missing in it as the lines of a Markdown section."""
-    paper = [number(error) for error in table.paper] if table.paper else []
-    columns = ['run', 'error', *(['paper'] if paper else []), 'runs', 'finished']
-    rows = [
-        [cell.row.name, cell.text, *paper[i : i + 1], str(len(cell.runs)), str(len(cell.finished))]
-        for i, cell in enumerate(table.cells)
+    """Returns a table, what it settles, and what is missing in it, as the lines of a Markdown section."""
+    heads = ['row', 'error', 'difference', '95 % interval', 'verdict', 'splits compared', 'runs finished']
+    lines = [
+        [row.Index, error_text(row), number(row.difference, '%+.2f'), interval_text(row), row.verdict or '–']
+        + [str(row.splits or '–'), '%d of %d' % (row.finished, row.runs)]
+        + ([number(row.paper), number(row.paper_difference, '%+.2f')] if table.paper else [])
+        for row in table.rows.itertuples()
     ]
-    lines = ['| %s |' % ' | '.join(row) for row in [columns, ['---'] * len(columns), *rows]]
-    return ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '', *lines, '', *words(table), '']
+    heads += [table.paper, 'its difference'] if table.paper else []
+    lines = ['| %s |' % ' | '.join(line) for line in [heads, ['---'] * len(heads), *lines]]
+    about = ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '']
+    return [*about, *lines, '', findings(table), '', *missing(table), '']
 
 
-def markdown(tables, damaged):
-    """Returns the tables and what is missing or damaged as Markdown."""
-    lines = ['Test error, %: median of the last 20 reports, mean ± standard deviation over splits and seeds.', '']
-    lines += [line for table in tables for line in table_markdown(table)]
-    if damaged:
-        lines += ['## Damaged', '', *('- %s' % line for line in damaged), '']
+def markdown(tables, remarks):
+    """Returns the tables and the remarks of read_all as Markdown."""
+    lines = [LEGEND, '', *(line for table in tables for line in table_markdown(table))]
+    lines += ['## Remarks', '', *('- %s' % remark for remark in remarks), ''] if remarks else []
     return '\n'.join(lines)
 
 
 def comma_separated(tables):
     """Returns the tables as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['dataset', 'flags', 'run', 'error', 'std', 'paper', 'runs', 'finished'])
-    for table in tables:
-        for cell, paper in zip(table.cells, table.paper or [np.nan] * len(table.cells), strict=True):
-            numbers = [number(value) for value in (cell.mean, cell.std, paper)]
-            row = [table.dataset, table.flags, cell.row.name, *numbers, len(cell.runs), len(cell.finished)]
-            writer.writerow(row)
-    return text.getvalue()
+    keys = [(table.dataset, table.flags) for table in tables]
+    rows = pd.concat([table.rows for table in tables], keys=keys, names=['dataset', 'flags', 'row'])
+    return rows.to_csv(float_format='%.2f')
 
 
 # --- Pictures ---
 
-
-def color(index):
-    """Returns the color of a row: black for the first, MixMatch."""
-    return 'black' if index == 0 else 'C%d' % (index - 1) if index <= 10 else '0.6'
-
-
-def draw_curves(figure, tables):
-    """Draws accuracy over kimg into a matplotlib Figure: a panel a table, a line a row, a band of one deviation."""
-    axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    lines = {}
-    for axis, table in zip(axes, tables, strict=True):
-        for i, cell in enumerate(table.cells):
-            if not cell.counted:
-                continue
-            kimg, accuracy = cell.curve()
-            mean, std = accuracy.mean(0), accuracy.std(0, ddof=1) if len(accuracy) > 1 else 0
-            style = dict(color=color(i), linestyle='-' if cell.finished else ':')
-            (lines[cell.row.name],) = axis.plot(kimg, mean, linewidth=2 if i == 0 else 1.2, zorder=20 - i, **style)
-            axis.fill_between(kimg, mean - std, mean + std, color=color(i), alpha=0.12, linewidth=0)
-        axis.set(title=table.dataset, xlabel='kimg', ylabel='test accuracy, %')
-        axis.grid(alpha=0.3)
-    figure.legend(lines.values(), lines, loc='outside right center', frameon=False)
+STYLE = {  # Colours that the colour-blind tell apart. In black and white the shapes do.
+    'worse': dict(color='#B84300', marker='>'),
+    'better': dict(color='#0067A5', marker='<'),
+    'not settled': dict(color='0.15', marker='o', markerfacecolor='white'),
+    '': dict(color='0.15', marker=''),
+}
+PANELS = 4  # Side by side in curves.png.
 
 
-def draw_bars(figure, tables):
-    """Draws errors into a matplotlib Figure: a panel a table, a bar a row, with its deviation and the paper's error."""
-    axes = figure.subplots(1, len(tables), squeeze=False)[0]
-    for axis, table in zip(axes, tables, strict=True):
-        places = range(len(table.cells))
-        paper = table.paper or [np.nan] * len(places)
-        for i, cell in enumerate(table.cells):
-            style = dict(alpha=1) if cell.finished else dict(alpha=0.4, hatch='//')
-            axis.barh(i, cell.mean, xerr=cell.std, color=color(i), ecolor='0.4', capsize=3, **style)
-            end = np.nanmax([0, cell.mean, cell.mean + cell.std, paper[i]])
-            axis.annotate(cell.text, (end, i), (8, 0), textcoords='offset points', va='center', fontsize=8)
-        if table.paper:
-            axis.plot(paper, places, 'd', color='white', markeredgecolor='black', label='the paper')
-            axis.legend(loc='lower right', frameon=False)
-        names = [cell.row.name for cell in table.cells]
-        axis.set(title=table.dataset, xlabel='test error, %', yticks=places, yticklabels=names)
-        axis.set_xlim(0, 1.35 * axis.get_xlim()[1])
-        axis.set_ylim(len(places) - 0.5, -0.5)
+def limits(rows):
+    """Returns the ends of the axis of differences: every dot, and intervals as far as the dots stay apart."""
+    dots = np.nan_to_num([0, *rows.difference, *rows.paper_difference])
+    ends = np.nan_to_num([*dots, *rows.low, *rows.high])
+    room = np.ptp(dots) + 1
+    return max(min(ends), min(dots) - room) - room / 20, min(max(ends), max(dots) + room) + room / 20
 
 
-def save_figure(path, draw, tables, width, height):
-    """Draws tables and writes a PNG.
+def draw_differences(figure, table):
+    """Draws each row's difference to MixMatch, with its interval, into a matplotlib figure; the paper's below it."""
+    axis, rows = figure.subplots(), table.rows.drop(BASE)
+    beside = dict(xycoords=('axes fraction', 'data'), va='center', fontsize=8.5)
+    axis.annotate('difference (95 % interval)', (1.02, -0.85), **beside, color='0.45')
+    for place, row in enumerate(rows.itertuples()):
+        axis.axhspan(place - 0.5, place + 0.5, color='0.96' if place % 2 else 'white', linewidth=0)
+        axis.plot([row.low, row.high], [place, place], color=STYLE[row.verdict]['color'], linewidth=2)
+        text = '%+.2f  (%s)' % (row.difference, interval_text(row)) if row.splits else 'no runs to compare'
+        axis.annotate(text, (1.02, place), **beside)
+    for verdict, found in rows[rows.splits > 0].groupby('verdict'):
+        places = rows.index.get_indexer(found.index)
+        style = dict(STYLE[verdict], markersize=8, markeredgewidth=1.5, linestyle='')
+        axis.plot(found.difference, places, **style, label=verdict)
+    if table.paper:
+        axis.plot(rows.paper_difference, np.arange(len(rows)) + 0.3, 'kD', markersize=4, label=table.paper)
+    axis.axvline(0, color='black', linewidth=0.8)
+    axis.set(xlim=limits(rows), ylim=(len(rows) - 0.5, -0.5))
+    axis.set_xlabel('test error minus that of MixMatch, percentage points (to the right: worse)')
+    axis.set_yticks(range(len(rows)), rows.index)
+    axis.tick_params(axis='y', length=0)
+    axis.grid(axis='x', color='0.85', linewidth=0.6)
+    axis.spines[['top', 'right', 'left']].set_visible(False)
+    title = "%s: MixMatch's test error is %s %%" % (table.dataset, error_text(table.rows.loc[BASE]))
+    axis.set_title(title, fontsize=10, fontweight='bold', loc='left', pad=12)
+    if axis.get_legend_handles_labels()[0]:
+        figure.legend(loc='outside lower left', ncols=4, frameon=False, fontsize=8.5)
+
+
+def curve(table, row):
+    """Returns kimg [n], mean [n], low [n] and high [n]: a row's test accuracy ± its deviation over runs, in percent.
+
+    It is taken at the reports that all runs have which count.
+    """
+    chosen = table.runs[table.runs.counts & (table.runs.row == row)][['row', 'split', 'seed']]
+    accuracy = 100 - chosen.merge(table.reports).pivot(index='kimg', columns=['split', 'seed'], values='error').dropna()
+    mean, deviation = accuracy.mean(axis=1), accuracy.std(axis=1).fillna(0)
+    return accuracy.index, mean, (mean - deviation).clip(0, 100), (mean + deviation).clip(0, 100)
+
+
+def panel_lines(table):
+    """Returns how many lines of panels a table's curves take."""
+    return -(-len(table.rows) // PANELS)
+
+
+def draw_curves(figure, table):
+    """Draws test accuracy over kimg into a matplotlib figure: a panel a row, over MixMatch's curve in grey."""
+    axes = figure.subplots(panel_lines(table), PANELS, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, row in zip(axes, table.rows.itertuples(), strict=False):
+        color = STYLE[row.verdict]['color']
+        for name, shade, width in [(BASE, '0.68', 1.2)] * (row.Index != BASE) + [(row.Index, color, 1.6)]:
+            kimg, mean, low, high = curve(table, name)
+            axis.fill_between(kimg, low, high, color=shade, alpha=0.22, linewidth=0.5)
+            axis.plot(kimg, mean, color=shade, linewidth=width)
+        words = 'error %s' % error_text(row) if row.error >= 0 else 'no report'
+        words += ', %s' % row.verdict if row.verdict else ''
+        axis.set_title(row.Index, fontsize=8.5, fontweight='bold', loc='left', pad=15)
+        axis.annotate(words, (0, 1), (0, 4), 'axes fraction', textcoords='offset points', fontsize=8, color=color)
+        axis.grid(color='0.9', linewidth=0.6)
+        axis.spines[['top', 'right']].set_visible(False)
+        axis.tick_params(labelsize=8, labelbottom=row.Index in table.rows.index[-PANELS:])
+    for axis in axes[len(table.rows) :]:
+        axis.axis('off')
+    note = '%s   (line: mean over runs; band: ± standard deviation; grey: MixMatch)' % table.dataset
+    figure.suptitle(note, x=0.01, ha='left', fontsize=10)
+    figure.supxlabel('kimg: 1024 labelled images seen', fontsize=9)
+    figure.supylabel('test accuracy, %', fontsize=9)
+
+
+def save_figure(path, draw, tables, width, heights):
+    """Draws tables one below the other and writes a PNG; width and heights, a table each, are in inches."""
+    figure = Figure(figsize=(width, sum(heights)), layout='constrained', dpi=150)
+    parts = figure.subfigures(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, table in zip(parts, tables, strict=True):
+        draw(part, table)
+    figure.savefig(path)
+
+
+# --- The command ---
+
+
+def report(sources, out='report', beside_paper=0):
+    """Prints the tables of runs, and writes tables, pictures and runs.csv.
+
+    Args:
+        sources: folders and files, see read_all.
+        out: folder, made where it is missing.
+        beside_paper: int, see OPTIONS.
 
     Raises:
-        utils.Error: matplotlib is not installed.
+        utils.Error: as of read_all.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise utils.Error('%s needs matplotlib: pip install -e .[report]' % path) from None
-    figure = Figure(figsize=(2 + width * len(tables), height), layout='constrained', dpi=100)
-    draw(figure, tables)
-    figure.savefig(path)
+    reports, remarks = read_all(sources)
+    tables = make_tables(reports, beside_paper)
+    path = functools.partial(os.path.join, out)
+    os.makedirs(out, exist_ok=True)
+    texts = [markdown(tables, remarks), comma_separated(tables), reports.to_csv(index=False)]
+    for name, text in zip(('table4.md', 'table4.csv', 'runs.csv'), texts, strict=True):
+        with open(path(name), 'w', encoding='utf-8') as file:
+            file.write(text)
+    save_figure(path('table4.png'), draw_differences, tables, 9, [1.6 + 0.32 * len(table.rows) for table in tables])
+    save_figure(path('curves.png'), draw_curves, tables, 10.5, [0.8 + 1.9 * panel_lines(table) for table in tables])
+    print(texts[0])
+    print('The tables and pictures are in %s' % out)
 
 
 def main(argv):
     utils.check('arguments', argv[1:], len(argv) > 1, 'one folder of runs or more, such as experiments')
-    found, damaged = read_runs(argv[1:])
-    tables = make_tables(found)
-    out = functools.partial(os.path.join, flags.FLAGS.out)
-    os.makedirs(out(), exist_ok=True)
-    for name, text in ('table4.md', markdown(tables, damaged)), ('table4.csv', comma_separated(tables)):
-        with open(out(name), 'w', encoding='utf-8') as file:
-            file.write(text)
-    print(markdown(tables, damaged))
-    save_figure(out('table4.png'), draw_bars, tables, width=6, height=4)
-    save_figure(out('curves.png'), draw_curves, tables, width=6, height=4.5)
-    print('The tables and pictures are in %s' % out())
+    chosen = options.chosen(OPTIONS)
+    options.check(OPTIONS, chosen)
+    chosen['out'] = utils.expand(chosen['out'])
+    report([utils.expand(source) for source in argv[1:]], **chosen)
 
 
 if __name__ == '__main__':
-    flags.DEFINE_string('out', 'report', 'Folder of the tables and pictures.')
+    options.define(OPTIONS)
     utils.setup_tf()
     utils.run(main)

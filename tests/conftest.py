@@ -1,6 +1,8 @@
 """What the tests share: TensorFlow in graph mode, a fresh graph for each test, small datasets in memory."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -8,19 +10,20 @@ import forked
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import data, hardware, layers, utils
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PARAMS = dict(
-    **dict(arch='resnet', scales=1, filters=2, repeat=1, batch=4, nu=2, mixmode='xxy.yxy', use_ema_guess=False),
-    **dict(lr=0.002, wd=0.02, ema=0.9, beta=0.5, T=0.5, w_match=100, warmup_kimg=1),
-)
+    arch='resnet', scales=1, filters=2, repeat=1, batch=4, nu=2, mixmode='xxy.yxy', use_ema_guess=False,
+    lr=0.002, wd=0.02, ema=0.9, beta=0.5, T=0.5, w_match=100, warmup_kimg=1,
+)  # fmt: skip
 
 
 def pytest_addoption(parser):
-    parser.addoption('--kills', type=int, default=20, help='how often tests/test_survival.py kills a run')
+    parser.addoption('--kills', type=int, default=20, help='how often test_survival.py harms a run')
 
 
 def pytest_configure():
@@ -121,27 +124,45 @@ def draws(monkeypatch):
     return noted
 
 
-def command(*args, env=None, **more):
+def command(*args, env=None, cwd=ROOT):
     """Runs python with arguments from the repository's root; returns subprocess.CompletedProcess with text."""
-    more = {**dict(cwd=ROOT, env=dict(env or os.environ, PYTHONPATH=ROOT), capture_output=True, text=True), **more}
-    return subprocess.run([sys.executable, *map(str, args)], **more)
+    env = dict(env or os.environ, PYTHONPATH=ROOT)
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
 
 
-def assert_one_line_error(done, *words, code=1):
-    """Asserts that a process failed with a single `Error:` line that holds the words."""
-    assert done.returncode == code, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith('Error:')]
-    assert len(lines) == 1, done.stderr
-    assert 'Traceback' not in done.stdout + done.stderr
+def assert_one_line_error(done, *words, codes=(1,)):
+    """Asserts that a process failed, its last line a single `Error:` that holds the words; returns the line."""
+    assert done.returncode in codes, (done.returncode, done.stderr)
+    errors = done.stderr.replace('\r', '\n')  # Progress bars return to the line's beginning.
+    (line,) = re.findall('^Error: .*', errors, re.MULTILINE)
+    assert errors.endswith(line + '\n'), errors
+    assert 'Traceback' not in done.stdout + errors
+    assert len(line) < 1000 and 'Node:' not in line and 'Graph execution' not in line, line
     for word in words:
-        assert str(word) in lines[0], lines[0]
+        assert str(word) in line, line
+    return line
+
+
+def scalars(folder):
+    """Returns what TensorBoard shows of the event files in a folder: {tag: [(step, value)]}."""
+    events = EventAccumulator(str(folder), size_guidance={'scalars': 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()['scalars']}
 
 
 @pytest.fixture(scope='session')
-def server(tmp_path_factory):
+def faults(tmp_path_factory):
+    """The path of the library that faults.c becomes, None where it cannot be compiled."""
+    compiler, path = shutil.which('cc'), str(tmp_path_factory.mktemp('faults') / 'faults.so')
+    if not compiler or not sys.platform.startswith('linux'):
+        return None
+    subprocess.run([compiler, '-O2', '-shared', '-fPIC', '-o', path, ROOT + '/tests/faults.c', '-ldl'], check=True)
+    return path
+
+
+@pytest.fixture(scope='session')
+def server(faults, tmp_path_factory):
     """Runs command lines in forks of one process, see forked.Server."""
-    with forked.Server(tmp_path_factory.mktemp('output')) as server:
-        yield server
+    return forked.Server(tmp_path_factory.mktemp('output'), faults)
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,4 @@
-"""Small archives in the layouts of the published ones, folders of pictures, and data to train on."""
+"""Small archives in the layouts of the published ones, folders of pictures, data to train on, harm to files."""
 
 import contextlib
 import io
@@ -104,6 +104,24 @@ def save_picture(path, pixels):
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
 
 
+def cut(path):
+    """Takes the last bytes of a file."""
+    os.truncate(path, os.path.getsize(path) - 7)
+
+
+def flip(path):
+    """Flips a bit in the middle of a file."""
+    with open(path, 'r+b') as file:
+        content = bytearray(file.read())
+        content[len(content) // 2] ^= 1
+        file.seek(0)
+        file.write(content)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
 @contextlib.contextmanager
 def full_disk(size):
     """No file can grow beyond `size` bytes inside: what a full disk looks like to a writer."""
@@ -119,6 +137,6 @@ def digits(folder, seed=1, size=20):
     """Installs scikit-learn's digits, which are real, with one split."""
     folder = str(folder)
     os.makedirs(folder)
-    create_datasets.install('digits', folder, fetch=None)
+    create_datasets.install('digits', folder)
     source = create_split.Source('digits', data_pair.train_files(folder, 'digits'))
     create_split.create(source, data_pair.split_files(os.path.join(folder, 'SSL'), 'digits', seed, size), size, seed)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A Slurm cluster of two nodes on this machine's loopback address, for test_slurm.py: no systemd, no database, nothing
-# outside of a temporary folder. Prints the path of its slurm.conf (to be exported as SLURM_CONF) once it is up, and
-# lives until its standard input is closed.
+# outside of a temporary folder. An array may have two tasks. Prints the path of its slurm.conf (to be exported as
+# SLURM_CONF) once it is up, and lives until its standard input is closed.
 set -euo pipefail
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/slurm.XXXXXX")
@@ -46,6 +46,7 @@ SlurmdPidFile=$folder/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
+MaxArraySize=3
 MpiDefault=none
 SlurmdParameters=config_overrides
 JobCompType=jobcomp/filetxt

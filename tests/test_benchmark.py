@@ -51,4 +51,4 @@ def test_a_profile_is_written(server, digits_dir, tmp_path):
 )
 def test_what_is_wrong_is_one_line(flags, word, server, digits_dir):
     done = server.run(BENCHMARK, *TINY, '--data_dir=%s' % digits_dir, *flags)
-    assert_one_line_error(done, word, code=2 if word == 'turns' else 1)
+    assert_one_line_error(done, word, codes=(2 if word == 'turns' else 1,))

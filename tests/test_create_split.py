@@ -2,7 +2,6 @@
 
 import json
 import os
-import types
 
 import fakes
 import numpy as np
@@ -60,11 +59,8 @@ def write(path, labels, seed=0, shape=(2, 2, 1)):
     return [records.serialize(*example) for example in examples]
 
 
-def run(monkeypatch, *argv, **flags):
-    """Calls create_split's main as the command line would."""
-    values = dict(dict(seed=0, size=None, all=False, data_dir=None), **flags)
-    monkeypatch.setattr(create_split, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values)))
-    create_split.main(['create_split.py', *map(str, argv)])
+def make(*paths, data_dir=None, **options):
+    create_split.make(*map(str, paths), data_dir=data_dir and str(data_dir), **options)
 
 
 def read_split(folder, name, seed, size):
@@ -105,41 +101,105 @@ def test_a_hand_made_example():
     assert create_split.order_unlabeled(labels, stats, [0, 4, 6, 1]) == [2, 5, 7, 3]
 
 
+# --- Groups ---
+
+NO_GROUP, NO_CLASS = records.NO_GROUP, records.NO_CLASS
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_groups_without_a_labelled_picture_come_first_and_whole(data):
+    count = data.draw(st.integers(1, 30))
+    labels = np.array(data.draw(st.lists(st.integers(NO_CLASS, 2), min_size=count, max_size=count)))
+    groups = np.array(data.draw(st.lists(st.integers(NO_GROUP, 4), min_size=count, max_size=count)))
+    labeled = data.draw(st.sets(st.integers(0, count - 1), max_size=count))
+    positions = data.draw(st.permutations(sorted(set(range(count)) - labeled)))
+    order, free = create_split.whole_groups(positions, labels, groups, sorted(labeled))
+    assert sorted(order) == sorted(positions)
+    if (groups == NO_GROUP).all():
+        assert order == positions and free == len(positions)
+    taken = {groups[i] for i in labeled} - {NO_GROUP}
+    assert [groups[i] in taken for i in order] == [False] * free + [True] * (len(order) - free)
+    for group in {groups[i] for i in order} - {NO_GROUP}:
+        where = [k for k, i in enumerate(order) if groups[i] == group]
+        assert where == list(range(where[0], where[0] + len(where)))  # Together,
+        assert [i for i in positions if groups[i] == group] == [order[k] for k in where]  # and in their old order.
+    kinds = [(labels[groups == groups[i]] if groups[i] != NO_GROUP else labels[[i]]) for i in order[:free]]
+    with_class = [bool((found != NO_CLASS).any()) for found in kinds]
+    assert with_class == sorted(with_class, reverse=True)
+
+
+def test_a_split_of_groups_is_made(tmp_path, capsys):
+    path = str(tmp_path / 'digits-train.tfrecord')
+    pngs = records.encode(fakes.random_images(60, 2, 2, 1))
+    records.write(path, [records.Example(png, i % 10, i // 10) for i, png in enumerate(pngs)])
+    make('digits', seed=1, size=10, data_dir=tmp_path)
+    label, unlabel, _ = read_split(tmp_path / 'SSL', 'digits', 1, 10)
+    taken, others = ([records.parse(record).group for record in found] for found in (label, unlabel))
+    free = sum(group not in taken for group in others)
+    assert all(group not in taken for group in others[:free])
+    text = '%d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
+    assert text % (50 - free, free) in capsys.readouterr().err
+
+
+# --- What may not be meant ---
+
+
+def test_classes_without_a_label_are_named(tmp_path, capsys):
+    write(str(tmp_path / 'cifar10-train.tfrecord'), (np.arange(60) % 10).tolist())
+    make('cifar10', size=4, data_dir=tmp_path)
+    words = 'cifar10.0@4: 6 of 10 classes have no labelled picture, so they cannot be learned: deer, dog, frog, horse'
+    assert words in capsys.readouterr().err
+    make('cifar10', size=10, data_dir=tmp_path)
+    assert 'Warning' not in capsys.readouterr().err
+
+
+def test_records_of_ones_own_need_a_description(tmp_path, capsys):
+    write(str(tmp_path / 'mine-train.tfrecord'), [0, 1, 2] * 4)
+    hint = '`python scripts/describe_dataset.py mine`'
+    make(tmp_path / 'SSL' / 'mine', tmp_path / 'mine-train.tfrecord', size=3)
+    assert hint in capsys.readouterr().err
+    for use in (lambda: make('mine', size=6, data_dir=tmp_path), lambda: DATASETS['mine.0@3-1'](str(tmp_path))):
+        with pytest.raises(utils.Error, match="unknown dataset 'mine': .*%s" % hint):
+            use()
+
+
 # --- Files ---
 
 
 @pytest.mark.parametrize('seed', [0, 3])
-def test_a_split_holds_the_records_by_the_rule(tmp_path, monkeypatch, seed):
+def test_a_split_holds_the_records_by_the_rule(tmp_path, seed):
     labels = np.random.RandomState(0).randint(0, 10, 150).tolist()
     serialized = write(str(tmp_path / 'cifar10-train.tfrecord'), labels)
-    run(monkeypatch, 'cifar10', seed=seed, size=30, data_dir=str(tmp_path))
+    make('cifar10', seed=seed, size=30, data_dir=str(tmp_path))
     label, unlabel, found = read_split(tmp_path / 'SSL', 'cifar10', seed, 30)
     expected = rule(labels, 30, seed)
-    assert found == dict(label=sorted(expected[0]), unlabel=expected[1])
+    source = {'cifar10-train.tfrecord': records.RecordFile(str(tmp_path / 'cifar10-train.tfrecord')).fingerprint}
+    assert found == dict(label=sorted(expected[0]), unlabel=expected[1], source=source)
     assert label == [serialized[i] for i in sorted(expected[0])]
     assert unlabel == [serialized[i] for i in expected[1]]
     assert sorted(found['label'] + found['unlabel']) == list(range(150))
 
 
-def test_the_published_form_and_the_name_give_the_same(tmp_path, monkeypatch):
+def test_the_published_form_and_the_name_give_the_same(tmp_path):
     parts = [str(tmp_path / ('svhn-%s.tfrecord' % part)) for part in ('train', 'extra')]
     for i, part in enumerate(parts):
         write(part, np.random.RandomState(i).randint(0, 10, 60).tolist(), seed=i)
-    run(monkeypatch, 'svhn', seed=2, size=20, data_dir=str(tmp_path))
-    run(monkeypatch, tmp_path / 'other' / 'svhn', *parts, seed=2, size=20)
+    make('svhn', seed=2, size=20, data_dir=str(tmp_path))
+    make(tmp_path / 'other' / 'svhn', *parts, seed=2, size=20)
     assert read_split(tmp_path / 'SSL', 'svhn', 2, 20) == read_split(tmp_path / 'other', 'svhn', 2, 20)
     assert len(read_split(tmp_path / 'SSL', 'svhn', 2, 20)[1]) == 100
-    run(monkeypatch, 'svhn_noextra', seed=2, size=20, data_dir=str(tmp_path))
+    make('svhn_noextra', seed=2, size=20, data_dir=str(tmp_path))
     assert len(read_split(tmp_path / 'SSL', 'svhn_noextra', 2, 20)[1]) == 40
 
 
 def test_all_makes_the_missing_splits_of_the_paper(tmp_path, monkeypatch):
     write(str(tmp_path / 'cifar10-train.tfrecord'), (np.arange(60) % 10).tolist())
     monkeypatch.setitem(create_split.SIZES, 'cifar10', (20, 30))
-    run(monkeypatch, 'cifar10', seed=2, size=20, data_dir=str(tmp_path))
+    make('cifar10', seed=2, size=20, data_dir=str(tmp_path))
     before = read_split(tmp_path / 'SSL', 'cifar10', 2, 20)
     for _ in range(2):
-        run(monkeypatch, 'cifar10', all=True, data_dir=str(tmp_path))
+        make('cifar10', all=True, data_dir=str(tmp_path))
         expected = ['cifar10.%d@%d' % (seed, size) for seed in (1, 2, 3, 4, 5) for size in (20, 30)]
         assert data_pair.installed_splits(str(tmp_path)) == expected
     assert read_split(tmp_path / 'SSL', 'cifar10', 2, 20) == before
@@ -160,35 +220,35 @@ def stl10(tmp_path):
     return tmp_path, folds
 
 
-def test_stl10_takes_the_published_folds(stl10, monkeypatch):
+def test_stl10_takes_the_published_folds(stl10):
     folder, folds = stl10
     for seed in (0, 3):
-        run(monkeypatch, 'stl10', seed=seed, size=1000, data_dir=str(folder))
+        make('stl10', seed=seed, size=1000, data_dir=str(folder))
         label, unlabel, found = read_split(folder / 'SSL', 'stl10', seed, 1000)
         assert found['label'] == sorted(folds[seed])
         assert sorted(found['unlabel']) == sorted(set(range(1240)) - set(folds[seed]))
         assert (len(label), len(unlabel)) == (1000, 240)
     with pytest.raises(utils.Error, match='has 10 folds, so that seed=10 is too large'):
-        run(monkeypatch, 'stl10', seed=10, size=1000, data_dir=str(folder))
+        make('stl10', seed=10, size=1000, data_dir=str(folder))
 
 
-def test_pictures_without_a_class_are_never_picked(stl10, monkeypatch):
+def test_pictures_without_a_class_are_never_picked(stl10):
     folder, _ = stl10
-    run(monkeypatch, 'stl10', seed=1, size=1200, data_dir=str(folder))
+    make('stl10', seed=1, size=1200, data_dir=str(folder))
     _, unlabel, found = read_split(folder / 'SSL', 'stl10', 1, 1200)
     assert found['label'] == list(range(1200)) and found['unlabel'] == list(range(1200, 1240))
     assert len(unlabel) == 40
 
 
 @pytest.mark.parametrize('text', ['', '1 2 3\n', '0 ' * 1000 + '\n', ' '.join(map(str, range(300, 1300))), 'x ' * 1000])
-def test_damaged_folds_are_refused(stl10, monkeypatch, text):
+def test_damaged_folds_are_refused(stl10, text):
     folder, _ = stl10
     (folder / 'stl10_fold_indices.txt').write_text(text)
     with pytest.raises(utils.Error, match=r'stl10_fold_indices.txt'):
-        run(monkeypatch, 'stl10', seed=0, size=1000, data_dir=str(folder))
+        make('stl10', seed=0, size=1000, data_dir=str(folder))
     os.remove(folder / 'stl10_fold_indices.txt')
     with pytest.raises(utils.Error, match=r'stl10_fold_indices.txt is missing'):
-        run(monkeypatch, 'stl10', seed=0, size=1000, data_dir=str(folder))
+        make('stl10', seed=0, size=1000, data_dir=str(folder))
     assert not (folder / 'SSL').exists()
 
 
@@ -202,11 +262,11 @@ def digits(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['digits.1@20-label.tfrecord', 'digits.1@20-unlabel.tfrecord', 'digits.1@20-map.json'])
-def test_an_existing_split_is_never_overwritten(digits, monkeypatch, name):
+def test_an_existing_split_is_never_overwritten(digits, name):
     (digits / 'SSL').mkdir()
     (digits / 'SSL' / name).write_text('kept')
     with pytest.raises(utils.Error, match='%s exists already' % name):
-        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(digits))
+        make('digits', seed=1, size=20, data_dir=str(digits))
     assert os.listdir(digits / 'SSL') == [name]
     assert (digits / 'SSL' / name).read_text() == 'kept'
 
@@ -223,19 +283,18 @@ def test_what_breaks_off_leaves_nothing(digits, monkeypatch, broken):
 
     monkeypatch.setattr(records, 'write_part', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(digits))
+        make('digits', seed=1, size=20, data_dir=str(digits))
     assert os.listdir(digits) == ['digits-train.tfrecord']
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(tmp_path):
     write(str(tmp_path / 'digits-train.tfrecord'), (np.arange(60) % 10).tolist(), shape=(30, 30, 3))
     with fakes.full_disk(80_000), pytest.raises(utils.Error, match=r'cannot write .*digits.1@20-unlabel.tfrecord'):
-        run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(tmp_path))
+        make('digits', seed=1, size=20, data_dir=str(tmp_path))
     assert os.listdir(tmp_path) == ['digits-train.tfrecord']
 
 
 BAD = [
-    ((), dict(size=3), 'which dataset'),
     (('digits',), dict(), 'either --size=N'),
     (('digits',), dict(size=3, all=True), 'either --size=N'),
     (('birds',), dict(size=3), "unknown dataset 'birds'"),
@@ -249,18 +308,18 @@ BAD = [
 
 
 @pytest.mark.parametrize('argv,flags,words', BAD, ids=[words for _, _, words in BAD])
-def test_bad_arguments_change_nothing(digits, monkeypatch, argv, flags, words):
+def test_bad_arguments_change_nothing(digits, argv, flags, words):
     with pytest.raises(utils.Error, match=words) as error:
-        run(monkeypatch, *[arg.format(digits) for arg in argv], **dict(dict(data_dir=str(digits)), **flags))
+        make(*[arg.format(digits) for arg in argv], **dict(dict(data_dir=str(digits)), **flags))
     assert '\n' not in str(error.value)
     assert os.listdir(digits) == ['digits-train.tfrecord']
 
 
 @pytest.mark.parametrize('labels,words', [([0, 1, 3] * 5, 'has no record of class 2'), ([10, 0], 'has 10 classes')])
-def test_classes_that_do_not_fit_are_refused(tmp_path, monkeypatch, labels, words):
+def test_classes_that_do_not_fit_are_refused(tmp_path, labels, words):
     write(str(tmp_path / 'digits-train.tfrecord'), labels)
     with pytest.raises(utils.Error, match=words):
-        run(monkeypatch, 'digits', seed=1, size=2, data_dir=str(tmp_path))
+        make('digits', seed=1, size=2, data_dir=str(tmp_path))
 
 
 def test_the_command_line(digits):
@@ -272,10 +331,30 @@ def test_the_command_line(digits):
     assert_one_line_error(command(*args, env=env), 'digits.3@20-label.tfrecord exists already')
 
 
+def test_the_home_is_known(digits):
+    env = dict(os.environ, PYTHONPATH=os.getcwd(), HOME=str(digits.parent), ML_DATA='~/%s' % digits.name)
+    done = command(os.path.abspath('scripts/create_split.py'), '--size=20', 'digits', env=env, cwd=digits)
+    assert done.returncode == 0, done.stderr
+    paths = '~/%s/SSL/other' % digits.name, '~/%s/digits-train.tfrecord' % digits.name
+    done = command(os.path.abspath('scripts/create_split.py'), '--size=20', *paths, env=env, cwd=digits)
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(digits)) == ['SSL', 'digits-train.tfrecord'] and len(os.listdir(digits / 'SSL')) == 6
+
+
 # --- check_split ---
 
 
-def test_overlaps_are_counted(tmp_path, monkeypatch, capsys):
+def test_pictures_under_two_classes_are_found():
+    hashed = dict(labeled=['a', 'b'], unlabeled=['a', 'c', 'c', 'd'], test=['d', 'b', 'e', 'e'])
+    labels = dict(labeled=[0, 1], unlabeled=[2, 1, 0, NO_CLASS], test=[1, 1, 2, 2])
+    found = check_split.conflicts(hashed, {name: np.array(values) for name, values in labels.items()})
+    assert found == [
+        {0: ('labeled', 0), 2: ('unlabeled', 0)},
+        {1: ('unlabeled', 1), 0: ('unlabeled', 2)},
+    ]
+
+
+def test_overlaps_are_counted(tmp_path, capsys):
     assert check_split.overlaps([[1, 2, 2], [2, 3], [], [9, 1, 3]]).tolist() == [
         [1, 2, 0, 1],
         [1, 0, 0, 1],
@@ -284,7 +363,7 @@ def test_overlaps_are_counted(tmp_path, monkeypatch, capsys):
     ]
     shape = (8, 8, 1)
     write(str(tmp_path / 'digits-train.tfrecord'), (np.arange(60) % 10).tolist(), shape=shape)
-    run(monkeypatch, 'digits', seed=1, size=20, data_dir=str(tmp_path))
+    make('digits', seed=1, size=20, data_dir=str(tmp_path))
     train, _ = records.read(str(tmp_path / 'digits-train.tfrecord'))
     _, _, found = read_split(tmp_path / 'SSL', 'digits', 1, 20)
     # Five test pictures are training pictures: one labelled, one for validation, three unlabelled, one of them twice.
@@ -294,10 +373,11 @@ def test_overlaps_are_counted(tmp_path, monkeypatch, capsys):
     dataset = DATASETS['digits.1@20-10'](str(tmp_path))
     sets = [check_split.hashes(dataset.sets[name]) for name in data.SETS]
     assert check_split.overlaps(sets).tolist() == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 1], [1, 3, 1, 1]]
-    monkeypatch.setattr(
-        check_split, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(data_dir=str(tmp_path)))
-    )
-    check_split.main(['check_split.py', 'digits.1@20-10'])
-    assert 'Some sets share pictures' in capsys.readouterr().out
+    check_split.check_split('digits.1@20-10', str(tmp_path))
+    printed = capsys.readouterr().out
+    assert 'Some sets share pictures' in printed and 'pictures stand under two classes or more' in printed
+    # The first picture of the test set has class 0 there.
+    place = '%d as picture 4 of labeled' % (found['label'][4] % 10)
+    assert found['label'][4] % 10 == 0 or place + ', 0 as picture 0 of test' in printed
     with pytest.raises(utils.Error, match='which dataset'):
         check_split.main(['check_split.py'])

@@ -61,6 +61,7 @@ def test_images_give_what_was_written(both):
     part = images.select(slice(3, None)).select(np.array([7, 1]))
     np.testing.assert_array_equal(everything(part), pixels[[10, 4]])
     np.testing.assert_array_equal(part.labels, labels[[10, 4]])
+    assert part.groups.tolist() == [records.NO_GROUP] * 2
     assert len(images.select(slice(0))) == len(everything(images.select(slice(0)))) == 0
 
 

@@ -1,7 +1,6 @@
 """What inspect_dataset prints and draws."""
 
 import os
-import types
 
 import fakes
 import numpy as np
@@ -23,12 +22,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(monkeypatch, *argv, **flags):
-    values = types.SimpleNamespace(**dict(dict(png=None), **flags))
-    monkeypatch.setattr(inspect_dataset, 'flags', types.SimpleNamespace(FLAGS=values))
-    inspect_dataset.main(['inspect_dataset.py', *argv])
-
-
 def make_dataset(shape=(8, 10, 3), nclass=3, classless=2):
     def images(labels, seed):
         return data.Images(fakes.random_images(len(labels), *shape, seed), labels)
@@ -44,8 +37,8 @@ def test_pictures_are_counted():
     assert inspect_dataset.counts(make_dataset()).tolist() == expected
 
 
-def test_the_tables_are_printed(folder, monkeypatch, capsys):
-    run(monkeypatch, 'digits.1@20-30', data_dir=str(folder))
+def test_the_tables_are_printed(folder, capsys):
+    inspect_dataset.inspect('digits.1@20-30', data_dir=str(folder))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'digits.1@20-30: pictures of 8 x 8 pixels, 1 colors'
     assert lines[1].split() == ['class', 'labeled', 'unlabeled', 'valid', 'test']
@@ -60,7 +53,7 @@ def test_the_tables_are_printed(folder, monkeypatch, capsys):
 
 def test_the_sheet_shows_labelled_pictures_and_augmented_ones(tmp_path):
     dataset = make_dataset()
-    inspect_dataset.save_sheet(str(tmp_path / 'sheet.png'), dataset, ['a', 'b', 'c'])
+    inspect_dataset.save_sheet(str(tmp_path / 'sheet.png'), dataset)
     assert os.listdir(tmp_path) == ['sheet.png']
     sheet = np.asarray(Image.open(tmp_path / 'sheet.png'))
     scale = inspect_dataset.TILE // 10
@@ -90,24 +83,24 @@ def test_the_sheet_shows_labelled_pictures_and_augmented_ones(tmp_path):
         assert (sheet[row * high : (row + 1) * high, : inspect_dataset.MARGIN] < 100).any()
 
 
-def test_a_dataset_without_unlabelled_pictures_has_a_sheet(folder, monkeypatch):
-    run(monkeypatch, 'digits.1@20-70', data_dir=str(folder), png=str(folder / 'sheet.png'))
+def test_a_dataset_without_unlabelled_pictures_has_a_sheet(folder):
+    inspect_dataset.inspect('digits.1@20-70', data_dir=str(folder), png=str(folder / 'sheet.png'))
     assert Image.open(folder / 'sheet.png').size[1] == 10 * (8 * (inspect_dataset.TILE // 8) + 2)
 
 
-def test_a_sheet_that_cannot_be_written_leaves_nothing(folder, monkeypatch):
+def test_a_sheet_that_cannot_be_written_leaves_nothing(folder):
     with pytest.raises(OSError):
-        run(monkeypatch, 'digits.1@20-30', data_dir=str(folder), png=str(folder / 'nowhere' / 'sheet.png'))
+        inspect_dataset.inspect('digits.1@20-30', data_dir=str(folder), png=str(folder / 'nowhere' / 'sheet.png'))
     before = sorted(os.listdir(folder))
     with fakes.full_disk(100), pytest.raises(OSError):
-        run(monkeypatch, 'digits.1@20-30', data_dir=str(folder), png=str(folder / 'sheet.png'))
+        inspect_dataset.inspect('digits.1@20-30', data_dir=str(folder), png=str(folder / 'sheet.png'))
     assert sorted(os.listdir(folder)) == before
 
 
-def test_bad_arguments(folder, monkeypatch):
+def test_bad_arguments(folder):
     with pytest.raises(utils.Error, match='which dataset'):
-        run(monkeypatch, data_dir=str(folder))
+        inspect_dataset.main(['inspect_dataset.py'])
     with pytest.raises(utils.Error, match='not of the form'):
-        run(monkeypatch, 'digits', data_dir=str(folder))
+        inspect_dataset.inspect('digits', data_dir=str(folder))
     with pytest.raises(utils.Error, match='not installed'):
-        run(monkeypatch, 'digits.2@20-30', data_dir=str(folder))
+        inspect_dataset.inspect('digits.2@20-30', data_dir=str(folder))

@@ -1,9 +1,12 @@
-"""The user's own pictures: from a folder to a dataset that every script knows."""
+"""Pictures of any format: which files of a folder they are, and their pixels."""
 
 import io
 import os
+import stat
 import struct
-import types
+import threading
+import time
+import warnings
 import zlib
 
 import fakes
@@ -13,44 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from libml import data_pair, pictures, records, utils
-from libml.data_pair import DATASETS
-from scripts import create_datasets, create_split
-
-CLASSES = ['blackbird', 'crow', 'robin']
+from libml import pictures, utils
 
 
-def make_folder(folder, each=6, test=2, unlabeled=0, size=(12, 10)):
-    """Makes PICTURES with three classes of grey level 40, 120 and 200, in several formats; returns its path."""
-    parts = [('train', each), ('test', test)]
-    for part, count in parts:
-        for label, name in enumerate(CLASSES):
-            for i in range(count):
-                pixels = np.full([*size, 3], 40 + 80 * label, np.uint8)
-                ending = ('png', 'jpg', 'bmp', 'PNG', 'webp', 'gif')[i % 6]
-                fakes.save_picture(os.path.join(folder, part, name, '%s%d.%s' % (part, i, ending)), pixels)
-    for i in range(unlabeled):
-        path = os.path.join(folder, 'unlabeled', 'a' * (i % 3 + 1), 'b', '%d.png' % i)
-        fakes.save_picture(path, fakes.random_images(1, *size, 3, i)[0])
-    return str(folder)
-
-
-def run(monkeypatch, folder, data_dir, **flags):
-    """Calls create_datasets --from_folder as the command line would."""
-    values = dict(from_folder=str(folder), data_dir=str(data_dir), name='birds', size='8x8', colors=3, augment=None)
-    values.update(dict(test_fraction=None, skip_bad=False, seed=0, source=None, verify=True), **flags)
-    monkeypatch.setattr(create_datasets, 'flags', types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values)))
-    create_datasets.main(['create_datasets.py'])
-
-
-def read(data_dir, part, name='birds'):
-    return records.read(data_pair.record_file(str(data_dir), name, part), unlabeled=True)
-
-
-def convert(tmp_path, image, size=(8, 8), colors=3, name='x.png', **options):
+def convert(tmp_path, image, size=(8, 8), colors=3, name='x.png', range=(), **options):
     """Saves a PIL.Image and converts it."""
     image.save(tmp_path / name, **options)
-    return pictures.convert(str(tmp_path / name), size, colors)
+    return pictures.convert(str(tmp_path / name), size, colors, range)
 
 
 # --- One picture ---
@@ -80,6 +52,14 @@ def test_a_picture_of_the_right_size_keeps_its_pixels(tmp_path):
         np.testing.assert_array_equal(pictures.convert(str(tmp_path / 'x.png'), (8, 8), colors), pixels)
 
 
+def test_a_picture_can_come_from_an_open_file(tmp_path):
+    pixels = fakes.random_images(1, 8, 8, 3)[0]
+    fakes.save_picture(str(tmp_path / 'x.png'), pixels)
+    with open(tmp_path / 'x.png', 'rb') as file:
+        for _ in range(2):
+            np.testing.assert_array_equal(pictures.convert(file, (8, 8), 3), pixels)
+
+
 def test_grey_and_colors_become_what_is_asked(tmp_path):
     red = Image.fromarray(np.full([8, 8, 3], (255, 0, 0), np.uint8))
     assert (convert(tmp_path, red, colors=1) == 76).all()
@@ -87,17 +67,12 @@ def test_grey_and_colors_become_what_is_asked(tmp_path):
     assert (convert(tmp_path, grey, colors=3) == 90).all()
 
 
-def test_pictures_of_all_modes_are_read(tmp_path):
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr'])
+def test_pictures_of_all_modes_are_read(tmp_path, mode):
     grey = Image.fromarray(np.full([8, 8], 128, np.uint8))
-    for mode in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'HSV'):
-        name = 'x.tif' if mode in ('CMYK', 'YCbCr') else 'x.png'
-        image = grey.convert('RGB').convert(mode) if mode == 'HSV' else grey.convert(mode)
-        if mode == 'HSV':
-            image = image.convert('RGB')
-        found = convert(tmp_path, image, name=name)
-        assert mode == '1' or np.abs(found.astype(int) - 128).max() <= 3, mode
-    deep = Image.fromarray(np.full([8, 8], 128 * 257, np.uint16))
-    assert (convert(tmp_path, deep, colors=1) == 128).all()
+    name = 'x.tif' if mode in ('CMYK', 'YCbCr', 'PA') else 'x.png'
+    found = convert(tmp_path, grey.convert('P' if mode == 'PA' else mode), name=name)
+    assert mode == '1' or np.abs(found.astype(int) - 128).max() <= 3
 
 
 def test_transparent_parts_become_white(tmp_path):
@@ -107,26 +82,221 @@ def test_transparent_parts_become_white(tmp_path):
     assert (found[:4] == (10, 20, 30)).all() and (found[4:] == 255).all()
 
 
-def test_a_photo_is_turned_as_its_camera_says(tmp_path):
-    pixels = np.zeros([8, 8, 3], np.uint8)
-    pixels[:, :4] = 250
+@pytest.mark.parametrize('name', ['x.jpg', 'x.png', 'x.tif', 'x.webp'])
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_a_photo_is_turned_as_its_camera_says(tmp_path, name, turn):
+    upright = np.zeros([16, 8], np.uint8)
+    upright[:8, :4], upright[:8, 4:], upright[8:, :4] = 250, 160, 80
+    image = Image.fromarray(upright)
+    undo = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    if turn > 1:
+        image = image.transpose(undo.get(turn, pictures.TURNS[turn]))
     exif = Image.Exif()
-    exif[0x0112] = 6  # To be turned by 90 degrees clockwise: left goes up.
-    found = convert(tmp_path, Image.fromarray(pixels), exif=exif)
-    assert (found[:4] == 250).all() and (found[4:] == 0).all()
+    exif[0x0112] = turn
+    found = convert(tmp_path, image.convert('RGB'), size=(16, 8), colors=1, name=name, exif=exif)
+    assert np.abs(found[..., 0].astype(int) - upright)[[2, 3, 12, 13]][:, [1, 2, 5, 6]].max() <= 12
 
 
 def test_of_an_animation_the_first_frame_is_taken(tmp_path):
     frames = [Image.fromarray(np.full([8, 8], value, np.uint8)) for value in (50, 200)]
-    found = convert(tmp_path, frames[0], name='x.gif', save_all=True, append_images=frames[1:])
-    assert (found == 50).all()
+    for name in ('x.gif', 'x.png', 'x.tif', 'x.webp'):
+        found = convert(tmp_path, frames[0], name=name, save_all=True, append_images=frames[1:])
+        assert np.abs(found.astype(int) - 50).max() <= 2, name
+
+
+# --- Large pictures ---
+
+
+def photo(height, width, seed=0):
+    """Returns a PIL.Image with large shapes and fine noise."""
+    random = np.random.RandomState(seed)
+    shapes = Image.fromarray(random.randint(0, 256, [12, 16, 3]).astype(np.uint8)).resize((width, height))
+    noisy = np.asarray(shapes, int) + random.normal(0, 25, [height, width, 3])
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize('colors', [1, 3])
+@pytest.mark.parametrize('size', [(32, 32), (24, 48), (70, 50)])
+def test_a_jpeg_decoded_at_a_reduced_scale_looks_as_decoded_in_full(tmp_path, monkeypatch, size, colors):
+    image = photo(700, 900)
+    quick = convert(tmp_path, image, size, colors, 'x.jpg').astype(int)
+    monkeypatch.setattr('PIL.JpegImagePlugin.JpegImageFile.draft', lambda *args: None)
+    full = convert(tmp_path, image, size, colors, 'x.jpg').astype(int)
+    assert np.abs(quick - full).mean() < 1 and np.abs(quick - full).max() < 12
+
+
+def test_a_jpeg_is_decoded_at_twice_the_size_at_least(tmp_path, monkeypatch):
+    seen = []
+    fit = pictures.fit
+    monkeypatch.setattr(pictures, 'fit', lambda image, *args: seen.append(image.size) or fit(image, *args))
+    for width in range(64, 700, 37):
+        convert(tmp_path, photo(500, width), (30, 40), name='x.jpg')
+        assert min(seen[-1]) >= min(80, width)
+    assert seen[-1][0] < width / 2
+
+
+def test_a_photo_of_more_than_67_megapixels_is_read(tmp_path):
+    assert (convert(tmp_path, Image.new('1', (20000, 9500)), colors=1) == 0).all()  # More than Pillow itself allows.
+
+
+def test_the_limit_is_what_was_asked_and_pillows_own_comes_back(tmp_path):
+    Image.new('L', (1500, 1000)).save(tmp_path / 'x.png')
+    before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    pictures.convert(str(tmp_path / 'x.png'), (8, 8), 1, max_megapixels=1.5)
+    with pytest.raises(ValueError, match=r'claims more than 1\.4 megapixels: give --max_megapixels'):
+        pictures.convert(str(tmp_path / 'x.png'), (8, 8), 1, max_megapixels=1.4)
+    assert (Image.MAX_IMAGE_PIXELS, warnings.filters) == before
+
+
+def test_several_threads_share_pillows_limit():
+    before = Image.MAX_IMAGE_PIXELS
+    inside, leave = threading.Barrier(3), threading.Event()
+
+    def stay():
+        with pictures.patient(9):
+            inside.wait()
+            leave.wait()
+
+    threads = [threading.Thread(target=stay) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait()
+    with pictures.patient(9):
+        pass
+    assert Image.MAX_IMAGE_PIXELS == 4_500_000
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+# --- Deep pictures ---
+
+RAMP = np.tile(np.linspace(0, 1, 24), (24, 1))
+DEEP = {  # Pixels and the range that they span.
+    'grey16.png': (RAMP * 65535, np.uint16, (0, 65535)),
+    'grey12.png': (RAMP * 4095, np.uint16, (0, 4095)),
+    'grey10.tif': (RAMP * 1023, np.uint16, (0, 1023)),
+    'unit.tif': (RAMP, np.float32, (0, 1)),
+    'float.tif': (RAMP * 255, np.float32, (0, 255)),
+    'int.tif': (RAMP * (1 << 24), np.int32, (0, 1 << 24)),
+    'negative.tif': (RAMP * 2000 - 1000, np.int32, (-1000, 1000)),
+    'fraction.tif': (RAMP * 2 - 1, np.float32, (-1, 1)),
+}
+
+
+@pytest.mark.parametrize('name', DEEP)
+def test_deep_grey_pictures_are_mapped_from_their_range(tmp_path, name):
+    values, kind, (low, high) = DEEP[name]
+    Image.fromarray(values.astype(kind)).save(tmp_path / name)
+    with pytest.raises(pictures.TooDeep, match='give --range=LOW,HIGH') as error:
+        pictures.convert(str(tmp_path / name), (24, 24), 1)
+    assert (error.value.low, error.value.high) == (low, high)
+    found = pictures.convert(str(tmp_path / name), (24, 24), 1, (low, high))
+    assert np.abs(found[..., 0] - RAMP * 255).max() <= 1
+    half = pictures.convert(str(tmp_path / name), (24, 24), 1, (low, (low + high) / 2))
+    assert np.abs(half[..., 0] - (RAMP * 510).clip(0, 255)).max() <= 1
+
+
+def signed_tiff(values):
+    """Returns the bytes of a TIFF file of signed 16-bit numbers, as CT scanners make them."""
+    data, (height, width) = values.astype('<i2').tobytes(), values.shape
+    tags = [(256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
+    tags += [(278, 3, height), (279, 4, len(data)), (339, 3, 2)]
+    entries = b''.join(struct.pack('<HHII', tag, kind, 1, value) for tag, kind, value in tags)
+    directory = struct.pack('<H', len(tags)) + entries + bytes(4)
+    return struct.pack('<2sHI', b'II', 42, 8 + len(data)) + data + directory
+
+
+def test_signed_numbers_do_not_wrap():
+    file = io.BytesIO(signed_tiff(RAMP * 2000 - 1000))
+    found = pictures.convert(file, (24, 24), 1, (-1000, 1000))
+    assert np.abs(found[..., 0] - RAMP * 255).max() <= 1
+
+
+def png(pixels, bits, color_type, *more):
+    """Returns the bytes of a PNG file of [H, W, C], with `more` chunks, (type, content), before the pixels."""
+    height, width = pixels.shape[:2]
+    rows = b''.join(b'\0' + row.astype('>u%d' % (bits // 8)).tobytes() for row in pixels)
+    header = struct.pack('>IIBBBBB', width, height, bits, color_type, 0, 0, 0)
+    chunks = [(b'IHDR', header), *more, (b'IDAT', zlib.compress(rows)), (b'IEND', b'')]
+    made = [struct.pack('>I', len(c)) + k + c + struct.pack('>I', zlib.crc32(k + c)) for k, c in chunks]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(made)
+
+
+COLORS = np.stack([RAMP * 4095, RAMP * 100, 4095 - RAMP * 4095], -1)  # 12 bits, as many cameras have.
+
+
+@pytest.mark.parametrize('alpha', [False, True])
+def test_deep_colors_are_mapped_from_their_range(alpha):
+    pixels = np.concatenate([COLORS, np.full_like(COLORS[..., :1], 65535)], -1) if alpha else COLORS
+    file = io.BytesIO(png(pixels, 16, 6 if alpha else 2))
+    with pytest.raises(pictures.TooDeep) as error:
+        pictures.convert(file, (24, 24), 3)
+    assert (error.value.low, error.value.high) == (0, 4095)
+    assert np.abs(pictures.convert(file, (24, 24), 3, (0, 4095)) - COLORS / 4095 * 255).max() <= 1
+
+
+def test_what_is_no_number_is_black(tmp_path):
+    values = np.array([[np.nan, -np.inf], [np.inf, 0.5]], np.float32)
+    Image.fromarray(values).save(tmp_path / 'x.tif')
+    with pytest.raises(pictures.TooDeep, match=r'from 0\.5 to 0\.5'):
+        pictures.convert(str(tmp_path / 'x.tif'), (2, 2), 1)
+    assert pictures.convert(str(tmp_path / 'x.tif'), (2, 2), 1, (0, 1)).ravel().tolist() == [0, 0, 255, 128]
+
+
+def test_a_range_leaves_pictures_of_8_bits_as_they_are(tmp_path):
+    pixels = fakes.random_images(1, 8, 8, 3)[0]
+    np.testing.assert_array_equal(convert(tmp_path, Image.fromarray(pixels), range=(0, 4095)), pixels)
+
+
+# --- Broken metadata ---
+
+
+def test_text_of_any_size_costs_no_picture():
+    pixels = fakes.random_images(1, 8, 8, 3)[0]
+    text = b'Comment\0' + b'x' * 3_000_000
+    packed = b'Comment\0\0' + zlib.compress(bytes(100_000_000))  # 100 kB that become 100 MB.
+    profile = b'icc\0\0' + zlib.compress(bytes(5_000_000))
+    for chunk in [(b'tEXt', text), (b'zTXt', packed), (b'iTXt', b'A\0\1\0\0\0' + packed[9:]), (b'iCCP', profile)]:
+        file = io.BytesIO(png(pixels, 8, 2, *[chunk] * 30))
+        np.testing.assert_array_equal(pictures.convert(file, (8, 8), 3), pixels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(chunk=st.sampled_from([b'eXIf', b'iCCP', b'tEXt', b'zTXt', b'iTXt', b'pHYs', b'gAMA']), junk=st.binary())
+def test_rubbish_in_a_pngs_metadata_costs_no_picture(chunk, junk):
+    pixels = fakes.random_images(1, 8, 8, 3)[0]
+    found = pictures.convert(io.BytesIO(png(pixels, 8, 2, (chunk, junk))), (8, 8), 3)
+    np.testing.assert_array_equal(found, pixels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    marker=st.sampled_from(range(0xE1, 0xF0)),
+    prefix=st.sampled_from(
+        [b'', b'Exif\0\0', b'Exif\0\0II*\0\x08\0\0\0', b'MPF\0', b'ICC_PROFILE\0', b'Photoshop 3.0\0']
+    ),
+    junk=st.binary(max_size=200),
+)
+def test_rubbish_in_a_jpegs_metadata_costs_no_picture(marker, prefix, junk):
+    if marker == 0xEE:  # Adobe's says how colours are stored.
+        return
+    file = io.BytesIO()
+    Image.fromarray(np.full([16, 16, 3], 77, np.uint8)).save(file, 'JPEG')
+    content = file.getvalue()
+    segment = b'\xff' + bytes([marker]) + struct.pack('>H', 2 + len(prefix + junk)) + prefix + junk
+    found = pictures.convert(io.BytesIO(content[:20] + segment + content[20:]), (8, 8), 3)
+    assert np.abs(found.astype(int) - 77).max() <= 2
+
+
+# --- Damage ---
 
 
 def png_header(width, height):
-    header = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    body = b'IDAT' + zlib.compress(bytes(1000))
-    chunks = [struct.pack('>I', len(c) - 4) + c + struct.pack('>I', zlib.crc32(c)) for c in (header, body, b'IEND')]
-    return records.PNG_SIGNATURE + b''.join(chunks)
+    header = png(np.zeros([1, 1, 3]), 8, 2)
+    body = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return header[:12] + body + struct.pack('>I', zlib.crc32(body)) + header[33:]
 
 
 BAD = dict(
@@ -137,6 +307,7 @@ BAD = dict(
     smaller_bomb=png_header(9000, 9000),
     no_pixels=png_header(100, 100),
     html=b'<!DOCTYPE html><html></html>',
+    postscript=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n',
 )
 
 
@@ -155,198 +326,124 @@ def test_an_unreadable_picture_says_why(tmp_path, name):
         pictures.convert(str(tmp_path / 'x.jpg'), (8, 8), 3)
 
 
-# --- A folder ---
+# --- Many ---
 
 
-def test_a_folder_becomes_a_dataset(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / 'pictures', unlabeled=7)
-    for name in ('train/.hidden/x.png', 'train/crow/.x.png', 'train/crow/notes.txt', 'unlabeled/Thumbs.db'):
-        os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
-        with open(os.path.join(folder, name), 'w') as f:
-            f.write('no picture')
-    run(monkeypatch, folder, tmp_path / 'data', size='10x12', augment='mirror,shift2')
-    family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
-    assert family == data_pair.Family(12, 10, 3, 3, True, 2, parts=('train', 'unlabeled'), classes=tuple(CLASSES))
-    for part, each in (('train', 6), ('test', 2)):
-        images, labels = read(tmp_path / 'data', part)
-        assert images.shape == (3 * each, 12, 10, 3)
-        assert np.bincount(labels).tolist() == [each] * 3
-        assert np.abs(images.astype(int) - (40 + 80 * labels)[:, None, None, None]).max() <= 2
-    assert read(tmp_path / 'data', 'train')[1].tolist() != sorted(read(tmp_path / 'data', 'train')[1])
-    images, labels = read(tmp_path / 'data', 'unlabeled')
-    expected = {fakes.random_images(1, 12, 10, 3, i).tobytes() for i in range(7)}
-    assert {image.tobytes() for image in images} == expected and (labels == -1).all()
+def test_pictures_come_in_order_and_few_are_held(tmp_path, monkeypatch):
+    for i in range(60):
+        fakes.save_picture(str(tmp_path / ('%d.png' % i)), np.full([8, 8, 1], i, np.uint8))
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1})
+    convert, held = pictures.convert, []
 
-    files = data_pair.train_files(str(tmp_path / 'data'), 'birds')
-    targets = data_pair.split_files(str(tmp_path / 'data' / 'SSL'), 'birds', 1, 6)
-    create_split.create(create_split.Source('birds', files), targets, 6, 1)
-    dataset = DATASETS['birds.1@6-3'](str(tmp_path / 'data'))
-    assert [
-        len(x)
-        for x in (dataset.sets['labeled'], dataset.sets['unlabeled'], dataset.sets['valid'], dataset.sets['test'])
-    ] == [6, 16, 3, 6]
-    assert np.bincount(dataset.sets['labeled'].labels).tolist() == [2, 2, 2]
-    assert (dataset.height, dataset.width, dataset.family.mirror, dataset.family.shift) == (12, 10, True, 2)
+    def slow(path, *args):
+        time.sleep(0.001 * (hash(path) % 3))
+        held.append(path)
+        return convert(path, *args)
+
+    monkeypatch.setattr(pictures, 'convert', slow)
+    paths = [str(tmp_path / ('%d.png' % i)) for i in range(60)]
+    found = pictures.convert_all(iter(paths), (8, 8), 1)
+    for i in range(60):
+        assert next(found).max() == i
+        assert len(held) <= i + 12
+    assert not list(found)
 
 
-def test_the_default_augmentation_fits_the_size(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / 'pictures')
-    for size, shift in (('32x32', 4), ('96x64', 8), ('8x8', 1), ('4x4', 0)):
-        run(monkeypatch, folder, tmp_path / size, size=size)
-        family = data_pair.find_family(str(tmp_path / size), 'birds')
-        assert (family.mirror, family.shift) == (True, shift)
+def test_what_cannot_be_read_comes_in_its_place(tmp_path):
+    fakes.save_picture(str(tmp_path / 'a.png'), np.zeros([8, 8, 3], np.uint8))
+    (tmp_path / 'b.png').write_bytes(b'x')
+    paths = [str(tmp_path / name) for name in ('a.png', 'b.png', 'missing.png', 'a.png')]
+    found = list(pictures.convert_all(paths, (8, 8), 3))
+    assert [isinstance(image, ValueError) for image in found] == [False, True, True, False]
 
 
-def test_grey_pictures(tmp_path, monkeypatch):
-    run(monkeypatch, make_folder(tmp_path / 'pictures'), tmp_path / 'data', colors=1, augment='')
-    images, labels = read(tmp_path / 'data', 'train')
-    assert images.shape == (18, 8, 8, 1)
-    assert np.abs(images.astype(int) - (40 + 80 * labels)[:, None, None, None]).max() <= 2
-    assert not data_pair.find_family(str(tmp_path / 'data'), 'birds').mirror
+# --- The files of a folder ---
 
 
-@pytest.mark.parametrize('fraction,each', [(0.2, 2), (0.5, 5), (0.01, 1)])
-def test_a_test_set_can_be_set_aside(tmp_path, monkeypatch, fraction, each):
-    folder = make_folder(tmp_path / 'pictures', each=10, test=0)
-    found = []
-    for i, seed in enumerate((1, 1, 2)):
-        run(monkeypatch, folder, tmp_path / str(i), test_fraction=fraction, seed=seed)
-        assert np.bincount(read(tmp_path / str(i), 'test')[1]).tolist() == [each] * 3
-        assert np.bincount(read(tmp_path / str(i), 'train')[1]).tolist() == [10 - each] * 3
-        found.append([data_pair.record_file(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
-    contents = [[list(records.raw(path)) for path in paths] for paths in found]
-    assert contents[0] == contents[1] and contents[0] != contents[2]
+def touch(folder, *names, content=b'x'):
+    for name in names:
+        path = os.path.join(str(folder), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'wb') as file:
+            file.write(content)
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    counts=st.lists(st.integers(2, 30), min_size=2, max_size=5),
-    fraction=st.floats(0.01, 0.6),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_setting_aside_is_stratified_and_loses_nothing(counts, fraction, seed):
-    files = [('%d/%d' % (label, i), label) for label, count in enumerate(counts) for i in range(count)]
-    rest, aside = pictures.set_aside(files, fraction, seed)
-    assert sorted(rest + aside) == sorted(files)
-    for label, count in enumerate(counts):
-        assert sum(found == label for _, found in aside) == max(1, round(fraction * count))
+def test_all_endings_that_pillow_registers_are_pictures(tmp_path):
+    endings = 'PNG', 'jfif', 'jpe', 'jp2', 'tga', 'avif', 'Tif', 'apng', 'webp', 'ico', 'mpo', 'psd', 'qoi', 'icns'
+    names = ['a.' + ending for ending in endings]
+    touch(tmp_path, *names)
+    assert pictures.listed(str(tmp_path)) == (sorted(names), {})
 
 
-# --- Unreadable pictures ---
+def test_files_without_an_ending_are_looked_into(tmp_path):
+    for i, kind in enumerate(['PNG', 'JPEG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'JPEG2000', 'AVIF']):
+        Image.new('RGB', (8, 8)).save(tmp_path / ('%d.2.840' % i if i % 2 else str(i)), kind)
+    touch(tmp_path, 'README', 'empty', content=b'')
+    found, unused = pictures.listed(str(tmp_path))
+    assert len(found) == 8 and unused == {'README': pictures.OTHER, 'empty': pictures.OTHER}
+    assert not [
+        name for name in found if isinstance(next(pictures.convert_all([tmp_path / name], (8, 8), 3)), ValueError)
+    ]
 
 
-@pytest.fixture
-def spoilt(tmp_path):
-    """A folder with two unreadable pictures among the training ones and one among the unlabelled ones."""
-    folder = make_folder(tmp_path / 'pictures', unlabeled=3)
-    for i, name in enumerate(['train/crow/bad0.jpg', 'train/robin/bad1.png', 'unlabeled/a/bad2.png']):
-        with open(os.path.join(folder, name), 'wb') as f:
-            f.write(bad_picture(('text', 'bomb', 'empty')[i]))
-    return folder
+REASONS = {
+    '.DS_Store': pictures.HIDDEN,
+    'a/.hidden/x.png': pictures.HIDDEN,
+    'a/._x.png': pictures.HIDDEN,
+    'a/@eaDir/x.png/SYNOPHOTO_THUMB_M.jpg': pictures.SYSTEM,
+    '__MACOSX/a/._x.png': pictures.SYSTEM,
+    'a/.ipynb_checkpoints/x-checkpoint.png': pictures.SYSTEM,
+    '#recycle/x.png': pictures.SYSTEM,
+    'a/Thumbs.db': pictures.OTHER,
+    'a/notes.txt': pictures.OTHER,
+    'a/x.png.bak': pictures.OTHER,
+    'a/x.heic': pictures.UNKNOWN_FORMAT,
+    'a/x.HEIF': pictures.UNKNOWN_FORMAT,
+    'a/x.cr2': pictures.UNKNOWN_FORMAT,
+    'a/x.eps': pictures.UNKNOWN_FORMAT,
+}
 
 
-def test_unreadable_pictures_are_listed_and_stop_the_command(tmp_path, spoilt, monkeypatch, capsys):
-    with pytest.raises(utils.Error, match=r'3 pictures cannot be read, see above: .*--skip_bad'):
-        run(monkeypatch, spoilt, tmp_path / 'data')
-    lines = [line for line in capsys.readouterr().err.splitlines() if '/bad' in line]
-    assert len(lines) == 3
-    assert 'bad1.png: claims 50000 x 50000 pixels' in lines[1] or 'bad1.png' in ''.join(lines)
-    assert not (tmp_path / 'data').exists()
+@pytest.mark.parametrize('name', REASONS)
+def test_what_is_no_picture_is_named_with_its_reason(tmp_path, name):
+    touch(tmp_path, name, 'a/x.png')
+    assert pictures.listed(str(tmp_path)) == (['a/x.png'], {name: REASONS[name]})
 
 
-def test_unreadable_pictures_can_be_left_out(tmp_path, spoilt, monkeypatch):
-    run(monkeypatch, spoilt, tmp_path / 'data', skip_bad=True)
-    assert np.bincount(read(tmp_path / 'data', 'train')[1]).tolist() == [6, 6, 6]
-    assert len(read(tmp_path / 'data', 'unlabeled')[1]) == 3
+def test_links_are_followed(tmp_path):
+    touch(tmp_path, 'store/deep/x.png', 'store/y.png', 'pics/real/z.png')
+    os.symlink(tmp_path / 'store', tmp_path / 'pics' / 'linked')
+    os.symlink(tmp_path / 'store' / 'deep', tmp_path / 'pics' / 'again')
+    os.symlink(tmp_path / 'store' / 'y.png', tmp_path / 'pics' / 'w.png')
+    expected = ['again/x.png', 'linked/deep/x.png', 'linked/y.png', 'real/z.png', 'w.png']
+    assert pictures.listed(str(tmp_path / 'pics')) == (expected, {})
 
 
-def test_a_class_must_keep_a_picture(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / 'pictures', each=2)
-    for name in os.listdir(os.path.join(folder, 'train', 'crow')):
-        with open(os.path.join(folder, 'train', 'crow', name), 'wb') as f:
-            f.write(b'?')
-    with pytest.raises(utils.Error, match="no picture of class 'crow' in train can be read"):
-        run(monkeypatch, folder, tmp_path / 'data', skip_bad=True)
-    assert not (tmp_path / 'data').exists()
+def test_links_that_lead_nowhere_are_named(tmp_path):
+    os.symlink('/nowhere/x.png', tmp_path / 'x.png')
+    os.symlink(tmp_path / 'missing', tmp_path / 'folder')
+    touch(tmp_path, 'file')
+    os.symlink(tmp_path / 'file' / 'x', tmp_path / 'through')
+    nowhere = dict.fromkeys(['x.png', 'folder', 'through'], pictures.NOWHERE)
+    assert pictures.listed(str(tmp_path)) == ([], {'file': pictures.OTHER, **nowhere})
 
 
-# --- What cannot be ---
+@pytest.mark.parametrize('target', ['..', '../..', '.', 'loop'])
+def test_links_in_a_circle_are_an_error(tmp_path, target):
+    touch(tmp_path, 'pics/a/x.png')
+    os.symlink(target, tmp_path / 'pics' / 'a' / 'loop')
+    with pytest.raises(utils.Error, match=r'loop.*(leads to a folder that holds it|leads to itself): remove'):
+        pictures.listed(str(tmp_path / 'pics'))
 
 
-BAD_FLAGS = [
-    (dict(name=None), 'needs --name'),
-    (dict(name='cifar10'), "name 'cifar10'"),
-    (dict(name='../x'), "name '../x'"),
-    (dict(name=''), '--name'),
-    (dict(name='a.b'), "name 'a.b'"),
-    (dict(size='32'), 'size=32: give WIDTHxHEIGHT'),
-    (dict(size='0x8'), 'size=0x8'),
-    (dict(size='9999x8'), 'size=9999x8'),
-    (dict(size='8x-8'), 'size='),
-    (dict(colors=2), '--colors must be 1'),
-    (dict(augment='shift8'), 'cannot be shifted by 8'),
-    (dict(augment='rotate'), 'augment=rotate'),
-    (dict(augment='shift'), 'augment=shift'),
-    (dict(test_fraction=0.2), 'leave --test_fraction out'),
-    (dict(from_folder='/nowhere'), '/nowhere/train is missing'),
-]
+def test_what_is_no_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.png')
+    os.mkfifo(tmp_path / 'pipe')
+    assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe').st_mode)
+    assert pictures.listed(str(tmp_path)) == ([], dict.fromkeys(['pipe', 'pipe.png'], pictures.OTHER))
 
 
-@pytest.mark.parametrize('flags,words', BAD_FLAGS, ids=[str(flags) for flags, _ in BAD_FLAGS])
-def test_bad_flags_change_nothing(tmp_path, monkeypatch, flags, words):
-    folder = make_folder(tmp_path / 'pictures', each=1, test=1)
-    flags = dict(dict(folder=folder), **flags)
-    with pytest.raises(utils.Error, match=words) as error:
-        run(monkeypatch, flags.pop('from_folder', flags.pop('folder')), tmp_path / 'data', **flags)
-    assert '\n' not in str(error.value)
-    assert not (tmp_path / 'data').exists()
-
-
-def test_folders_laid_out_otherwise_are_refused(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / 'pictures', test=0)
-
-    def refused(words, **flags):
-        with pytest.raises(utils.Error, match=words):
-            run(monkeypatch, folder, tmp_path / 'data', **flags)
-
-    refused('test is missing: give --test_fraction')
-    for fraction in (0, 1, -1, 2, float('nan')):
-        refused('must be between 0 and 1', test_fraction=fraction)
-    refused('too few to set 0.95 aside', test_fraction=0.95)
-    fakes.save_picture(os.path.join(folder, 'test', 'owl', 'x.png'), np.zeros([8, 8, 3], np.uint8))
-    fakes.save_picture(os.path.join(folder, 'test', 'crow', 'x.png'), np.zeros([8, 8, 3], np.uint8))
-    refused("has the class 'owl', which the training pictures lack")
-    os.rename(os.path.join(folder, 'test', 'owl'), os.path.join(folder, 'test', 'robin'))
-    refused("test has no picture of class 'blackbird'")
-    assert not (tmp_path / 'data').exists()
-
-
-def test_an_existing_dataset_is_never_overwritten(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / 'pictures')
-    run(monkeypatch, folder, tmp_path / 'data')
-    for name in sorted(os.listdir(tmp_path / 'data')):
-        content = (tmp_path / 'data' / name).read_bytes()
-        with pytest.raises(utils.Error, match='exists already'):
-            run(monkeypatch, folder, tmp_path / 'data', size='10x10')
-        assert (tmp_path / 'data' / name).read_bytes() == content
-    os.remove(tmp_path / 'data' / 'birds.json')
-    before = sorted(os.listdir(tmp_path / 'data'))
-    with pytest.raises(utils.Error, match=r'birds-train.tfrecord exists already'):
-        run(monkeypatch, folder, tmp_path / 'data')
-    assert sorted(os.listdir(tmp_path / 'data')) == before
-
-
-def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
-    folder = make_folder(tmp_path / 'pictures')
-    convert, calls = pictures.convert, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 20:  # Among the test pictures: those for training are written.
-            raise KeyboardInterrupt
-        return convert(*args)
-
-    monkeypatch.setattr(pictures, 'convert', interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, folder, tmp_path / 'data')
-    assert not (tmp_path / 'data').exists()
+def test_any_name_can_be_shown(tmp_path):
+    touch(os.fsencode(str(tmp_path)).decode(), 'a\udcff\n.txt')
+    (name,) = pictures.listed(str(tmp_path))[1]
+    assert pictures.shown(name).encode() and '\\udcff' in pictures.shown(name)

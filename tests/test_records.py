@@ -1,5 +1,6 @@
 """Records: what is written is read, and whatever is damaged is told with the file's name and the record's number."""
 
+import hashlib
 import io
 import os
 import struct
@@ -123,6 +124,67 @@ def test_a_missing_label_is_no_class_where_that_is_allowed(tmp_path):
     assert records.read(path, 5, SHAPE, unlabeled=True)[1].tolist() == [0, records.NO_CLASS, 2, 3, 4]
     with pytest.raises(utils.Error, match='record 1 has label -1, not one of 0 to 4'):
         records.read(path, 5, SHAPE)
+
+
+def test_a_group_is_kept(tmp_path):
+    png = records.encode_png(fakes.random_images(1, *SHAPE)[0])
+    examples = [(png, 0), records.Example(png, 1, 7), records.Example(png, records.NO_CLASS, 0)]
+    records.write(str(tmp_path / 'x'), examples)
+    file = records.RecordFile(str(tmp_path / 'x'))
+    _, labels, groups = file.check(unlabeled=True)
+    assert (labels.tolist(), groups.tolist()) == ([0, 1, records.NO_CLASS], [records.NO_GROUP, 7, 0])
+    assert file.read(unlabeled=True)[2].tolist() == groups.tolist()
+    assert list(file.examples(unlabeled=True)) == [records.Example(*example) for example in examples]
+    assert b'group' not in file.serialized(0)  # Records without groups stay as the published scripts write them.
+
+
+def test_a_file_may_be_empty_where_that_is_expected(tmp_path):
+    path = str(tmp_path / 'x')
+    assert records.write(path, []) == 0
+    with pytest.raises(utils.Error, match='x is empty'):
+        records.RecordFile(path)
+    file = records.RecordFile(path, empty=True)
+    assert (len(file), list(file.raw())) == (0, [])
+    images, labels, groups = file.read(3, SHAPE)
+    assert (images.shape, len(labels), len(groups)) == ((0, *SHAPE), 0, 0)
+
+
+# --- Fingerprints ---
+
+
+def fingerprint(content):
+    """The fingerprint as the specification words it: of (length, masked checksum of the data) of each record."""
+    digest, begin = hashlib.sha256(), 0
+    while begin < len(content):
+        (length,) = struct.unpack_from('<Q', content, begin)
+        data = content[begin + 12 : begin + 12 + length]
+        digest.update(struct.pack('<QI', length, masked_crc32c(data)))
+        begin += length + 16
+    return digest.hexdigest()
+
+
+def fingerprint_of(path, examples):
+    records.write_serialized(str(path), examples)
+    return records.RecordFile(str(path)).fingerprint
+
+
+@settings(max_examples=10, deadline=None)
+@given(examples=st.lists(st.binary(max_size=40), max_size=5))
+def test_a_fingerprint_is_that_of_lengths_and_checksums(examples):
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'x')
+        records.write_serialized(path, examples)
+        with open(path, 'rb') as f:
+            assert records.RecordFile(path, empty=True).fingerprint == fingerprint(f.read())
+
+
+def test_a_fingerprint_stands_for_pictures_labels_and_order(tmp_path):
+    pngs = records.encode(fakes.random_images(3, *SHAPE))
+    first, second, third = ([records.serialize(png, label) for png in pngs] for label in (0, 1, 2))
+    same = fingerprint_of(tmp_path / 'a', first), fingerprint_of(tmp_path / 'b', first)
+    others = [[first[0], first[2], first[1]], [*first[:2], second[2]], first[:2], [*first, first[0]], third]
+    found = {fingerprint_of(tmp_path / str(i), examples) for i, examples in enumerate(others)}
+    assert same[0] == same[1] and len(found | {same[0]}) == 6
 
 
 # --- Damage ---

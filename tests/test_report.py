@@ -6,50 +6,63 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, command
+from scipy import stats
 
 from libml import runs, utils
 from scripts import report
 
 ROWS = report.paper_rows()
-BASE = dict(ROWS[0].values, arch='resnet', beta=0.75, train_kimg=40.0, report_kimg=1.0, keep_ckpt=50, seed=1)
+SMALL = dict(arch='resnet', beta=0.75, scales=3, train_kimg=40.0, report_kimg=1.0, keep_ckpt=50, seed=1)
+FLAGS = '--beta=0.75 --report_kimg=1 --scales=3 --train_kimg=40'
 
 
-def write_run(folder, accuracies, dataset='digits.1@20-100', start=0, **args):
-    """Writes a run that reports `accuracies`, one a kimg, from `start` kimg on; `args` change BASE."""
-    os.makedirs(os.path.dirname(runs.args_file(folder)), exist_ok=True)
-    with open(runs.args_file(folder), 'w') as file:
-        json.dump(dict(BASE, dataset=dataset, **args), file)
-    with tf.summary.FileWriter(os.path.join(folder, 'tf'), filename_suffix='.%d' % start) as writer:
+def write_run(folder, accuracies, dataset='digits.1@20-100', row='MixMatch', start=0, period=1, **args):
+    """Writes a run that reports `accuracies`, one each `period` kimg from `start` on; `args` change SMALL."""
+    run = runs.Run(str(folder))
+    run.write_args({**SMALL, **ROWS[row], 'dataset': dataset, **args})
+    with tf.summary.FileWriter(run.checkpoint_dir, filename_suffix='.%d' % start) as writer:
         writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), (start << 10) + 1)
-        for kimg, accuracy in enumerate(accuracies, start + 1):
+        for i, accuracy in enumerate(accuracies, 1):
             value = tf.Summary.Value(tag='accuracy', simple_value=accuracy)
-            writer.add_summary(tf.Summary(value=[value]), kimg << 10)
+            writer.add_summary(tf.Summary(value=[value]), (start + i * period) << 10)
+
+
+def made_up(errors, dataset='digits@20-100', flags=FLAGS, reports=40, train_kimg=40):
+    """Returns reports, see report.read_run, of runs that are always at an error: {row: {split: error}}."""
+    lines = [
+        (dataset, flags, row, split, 1, train_kimg, kimg, error)
+        for row, by_split in errors.items()
+        for split, error in by_split.items()
+        for kimg in range(1, reports + 1)
+    ]
+    return pd.DataFrame(lines, columns=[*report.RUN, 'train_kimg', 'kimg', 'error'])
 
 
 def read(folder):
     """Returns the tables of all runs below a folder, of which none is damaged."""
-    found, damaged = report.read_runs([str(folder)])
-    assert not damaged
+    found, remarks = report.read_all([str(folder)])
+    assert not remarks
     return report.make_tables(found)
 
 
-def cell(table, name):
-    (found,) = (cell for cell in table.cells if cell.row.name == name)
-    return found
+def numbered(errors):
+    """Returns {split: error}, the splits counted from 1."""
+    return dict(enumerate(errors, 1))
 
 
-# --- Numbers ---
+# --- Errors ---
 
 
 def test_the_error_is_the_median_of_the_last_20_reports(tmp_path):
     accuracies = np.random.RandomState(0).uniform(80, 90, 40)
     write_run(tmp_path / 'a', accuracies)
     (table,) = read(tmp_path)
-    assert cell(table, 'MixMatch').mean == pytest.approx(100 - np.median(accuracies[-20:]), abs=1e-4)
-    assert np.isnan(cell(table, 'MixMatch').std)
+    assert table.rows.error['MixMatch'] == pytest.approx(100 - np.median(accuracies[-20:]), abs=1e-4)
+    assert np.isnan(table.rows.deviation['MixMatch'])
 
 
 def test_rows_are_the_papers_in_its_order_with_mean_and_deviation_over_splits(tmp_path):
@@ -57,57 +70,179 @@ def test_rows_are_the_papers_in_its_order_with_mean_and_deviation_over_splits(tm
     for i, row in reversed(list(enumerate(ROWS))):
         for split in range(3):
             accuracies = [100 - errors[i, split]] * 40
-            write_run(tmp_path / ('%d-%d' % (i, split)), accuracies, 'cifar10.%d@250-1' % split, **row.values)
+            write_run(tmp_path / ('%d-%d' % (i, split)), accuracies, 'cifar10.%d@250-1' % split, row)
     (table,) = read(tmp_path)
-    assert (table.dataset, table.flags) == ('cifar10@250-1', '--beta=0.75 --report_kimg=1 --train_kimg=40')
-    assert [cell.row for cell in table.cells] == ROWS
-    np.testing.assert_allclose([cell.mean for cell in table.cells], errors.mean(1), rtol=1e-5)
-    np.testing.assert_allclose([cell.std for cell in table.cells], errors.std(1, ddof=1), rtol=1e-5)
-    assert report.words(table) == ['Runs: 33, all of them finished.']
+    assert (table.dataset, table.flags) == ('cifar10@250-1', FLAGS)
+    assert list(table.rows.index) == list(ROWS)
+    np.testing.assert_allclose(table.rows.error, errors.mean(1), rtol=1e-5)
+    np.testing.assert_allclose(table.rows.deviation, errors.std(1, ddof=1), rtol=1e-5)
+    assert report.missing(table) == ['Runs: 33, all of them finished.']
 
 
-@pytest.mark.parametrize(
-    'dataset,size', [('cifar10.3@4000-1', 4000), ('cifar10.3@500-1', None), ('svhn.3@250-1', None)]
-)
-def test_the_papers_figures_stand_beside_its_own_settings_alone(tmp_path, dataset, size):
-    write_run(tmp_path, [90] * 40, dataset)
+def test_seeds_of_a_split_are_averaged_before_splits_are_compared(tmp_path):
+    for split, seed, error, base in (1, 1, 30, 10), (1, 2, 50, 30), (2, 1, 60, 20):
+        about = dict(dataset='digits.%d@20-100' % split, seed=seed)
+        write_run(tmp_path / ('base-%d-%d' % (split, seed)), [100 - base] * 40, **about)
+        write_run(tmp_path / ('row-%d-%d' % (split, seed)), [100 - error] * 40, row='no MixUp', **about)
     (table,) = read(tmp_path)
-    assert table.paper == (size and [row.paper[size] for row in ROWS])
-    assert ('| MixMatch | 10.00 | 6.00 | 1 | 1 |' in report.markdown([table], [])) == bool(size)
+    row = table.rows.loc['no MixUp']
+    assert (row.error, row.runs, row.splits, row.difference) == (50, 3, 2, 30)  # (40 + 60) / 2; (20 + 40) / 2.
 
 
 def test_a_run_that_went_on_counts_each_report_once(tmp_path):
     write_run(tmp_path, [10] * 30)
     write_run(tmp_path, [90] * 20, start=20)  # The last 10 reports of the first process are made again.
     (table,) = read(tmp_path)
-    assert cell(table, 'MixMatch').text == '10.00'
-    kimg, accuracy = cell(table, 'MixMatch').curve()
+    assert report.error_text(table.rows.loc['MixMatch']) == '10.00'
+    kimg, mean, low, high = report.curve(table, 'MixMatch')
     np.testing.assert_array_equal(kimg, np.arange(1, 41))
-    np.testing.assert_array_equal(accuracy, [[10] * 20 + [90] * 20])
+    np.testing.assert_array_equal([mean, low, high], [[10] * 20 + [90] * 20] * 3)
 
 
-def test_a_curve_is_of_the_reports_that_all_its_runs_have(tmp_path):
-    write_run(tmp_path / 'a', range(10), train_kimg=40.0)
-    write_run(tmp_path / 'b', range(50, 56), 'digits.2@20-100', start=3)
+# --- Differences ---
+
+
+def test_the_interval_is_that_of_a_paired_t_test():
+    base = np.array([40.0, 44.0, 39.0, 47.0, 41.0])
+    row = base + [3, 1, 2, 6, 3]  # The mean is 3, the deviation 1.8708, and Student's t for 4 degrees is 2.7764.
+    found = report.difference(pd.Series(numbered(row)), pd.Series(numbered(base)))
+    assert (found['splits'], found['verdict']) == (5, 'worse')
+    np.testing.assert_allclose([found[key] for key in ('difference', 'low', 'high')], [3, 0.677, 5.323], atol=1e-3)
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_differences_equal_scipys_on_random_errors(seed):
+    random = np.random.RandomState(seed)
+    errors = {row: numbered(random.uniform(0, 100, 2 + seed)) for row in ROWS}
+    (table,) = report.make_tables(made_up(errors))
+    base = list(errors['MixMatch'].values())
+    for row in table.rows.drop('MixMatch').itertuples():
+        test = stats.ttest_rel(list(errors[row.Index].values()), base)
+        np.testing.assert_allclose([row.low, row.high], test.confidence_interval(0.95), rtol=1e-9)
+        verdict = ('worse' if test.statistic > 0 else 'better') if test.pvalue < 0.05 else 'not settled'
+        assert row.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    'differences,verdict',
+    [
+        ([5, 5, 5], 'worse'),  # Always the same.
+        ([5, 6, 7], 'worse'),
+        ([-5, -6, -7], 'better'),
+        ([-1, 9, 4], 'not settled'),
+        ([0, 0, 0], 'not settled'),
+        ([30], 'not settled'),
+        ([], ''),
+    ],
+)
+def test_a_row_is_worse_or_better_where_the_interval_leaves_out_0(differences, verdict):
+    base = pd.Series(numbered([40.0, 60.0, 50.0]))
+    errors = pd.Series(numbered(differences), dtype=float) + base[: len(differences)]
+    assert report.difference(errors, base)['verdict'] == verdict
+
+
+def test_only_splits_that_both_have_are_compared():
+    base, row = {1: 40, 2: 50, 3: 90}, {2: 51, 3: 93, 4: 10}
+    (table,) = report.make_tables(made_up({'MixMatch': base, 'K = 3': row}))
+    assert (table.rows.splits['K = 3'], table.rows.difference['K = 3']) == (2, 2)
+    assert table.rows.error['K = 3'] == pytest.approx(154 / 3)  # The error is over all of its splits.
+
+
+def test_the_paragraph_says_what_is_settled_in_which_direction_and_what_is_not():
+    base = {1: 40, 2: 44, 3: 39}
+    errors = {
+        'MixMatch': base,
+        'no sharpening': {1: 50, 2: 55, 3: 50},
+        'K = 3': {1: 30, 2: 33, 3: 29},
+        'K = 4': {1: 42, 2: 41, 3: 40},
+        'no MixUp': {2: 90},
+    }
+    (table,) = report.make_tables(made_up(errors))
+    text = report.findings(table)
+    worse, better, unsettled, *_ = text.split('. ')
+    assert worse == 'Settled as worse than MixMatch: no sharpening (+10.67 points; +9.23 to +12.10)'
+    assert better == 'Settled as better than MixMatch: K = 3 (-10.33 points; -11.77 to -8.90)'
+    assert unsettled == 'Not settled: K = 4 and no MixUp (one split)'
+    assert 'does not mean "equal": a true difference of up to 6.6 points is still possible' in text
+
+
+def test_one_split_has_no_interval_and_settles_nothing():
+    (table,) = report.make_tables(made_up({'MixMatch': {1: 10}, 'no MixUp': {1: 90}}))
+    assert '| no MixUp | 90.00 | +80.00 | none: one split | not settled | 1 | 1 of 1 |' in report.markdown([table], [])
+    assert report.findings(table).startswith('Nothing is settled: no row shares more than one split')
+
+
+def test_without_mixmatch_nothing_is_compared():
+    (table,) = report.make_tables(made_up({'no MixUp': {1: 90, 2: 80}}))
+    assert (table.rows.verdict == '').all()
+    assert report.findings(table).startswith('Nothing is settled yet: no split has finished runs of both')
+
+
+# --- The paper's figures ---
+
+
+@pytest.mark.parametrize('w_match', [100, 75])
+@pytest.mark.parametrize('dataset,labels', [('cifar10.3@250-1', '250'), ('cifar10.5@4000-1', '4000')])
+def test_the_papers_figures_stand_beside_its_own_setting(tmp_path, dataset, labels, w_match):
+    write_run(tmp_path, [90], dataset, train_kimg=65536.0, report_kimg=64.0, w_match=w_match, period=65536)
     (table,) = read(tmp_path)
-    kimg, accuracy = cell(table, 'MixMatch').curve()
-    np.testing.assert_array_equal(kimg, range(4, 10))
-    np.testing.assert_array_equal(accuracy, [range(3, 9), range(50, 56)])
+    assert table.paper == 'paper'
+    np.testing.assert_array_equal(table.rows.paper, report.paper()[labels])
+    assert table.rows.paper_difference['no sharpening'] == pytest.approx({'250': 16.03, '4000': 4.59}[labels])
+    assert table.rows.finished['MixMatch'] == 1
+
+
+@pytest.mark.parametrize(
+    'changed',
+    [
+        dict(dataset='cifar10.3@500-1'),
+        dict(dataset='cifar10.3@250-5000'),
+        dict(dataset='svhn.3@250-1'),
+        dict(dataset='cifar10-16.3@250-1'),
+        dict(beta=0.5),
+        dict(w_match=50),
+        dict(arch='cnn13'),
+        dict(filters=16),
+        dict(repeat=1),
+        dict(scales=2),
+        dict(batch=32),
+        dict(lr=0.001),
+        dict(wd=0.0),
+        dict(ema=0.99),
+        dict(warmup_kimg=16),
+        dict(train_kimg=1024.0),
+        dict(whiten=True),
+        dict(precision='bfloat16'),
+    ],
+    ids=str,
+)
+def test_the_papers_figures_stand_beside_no_other_setting_unless_asked_for(tmp_path, changed):
+    write_run(tmp_path, [90], **{**dict(dataset='cifar10.3@250-1', train_kimg=65536.0, report_kimg=64.0), **changed})
+    assert read(tmp_path)[0].paper == ''
+    reports, _ = report.read_all([str(tmp_path)])
+    (table,) = report.make_tables(reports, beside_paper=250)
+    assert table.paper == 'paper (another setting: WRN-28-2, CIFAR-10, 250 labels)'
+    assert table.rows.paper['MixMatch'] == 11.80
+
+
+def test_the_papers_own_columns_come_first_where_another_is_asked_for():
+    (table,) = report.make_tables(made_up({'MixMatch': {1: 10}}, 'cifar10@4000-1', '--beta=0.75 --scales=3'), 250)
+    assert (table.paper, table.rows.paper['MixMatch']) == ('paper', 6.00)
 
 
 # --- What is there and what is not ---
 
 
-def test_an_unfinished_run_is_named_and_not_counted_beside_finished_ones(tmp_path):
+def test_an_unfinished_run_is_named_and_compared_with_nothing(tmp_path):
     write_run(tmp_path / 'a', [90] * 40)
     write_run(tmp_path / 'b', [10] * 39, 'digits.2@20-100')
-    write_run(tmp_path / 'c', [70] * 12, nu=3)
-    write_run(tmp_path / 'd', [], T=1.0)
+    write_run(tmp_path / 'c', [70] * 12, row='K = 3')
+    write_run(tmp_path / 'd', [], row='no sharpening')
     (table,) = read(tmp_path)
-    assert (cell(table, 'MixMatch').text, len(cell(table, 'MixMatch').runs)) == ('10.00', 2)
-    assert cell(table, 'K = 3').text == '30.00 (unfinished)'
-    assert cell(table, 'no sharpening').text == '–'
-    missing, _, unfinished = report.words(table)
+    texts = [report.error_text(table.rows.loc[row]) for row in ('MixMatch', 'K = 3', 'no sharpening')]
+    assert texts == ['10.00', '30.00 (unfinished)', '–']
+    assert table.rows.runs['MixMatch'] == 2 and table.rows.splits.max() == 0
+    missing, _, unfinished = report.missing(table)
     assert 'K = 3 (split 2); ' in missing and 'no MixUp (split 1, 2); ' in missing and 'MixMatch (' not in missing
     for text in ('MixMatch, split 2, at 39 of 40 kimg', 'K = 3, split 1, at 12 of', 'no sharpening, split 1, at 0 of'):
         assert text in unfinished
@@ -115,53 +250,89 @@ def test_an_unfinished_run_is_named_and_not_counted_beside_finished_ones(tmp_pat
 
 def test_other_settings_are_other_tables_but_seeds_and_housekeeping_are_not(tmp_path):
     write_run(tmp_path / 'a', [90] * 40)
-    write_run(tmp_path / 'b', [80] * 40, seed=2, keep_ckpt=3)
+    write_run(tmp_path / 'b', [80] * 40, seed=2, keep_ckpt=3, xla=True, devices=2, classes=['a'], data={'a': 'b'})
     write_run(tmp_path / 'c', [70] * 40, beta=0.5)
     write_run(tmp_path / 'd', [60] * 40, 'digits.1@50-100')
-    found = [(table.dataset, table.flags[:11], cell(table, 'MixMatch').mean) for table in read(tmp_path)]
-    both = '--report_ki', '--beta=0.75'
-    assert sorted(found) == sorted(
-        [('digits@20-100', both[0], 30), ('digits@20-100', both[1], 15), ('digits@50-100', both[1], 40)]
-    )
+    write_run(tmp_path / 'e', [50] * 80, train_kimg=80.0)
+    found = [(table.dataset, table.flags, table.rows.error['MixMatch']) for table in read(tmp_path)]
+    assert found == [
+        ('digits@20-100', FLAGS, 15),
+        ('digits@20-100', FLAGS.replace('40', '80'), 50),
+        ('digits@20-100', FLAGS.removeprefix('--beta=0.75 '), 30),
+        ('digits@50-100', FLAGS, 40),
+    ]
 
 
 def test_a_row_that_the_paper_lacks_comes_last_and_is_named_by_its_flags(tmp_path):
     write_run(tmp_path / 'a', [90] * 40, mixmode='xx.yx', use_ema_guess=True)
     (table,) = read(tmp_path)
-    assert [c.row.name for c in table.cells] == [r.name for r in ROWS] + ['--mixmode=xx.yx --use_ema_guess=True']
-    assert table.cells[-1].mean == 10
+    assert list(table.rows.index) == [*ROWS, '--mixmode=xx.yx --use_ema_guess=True']
+    assert table.rows.error.iloc[-1] == 10
+
+
+# --- Files ---
 
 
 def test_the_csv_says_what_the_table_says(tmp_path):
-    write_run(tmp_path / 'a', [90] * 40, 'cifar10.1@250-1')
-    write_run(tmp_path / 'b', [80] * 40, 'cifar10.2@250-1')
-    write_run(tmp_path / 'c', [80] * 40, 'digits.2@20-100')
-    rows = list(csv.DictReader(io.StringIO(report.comma_separated(read(tmp_path)))))
-    assert [row['run'] for row in rows] == [row.name for row in ROWS] * 2
-    assert dict(rows[0], flags='') == dict(
-        **dict(dataset='cifar10@250-1', flags='', run='MixMatch', error='15.00', std='7.07', paper='11.80'),
-        **dict(runs='2', finished='2'),
+    errors = {'MixMatch': {1: 10, 2: 20}, 'K = 3': {1: 11, 2: 25}}
+    papers = made_up(errors, 'cifar10@250-1', '--beta=0.75 --scales=3')
+    tables = report.make_tables(pd.concat([papers, made_up({'MixMatch': {2: 20}})]))
+    lines = list(csv.DictReader(io.StringIO(report.comma_separated(tables))))
+    assert [line['row'] for line in lines] == [*ROWS, *ROWS]
+    assert lines[2] == dict(
+        **dict(dataset='cifar10@250-1', flags='--beta=0.75 --scales=3', row='K = 3', error='18.00', deviation='9.90'),
+        **dict(runs='2', finished='2', splits='2', difference='3.00', low='-22.41', high='28.41'),
+        **dict(verdict='not settled', paper='11.55', paper_difference='-0.25'),
     )
-    assert [rows[11][name] for name in ('dataset', 'std', 'paper')] == ['digits@20-100', '', '']
+    assert [lines[11][name] for name in ('dataset', 'deviation', 'paper')] == ['digits@20-100', '', '']
+
+
+def test_the_runs_file_gives_the_same_report_as_the_folders(tmp_path):
+    for i, row in enumerate(('MixMatch', 'no MixUp')):
+        for split in range(3):
+            accuracies = np.random.RandomState(10 * i + split).uniform(0, 100, 40)
+            write_run(tmp_path / 'runs' / ('%d%d' % (i, split)), accuracies, 'digits.%d@20-100' % split, row)
+    write_run(tmp_path / 'runs' / 'empty', [], row='K = 3')
+    report.report([str(tmp_path / 'runs')], str(tmp_path / 'first'))
+    file = tmp_path / 'first' / 'runs.csv'
+    lines = list(csv.DictReader(file.read_text().splitlines()))
+    assert list(lines[0]) == ['dataset', 'flags', 'row', 'split', 'seed', 'train_kimg', 'kimg', 'error']
+    assert len(lines) == 6 * 40 + 1
+    report.report([str(file)], str(tmp_path / 'second'))
+    for name in os.listdir(tmp_path / 'first'):
+        assert (tmp_path / 'first' / name).read_bytes() == (tmp_path / 'second' / name).read_bytes(), name
+
+
+def test_runs_that_are_given_twice_count_once(tmp_path):
+    write_run(tmp_path / 'runs' / 'a', [90] * 40)
+    report.report([str(tmp_path / 'runs')], str(tmp_path / 'out'))
+    reports, remarks = report.read_all([str(tmp_path / 'runs'), str(tmp_path / 'out' / 'runs.csv')])
+    assert len(reports) == 40 and remarks == ['40 reports were found twice and count once']
 
 
 # --- Damage ---
 
 
 @pytest.mark.parametrize(
-    'text', ['', '{"dataset": "digi', '[]', '{}', 'null', '\x00\xff', json.dumps(dict(BASE, dataset=3)), None]
+    'text',
+    [
+        *('', '{"dataset": "digi', '[]', '{}', 'null', '\x00\xff', None),
+        *(json.dumps({**SMALL, **ROWS['MixMatch'], 'dataset': dataset}) for dataset in (3, 'digits')),
+        *(json.dumps({**SMALL, **ROWS['MixMatch'], 'dataset': 'digits.1@20-1', 'seed': s}) for s in (None, 'x', 1.5)),
+    ],
 )
 def test_a_damaged_args_file_is_named_and_the_rest_is_read(tmp_path, text):
     write_run(tmp_path / 'a', [90] * 40)
     write_run(tmp_path / 'b', [80] * 40)
-    path = runs.args_file(tmp_path / 'b')
+    run = runs.Run(str(tmp_path / 'b'))
+    path = run.args_file
     os.remove(path)
     if text is not None:
         with open(path, 'w', encoding='latin-1') as file:
             file.write(text)
-    found, damaged = report.read_runs([str(tmp_path)])
-    assert [run.error for run in found] == [10]
-    assert len(damaged) == 1 and damaged[0].startswith(path)
+    reports, remarks = report.read_all([str(tmp_path)])
+    assert list(reports.error) == [10] * 40
+    assert len(remarks) == 1 and remarks[0].startswith(run.folder + ': ')
 
 
 def test_a_damaged_event_file_is_named_and_what_precedes_the_damage_is_read(tmp_path):
@@ -173,64 +344,121 @@ def test_a_damaged_event_file_is_named_and_what_precedes_the_damage_is_read(tmp_
 
     for content in (whole[:-5], whole[:-5] + b'\0' + whole[-4:]):
         path.write_bytes(content)
-        (run,), damaged = report.read_runs([str(tmp_path)])
-        assert run.at == 39 and not run.finished
-        assert [line.split(' is ')[0] for line in damaged] == [
+        reports, remarks = report.read_all([str(tmp_path)])
+        assert reports.kimg.max() == 39
+        assert [line.split(' is ')[0] for line in remarks] == [
             str(tmp_path / 'tf' / 'events.out.tfevents.0.empty'),
             str(path),
         ]
-        assert 'damaged after 41 records' in damaged[1]
+        assert 'damaged after 41 records' in remarks[1]
+
+
+HEADER = 'dataset,flags,row,split,seed,train_kimg,kimg,error\n'
+
+
+@pytest.mark.parametrize('text', ['', 'a,b\n1,2\n', '\x00\xff', HEADER + ',,,x,,,,'])
+def test_a_file_that_is_no_runs_file_is_an_error(tmp_path, text):
+    path = tmp_path / 'other.csv'
+    path.write_bytes(text.encode('latin-1'))
+    with pytest.raises(utils.Error, match='csv of this script'):
+        report.read_all([str(path)])
 
 
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(utils.Error, match='no run in or below'):
-        report.read_runs([str(tmp_path)])
+        report.read_all([str(tmp_path)])
     with pytest.raises(utils.Error, match='is no folder'):
-        report.read_runs([str(tmp_path / 'missing')])
+        report.read_all([str(tmp_path / 'missing')])
 
 
 # --- Pictures ---
 
 
-@pytest.mark.parametrize('draw', [report.draw_bars, report.draw_curves])
-@pytest.mark.parametrize('reports', [0, 1, 40])
-def test_pictures_are_drawn_of_whatever_there_is(tmp_path, draw, reports):
-    figure = pytest.importorskip('matplotlib.figure').Figure(figsize=(14, 5), layout='constrained')
-    write_run(tmp_path / 'a', [90] * reports)
-    write_run(tmp_path / 'b', [80] * reports, 'cifar10.1@250-1')
-    write_run(tmp_path / 'c', [80] * reports, 'cifar10.2@250-1')
-    draw(figure, read(tmp_path))
+def drawn(draw, table):
+    """Returns the matplotlib Figure of a table, rendered once."""
+    figure = report.Figure(figsize=(9, 6), layout='constrained')
+    draw(figure, table)
     figure.savefig(io.BytesIO())
-    assert [axis.get_title() for axis in figure.axes] == ['cifar10@250-1', 'digits@20-100']
+    return figure
 
 
-def test_bars_and_lines_are_the_tables_numbers(tmp_path):
-    figure = pytest.importorskip('matplotlib.figure').Figure
-    write_run(tmp_path / 'a', [90] * 40, 'cifar10.1@250-1')
-    write_run(tmp_path / 'b', [70] * 40, 'cifar10.1@250-1', nu=3)
-    bars, curves = figure(), figure()
-    report.draw_bars(bars, read(tmp_path))
-    report.draw_curves(curves, read(tmp_path))
-    widths = [bar.get_width() for bar in bars.axes[0].patches]
-    assert widths[0] == 10 and widths[2] == 30 and np.isnan(widths[1])
-    assert [label.get_text() for label in bars.axes[0].get_yticklabels()] == [row.name for row in ROWS]
-    assert [line.get_ydata()[-1] for line in curves.axes[0].lines] == [90, 70]
-    assert [text.get_text() for text in curves.legends[0].get_texts()] == ['MixMatch', 'K = 3']
+@pytest.mark.parametrize('draw', [report.draw_differences, report.draw_curves])
+@pytest.mark.parametrize('splits', [0, 1, 3])
+@pytest.mark.parametrize('reports', [0, 2])
+def test_pictures_are_drawn_of_whatever_there_is(draw, splits, reports):
+    errors = {row: dict.fromkeys(range(splits), 10) for row in list(ROWS)[1:4]}
+    found = made_up({'MixMatch': {0: 20}, '--nu=7': {0: 30}, **errors}, reports=max(reports, 1))
+    if not reports:
+        found = found.assign(kimg=0, error=np.nan)
+    (table,) = report.make_tables(found, beside_paper=250)
+    assert drawn(draw, table).axes
+
+
+def test_a_picture_has_a_part_for_each_table(tmp_path):
+    found = pd.concat([made_up({'MixMatch': {1: 10}}), made_up({'MixMatch': {1: 10}}, 'cifar10@250-1')])
+    names = []
+    tables = report.make_tables(found)
+    report.save_figure(tmp_path / 'a.png', lambda _, table: names.append(table.dataset), tables, 3, [1, 1])
+    assert names == ['cifar10@250-1', 'digits@20-100']
+    assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_picture_of_differences_shows_the_tables_numbers():
+    errors = {'MixMatch': {1: 10, 2: 20, 3: 15}, 'no sharpening': {1: 30, 2: 41, 3: 35}, 'K = 3': {1: 9, 2: 22, 3: 15}}
+    (table,) = report.make_tables(made_up(errors), beside_paper=4000)
+    figure = drawn(report.draw_differences, table)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == list(ROWS)[1:]
+    dots = {line.get_label(): line for line in axis.lines if not line.get_label().startswith('_')}
+    assert list(dots) == ['not settled', 'worse', table.paper]
+    place = list(ROWS).index('no sharpening') - 1
+    np.testing.assert_allclose(dots['worse'].get_data(), [[61 / 3], [place]])
+    ends = axis.lines[place].get_data()
+    np.testing.assert_allclose(ends, [table.rows.loc['no sharpening', ['low', 'high']].astype(float), [place, place]])
+    np.testing.assert_allclose(dots[table.paper].get_xdata()[place], 4.59)
+
+
+def test_a_panel_shows_a_rows_curve_over_mixmatchs_on_the_same_axes():
+    (table,) = report.make_tables(made_up({'MixMatch': {1: 10, 2: 20}, 'K = 3': {1: 1, 2: 71}}))
+    figure = drawn(report.draw_curves, table)
+    panels = {axis.get_title(loc='left'): axis for axis in figure.axes}
+    assert list(panels)[: len(ROWS)] == list(ROWS)
+    base, row = panels['K = 3'].lines
+    assert (base.get_ydata()[-1], row.get_ydata()[-1]) == (85, 64)
+    assert [line.get_ydata()[-1] for line in panels['MixMatch'].lines] == [85]
+    assert len({axis.get_ylim() for axis in panels.values()}) == 1
+    _, _, low, high = report.curve(table, 'K = 3')
+    np.testing.assert_allclose([low.iloc[0], high.iloc[0]], [64 - 70 / 2**0.5, 100])  # 64 ± 49.5, and not beyond 100.
+
+
+def test_a_curve_is_of_the_reports_that_all_its_runs_have(tmp_path):
+    write_run(tmp_path / 'a', range(10))
+    write_run(tmp_path / 'b', range(50, 56), 'digits.2@20-100', start=3)
+    (table,) = read(tmp_path)
+    kimg, mean, _, _ = report.curve(table, 'MixMatch')
+    np.testing.assert_array_equal(kimg, range(4, 10))
+    np.testing.assert_array_equal(mean, np.add(range(3, 9), range(50, 56)) / 2)
 
 
 # --- The command ---
 
 
-def test_the_command_writes_four_files(tmp_path):
-    pytest.importorskip('matplotlib')
+@pytest.mark.parametrize('encoding', ['utf-8', 'ascii'])
+def test_the_command_writes_five_files_whatever_the_encoding_of_the_terminal(tmp_path, encoding):
     write_run(tmp_path / 'runs' / 'a', [90] * 40)
-    done = command('scripts/report.py', tmp_path / 'runs', '--out', tmp_path / 'out')
-    assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path / 'out')) == ['curves.png', 'table4.csv', 'table4.md', 'table4.png']
-    assert (tmp_path / 'out' / 'table4.md').read_text(encoding='utf-8') in done.stdout
+    write_run(tmp_path / 'runs' / 'b', [80] * 40, 'digits.2@20-100')
+    env = dict(os.environ, PYTHONIOENCODING=encoding)
+    done = command('scripts/report.py', tmp_path / 'runs', '--out', tmp_path / 'out', env=env, encoding='utf-8')
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
+    names = ['curves.png', 'runs.csv', 'table4.csv', 'table4.md', 'table4.png']
+    assert sorted(os.listdir(tmp_path / 'out')) == names
+    text = (tmp_path / 'out' / 'table4.md').read_text(encoding='utf-8')
+    assert '15.00 ± 7.07' in text
+    assert text.encode(encoding, 'replace').decode(encoding) in done.stdout
     for name in 'curves.png', 'table4.png':
         assert (tmp_path / 'out' / name).read_bytes().startswith(b'\x89PNG')
 
 
 def test_bad_arguments_of_the_command_are_one_line():
     assert_one_line_error(command('scripts/report.py'), 'one folder of runs or more')
+    assert_one_line_error(command('scripts/report.py', '.', '--beside_paper=300'), 'beside_paper=300', '250 or 4000')

@@ -140,7 +140,10 @@ def test_args_hold_all_that_the_run_depends_on(finished):
         precision='float32',
         xla=False,
     )
+    data, classes = args.pop('data'), args.pop('classes')
     assert args == {**defaults, **TINY}
+    assert {part: len(fingerprint) for part, fingerprint in data.items()} == dict(label=64, unlabel=64, test=64)
+    assert classes == []  # The digits' have no names.
 
 
 def test_the_folder_is_named_by_class_and_sorted_arguments(finished):

@@ -1,6 +1,5 @@
 """The sweeps: the rows of the paper's Table 4, as commands that the program accepts."""
 
-import copy
 import csv
 import itertools
 import os
@@ -8,11 +7,10 @@ import shlex
 import subprocess
 
 import pytest
-from absl import flags
 from conftest import ROOT
 
-from ablation import ab_mixmatch
-from libml import data_pair
+from ablation.ab_mixmatch import OPTIONS, PARAMS, AblationMixMatch
+from libml import data_pair, options, runs
 from scripts import report
 
 # Section 10 of the specification: the paper's Table 4.
@@ -37,12 +35,11 @@ def sweep(name, *args):
 
 
 def parsed(line):
-    """Returns the flags that a line of a sweep sets, parsed by the real program's definitions."""
+    """Returns the options that a line of a sweep sets, a dict, as the program reads and checks them."""
     program, script, *rest = shlex.split(line)
     assert (program, script) == ('python', 'ablation/ab_mixmatch.py')
-    values = copy.deepcopy(flags.FLAGS)
-    assert values([script, *rest]) == [script]  # Nothing is left over.
-    return values
+    assert all(word.startswith('--') for word in rest)
+    return options.fill(OPTIONS, options.parse(OPTIONS, rest))
 
 
 def lines(name, *args):
@@ -60,17 +57,29 @@ def test_the_rows_are_the_papers():
 
 
 def test_table4_is_every_row_with_250_and_4000_labels():
-    found = [(v.dataset, {n: v[n].value for n in report.paper_rows()[0].values}) for v in lines('sweep_table4.sh')]
+    varied = report.paper_rows()['MixMatch']
+    found = [(o['dataset'], {name: o[name] for name in varied}) for o in lines('sweep_table4.sh')]
     datasets = ('cifar10.3@250-1', 'cifar10.3@4000-1')
-    assert found == [(dataset, row.values) for dataset in datasets for row in report.paper_rows()]
+    assert found == [(dataset, row) for dataset in datasets for row in report.paper_rows().values()]
 
 
 def test_table4_keeps_the_programs_defaults_but_beta():
-    names = [*ab_mixmatch.MODEL_FLAGS, 'train_kimg', 'report_kimg', 'seed', 'whiten', 'p_unlabeled']
-    for values in lines('sweep_table4.sh'):
-        changed = {name for name in names if values[name].value != values[name].default}
-        assert changed - {'nu', 'T', 'use_ema_guess', 'mixmode'} == {'beta'}
-        assert values.beta == 0.75
+    for o in lines('sweep_table4.sh'):
+        changed = {name for name, option in OPTIONS.items() if o[name] != option.default}
+        assert changed - {'nu', 'T', 'use_ema_guess', 'mixmode', 'dataset'} == {'beta'}
+        assert o['beta'] == 0.75
+
+
+def test_table4_is_the_setting_that_the_report_sets_the_papers_figures_beside(tmp_path):
+    for i, o in enumerate(lines('sweep_table4.sh')):
+        args = dict(o, scales=3, train_kimg=float(o['train_kimg']), report_kimg=float(o['report_kimg']), seed=i)
+        runs.Run(str(tmp_path / str(i))).write_args(args)
+    reports, remarks = report.read_all([str(tmp_path)])
+    assert not remarks
+    assert [(table.dataset, table.paper) for table in report.make_tables(reports)] == [
+        ('cifar10@250-1', 'paper'),
+        ('cifar10@4000-1', 'paper'),
+    ]
 
 
 @pytest.mark.parametrize('datasets', [['cifar10.3@250-1'], ['svhn.1@250-1', 'digits.2@20-100']])
@@ -80,38 +89,53 @@ def test_datasets_times_seeds_times_rows(datasets, seeds):
     found = lines('sweep_table4.sh', *args, *(['--seeds', seeds] if seeds else []))
     splits = [data_pair.parse(name) for name in datasets]
     wanted = [
-        (split.name, int(seed), split.size, split.valid)
+        data_pair.Split(split.name, int(seed), split.size, split.valid)
         for split in splits
         for seed in (seeds.split(',') if seeds else [split.seed])
         for _ in ROWS
     ]
-    found = [data_pair.parse(values.dataset) for values in found]
-    assert [(s.name, s.seed, s.size, s.valid) for s in found] == wanted
+    assert [data_pair.parse(o['dataset']) for o in found] == wanted
 
 
-@pytest.mark.parametrize('name', ['sweep_table4.sh', 'sweep_digits.sh'])
+@pytest.mark.parametrize('name', ['sweep_table4.sh', 'sweep_digits.sh', 'sweep_cifar10_small.sh'])
 def test_the_program_accepts_each_line_and_no_two_share_a_folder(name):
     found = lines(name)
     folders = set()
-    for values in found:
-        params = {name: values[name].value for name in ab_mixmatch.MODEL_FLAGS}
-        ab_mixmatch.AblationMixMatch.check(**params)
-        train_dir = os.path.join(values.train_dir, values.dataset)
-        folders.add(ab_mixmatch.AblationMixMatch.run_dir(train_dir, values.seed, **params))
+    for o in found:
+        params = {name: o[name] for name in PARAMS}
+        AblationMixMatch.check(**params)
+        folders.add(AblationMixMatch.run_dir(os.path.join(o['train_dir'], o['dataset']), o['seed'], **params))
     assert len(folders) == len(found)
 
 
-def test_digits_are_all_rows_of_three_splits():
-    found = lines('sweep_digits.sh')
-    assert [values.dataset for values in found] == ['digits.%d@20-100' % seed for seed in (1, 2, 3) for _ in ROWS]
-    reports = {values.train_kimg // values.report_kimg for values in found}
-    assert min(reports) >= 20  # What the median is over.
+STUDIES = {
+    'sweep_digits.sh': ('digits.%d@20-100', (1, 2, 3)),
+    'sweep_cifar10_small.sh': ('cifar10-16.%d@250-1', (1, 2, 3, 4, 5)),
+}
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_a_study_is_all_rows_of_each_split_and_its_setting_is_one_table(name):
+    dataset, seeds = STUDIES[name]
+    found = lines(name)
+    assert [o['dataset'] for o in found] == [dataset % seed for seed in seeds for _ in ROWS]
+    varied = {'dataset', *report.paper_rows()['MixMatch']}
+    assert len({tuple(value for key, value in o.items() if key not in varied) for o in found}) == 1
+    assert found[0]['train_kimg'] // found[0]['report_kimg'] >= 20  # What the median is over.
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_a_study_has_a_short_form_and_takes_other_flags(name):
+    dataset, _ = STUDIES[name]
+    found = lines(name, '--seeds=1,2', '--train_kimg=96', '--w_match=7')
+    assert [o['dataset'] for o in found] == [dataset % seed for seed in (1, 2) for _ in ROWS]
+    assert {(o['train_kimg'], o['w_match']) for o in found} == {(96, 7)}
 
 
 def test_extra_flags_are_for_every_run_but_leave_each_row_what_it_is():
     found = lines('sweep_table4.sh', '--nu=5', "--train_dir=a b'c$d", '--w_match=75')
-    assert {(values.train_dir, values.w_match) for values in found} == {("a b'c$d", 75)}
-    assert [values.nu for values in found[:4]] == [5, 1, 3, 4]
+    assert {(o['train_dir'], o['w_match']) for o in found} == {("a b'c$d", 75)}
+    assert [o['nu'] for o in found[:4]] == [5, 1, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """Errors, variables, order of ops, JSON files; and what importing a module may not do."""
 
 import functools
-import json
 import os
-import pkgutil
 import sys
 
 import numpy as np
@@ -11,11 +9,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from absl import flags
 from absl.testing import flagsaver
-from conftest import command
 
-import ablation
-import libml
-import scripts
 from libml import utils
 
 # --- Small functions ---
@@ -147,47 +141,3 @@ def test_run_shows_a_traceback_of_faults_of_its_own_and_when_asked_to():
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(type(error)):
             patch.setattr(sys, 'argv', ['script.py', *args])
             utils.run(failing(error))
-
-
-# --- Imports ---
-
-IMPORT = """
-import importlib, json, os, sys
-import tensorflow  # What TensorFlow does is not ours.
-from tensorflow.python.eager import context
-
-environment, argv, written = dict(os.environ), list(sys.argv), []
-
-def audit(event, args):
-    if event == 'open' and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and args[0] != os.devnull:
-        written.append(str(args[0]))
-    if event in ('os.mkdir', 'os.remove', 'os.rename', 'socket.connect', 'subprocess.Popen'):
-        written.append(event)
-
-sys.addaudithook(audit)
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-assert not written, written
-assert environment == dict(os.environ)
-assert argv == sys.argv
-devices = context.context()._initialized
-assert not devices
-print(json.dumps(sorted(name for name in sys.modules if name in argv)))
-"""
-
-
-def test_importing_touches_nothing(tmp_path):
-    packages = (libml, ablation, scripts)
-    names = [
-        '%s.%s' % (package.__name__, module.name)
-        for package in packages
-        for module in pkgutil.iter_modules(package.__path__)
-    ]
-    assert {'libml.train', 'libml.data_pair', 'ablation.ab_mixmatch', 'scripts.create_split'} <= set(names)
-    environment = {k: v for k, v in os.environ.items() if k not in ('ML_DATA', 'HOME')}
-    environment.update(HOME=str(tmp_path / 'home'), PYTHONDONTWRITEBYTECODE='1')
-    (tmp_path / 'here').mkdir()
-    done = command('-c', IMPORT, *names, env=environment, cwd=tmp_path / 'here')
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == sorted(names)
-    assert list((tmp_path / 'here').iterdir()) == []

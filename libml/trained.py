@@ -1,0 +1,304 @@
+"""What a run has learned, as a classifier of pictures that needs nothing but the run's folder.
+
+    from libml import trained
+    classifier = trained.load('experiments/birds.1@30-50/AblationMixMatch_T0.5_...')
+    print(classifier.guess(['new/1.jpg', 'new/2.png']))
+
+Imports utils, networks, checkpoints and libml's data side, not the trainer.
+"""
+
+import concurrent.futures
+import itertools
+import os
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from libml import checkpoints, data, data_pair, networks, pictures, utils
+from libml.options import Option
+
+WEIGHTS = ('averaged', 'raw')
+OPTIONS = dict(  # Of the scripts that take a run.
+    ckpt=Option('', 'Checkpoint to take. Default: the newest whole one of the run.', path=True),
+    weights=Option('averaged', 'Weights to take: their moving average, or the raw ones.', choices=WEIGHTS),
+    **data_pair.OPTIONS,
+)
+AVERAGE = '/ExponentialMovingAverage'  # Behind a variable's name: its moving average in a checkpoint.
+NEEDED = ('dataset', 'arch', 'nclass', 'scales', 'filters', 'repeat')  # Of args.json.
+MEMORY = 1 << 28  # Bytes of layers that a batch may take.
+BATCH = 256  # Pictures classified at a time, at most.
+
+
+# --- What a run holds ---
+
+
+def read_args(folder):
+    """Returns the contents of a run's args.json.
+
+    Raises:
+        utils.Error: it is missing or damaged.
+    """
+    path = os.path.join(folder, 'args', 'args.json')
+    if not os.path.isfile(path):
+        raise utils.Error('%s is no run: there is no file %s' % (folder, path))
+    args = utils.read_json(path, default=None)
+    missing = [name for name in NEEDED if name not in args] if isinstance(args, dict) else NEEDED
+    if missing:
+        raise utils.Error('%s is damaged: it does not say %s' % (path, ', '.join(missing)))
+    return args
+
+
+def find_family(args, data_dir=None):
+    """Returns the data.Family of a run's dataset; its classes are those that the run knew.
+
+    Args:
+        args: contents of args.json.
+        data_dir: folder of the datasets; None: $ML_DATA. Published datasets need none.
+
+    Raises:
+        utils.Error: the dataset's description is gone, or it is of another number of classes.
+    """
+    name = data_pair.parse(args['dataset']).name
+    if name not in data_pair.FAMILIES:
+        path = data_pair.family_file(data_pair.find_data_dir(data_dir), name)
+        if not os.path.isfile(path):
+            raise utils.Error('the description of the dataset %s is gone: %s is needed to treat pictures as the run did'
+                              % (name, path))  # fmt: skip
+        family = data_pair.read_family(path)
+    else:
+        family = data_pair.FAMILIES[name]
+    names = args.get('classes') or family.names
+    for what, count in (('the run', args['nclass']), ('args.json', len(names))):
+        if count != family.nclass:
+            text = 'the dataset %s has %d classes now, but %s knows %s: this run is of another dataset of that name'
+            raise utils.Error(text % (name, family.nclass, what, count))
+    if tuple(names) != family.names:
+        raise utils.Error('the classes of the dataset %s are not those that the run learned' % name)
+    return family
+
+
+def read_dataset(args, data_dir=None):
+    """Returns the data.DataSet that a run learns from, its images not normalised.
+
+    Raises:
+        utils.Error: see data_pair.read_dataset; or the data are not those of the run.
+    """
+    split = data_pair.parse(args['dataset'])
+    dataset = data_pair.read_dataset(split, data_dir, p_unlabeled=args.get('p_unlabeled', ''))
+    trained_on = args.get('data') or dataset.fingerprints  # Older runs do not say so.
+    other = [part for part, now in dataset.fingerprints.items() if trained_on.get(part) != now]
+    if other:
+        text = 'the run was trained on other data than %s holds now (%s): evaluate it where its data are'
+        raise utils.Error(text % (data_pair.find_data_dir(data_dir), ', '.join(other)))
+    return dataset
+
+
+def find_normalisation(args, data_dir=None):
+    """Returns the mean and the deviation by which a run's network normalises images, float32 [C] or numbers."""
+    if not args.get('whiten'):
+        return 0, 1
+    if 'mean' in args:
+        return np.array(args['mean'], np.float32), np.array(args['std'], np.float32)
+    dataset = read_dataset(args, data_dir)  # Older runs do not say so.
+    return data.mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
+
+
+def read_weights(ckpt, description, weights='averaged'):
+    """Returns the values of a network's variables in a whole checkpoint, {name in scope `classify`: array}.
+
+    Batch norm's moving averages are the same for raw and averaged weights.
+
+    Args:
+        ckpt: path prefix.
+        description: networks.Description.
+        weights: one of WEIGHTS.
+
+    Raises:
+        utils.Error: the checkpoint is another network's.
+    """
+    held, values = checkpoints.read(ckpt), {}
+    for variable in description.variables:
+        name = 'classify/' + variable['name']
+        source = name + AVERAGE if weights == 'averaged' and variable['trainable'] else name
+        shape = tuple(variable['shape'])
+        if source not in held or held[source].shape != shape:
+            found = 'x'.join(map(str, held[source].shape)) if source in held else 'none'
+            text = '%s does not fit the run: as %s the network needs %s, it holds %s'
+            raise utils.Error(text % (ckpt, source, 'x'.join(map(str, shape)), found))
+        values[name] = held[source]
+    return values
+
+
+# --- The classifier ---
+
+
+def find_folder(path):
+    """Returns the run's folder that a user means: the folder itself, its folder tf, or one of its checkpoints.
+
+    Raises:
+        utils.Error: there is no such folder or checkpoint.
+    """
+    path = utils.expand(path)
+    if os.path.isdir(path):
+        return os.path.dirname(os.path.abspath(path)) if os.path.basename(os.path.abspath(path)) == 'tf' else path
+    return os.path.dirname(os.path.dirname(os.path.abspath(checkpoints.resolve(path))))
+
+
+def load(path, ckpt='', weights='averaged', data_dir=None):
+    """Returns the Classifier that a run has learned.
+
+    Args:
+        path: the run's folder, or one of its checkpoints.
+        ckpt: checkpoint to take; '': `path`, the newest whole one where that is a folder. Damaged ones are told of.
+        weights: one of WEIGHTS.
+        data_dir: folder of the datasets; None: $ML_DATA. A run on a published dataset needs none.
+
+    Raises:
+        utils.Error: there is no whole checkpoint, no args.json or no description of the dataset, or they do not fit.
+    """
+    utils.check('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
+    folder = find_folder(path)
+    args = read_args(folder)
+    family = find_family(args, data_dir)
+    whiten = find_normalisation(args, data_dir)
+    return Classifier(folder, args, family, checkpoints.find_whole(ckpt or path), weights, whiten)
+
+
+class Classifier:
+    """A trained network that classifies pictures in float32, whatever the precision of the training.
+
+    It has a graph and a session of its own, and works with eager execution too.
+
+    Attributes:
+        folder: the run's.
+        args: contents of the run's args.json.
+        family: data.Family of the dataset: how pictures are treated.
+        classes: names, in the order of the columns of probabilities.
+        ckpt: path prefix of the checkpoint; weights: which of its weights, one of WEIGHTS.
+        batch: int, pictures classified at a time.
+        graph: tf.Graph, which holds the weights as constants; session: its tf.Session.
+        images, probabilities, class_names: its tensors, uint8 [None, H, W, C], float32 [None, nclass], string [nclass].
+    """
+
+    def __init__(self, folder, args, family, ckpt, weights, whiten=(0, 1)):
+        self.folder, self.args, self.family, self.ckpt, self.weights = folder, args, family, ckpt, weights
+        self.classes = family.names
+        sizes = [args[name] for name in ('nclass', 'scales', 'filters', 'repeat')]
+        description = networks.describe(args['arch'], family.shape, *sizes)
+        values = read_weights(ckpt, description, weights)
+        self.batch = max(1, min(BATCH, MEMORY // (4 * 4 * description.largest)))  # Four layers at a time, 4 bytes each.
+        # TF32 is a switch of the whole process, on by default; `export` must give the same numbers everywhere.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        with tf.Graph().as_default() as self.graph:
+            self.images = tf.placeholder(tf.uint8, [None, *family.shape], 'images')
+            self.probabilities = tf.nn.softmax(
+                logits(self.images, args['arch'], sizes, values, whiten), name='probabilities'
+            )
+            self.class_names = tf.constant(self.classes, name='classes')  # For `export`.
+            self.session = tf.Session(config=utils.get_config())
+        self._run = self.session.make_callable(self.probabilities, [self.images])
+
+    def classify(self, images):
+        """Classifies pictures of the network's size.
+
+        Args:
+            images: uint8 [n, H, W, C].
+
+        Returns:
+            float32 [n, nclass], the probabilities of the classes.
+
+        Raises:
+            ValueError: the images are of another shape or type.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != self.family.shape:
+            raise ValueError(
+                'needs uint8 [n, %d, %d, %d], got %s %s' % (*self.family.shape, images.dtype, images.shape)
+            )
+        starts = range(0, max(1, len(images)), self.batch)
+        return np.concatenate([self._run(images[start : start + self.batch]) for start in starts])
+
+    def classify_files(self, paths):
+        """Classifies picture files of any format and size, treated as the dataset's pictures were.
+
+        Reads ahead on all cores while the network works, and holds few pictures at a time.
+
+        Args:
+            paths: iterable of paths.
+
+        Yields:
+            For each path, in order: (path, float32 [nclass]), or (path, ValueError) where the file cannot be read.
+        """
+        paths, again = itertools.tee(paths)
+        family = self.family
+        images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range)
+        for batch, probabilities in ahead(self._classify_some, batches(zip(again, images, strict=True), self.batch)):
+            rows = iter(probabilities)
+            for path, image in batch:
+                yield path, explained(image) if isinstance(image, ValueError) else next(rows)
+
+    def _classify_some(self, batch):
+        images = [image for _, image in batch if not isinstance(image, ValueError)]
+        return self.classify(np.stack(images)) if images else []
+
+    def guess(self, paths):
+        """Returns the (class, confidence) of each of some picture files; raises ValueError where one cannot be read."""
+        found = []
+        for path, probabilities in self.classify_files(paths):
+            if isinstance(probabilities, ValueError):
+                raise ValueError('%s: %s' % (path, probabilities))
+            found.append((self.classes[probabilities.argmax()], float(probabilities.max())))
+        return found
+
+
+def logits(images, arch, sizes, values, whiten):
+    """Builds a network whose weights are constants.
+
+    Args:
+        images: uint8 [None, H, W, C].
+        arch: one of networks.MODELS.
+        sizes: nclass, scales, filters, repeat.
+        values: {name: array} of the variables.
+        whiten: mean and deviation that images on the scale from -1 to 1 are normalised by.
+
+    Returns:
+        float32 [None, nclass].
+    """
+    size = dict(zip(('nclass', 'scales', 'filters', 'repeat'), sizes, strict=True))
+    mean, deviation = whiten
+    return networks.build(
+        arch,
+        data.to_float(images),
+        noise=tf.zeros([1, size['scales'] * size['repeat'], 2]),
+        getter=lambda getter, name, **_: tf.constant(values[name]),
+        whiten=lambda x: (x - mean) / deviation,
+        **size,
+    )
+
+
+def explained(error):
+    """Returns the ValueError of an unreadable picture in words that fit a run, whose range cannot be chosen."""
+    if not isinstance(error, pictures.TooDeep):
+        return error
+    text = 'has values from %.9g to %.9g, but the run learned from pictures of 8 bits: convert it to 8 bits'
+    return ValueError(text % (error.low, error.high))
+
+
+def batches(items, size):
+    """Yields lists of `size` items, the last perhaps shorter."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
+
+
+def ahead(function, items):
+    """Yields (item, function(item)); the next item is fetched while a thread works on this one."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        begun = []
+        for item in items:
+            begun.append((item, pool.submit(function, item)))
+            if len(begun) > 1:
+                item, result = begun.pop(0)
+                yield item, result.result()
+        for item, result in begun:
+            yield item, result.result()

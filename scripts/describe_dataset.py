@@ -1,0 +1,80 @@
+"""Makes record files of your own a dataset that training knows: reads them and writes <data_dir>/NAME.json.
+
+    python scripts/describe_dataset.py NAME [--augment=mirror,shift4] [--classes=bee,cat]
+
+<data_dir>/NAME-train.tfrecord and NAME-test.tfrecord hold tf.train.Examples of `image` (PNG bytes, all of one size) and
+`label` (int64, from 0). NAME-unlabeled.tfrecord may hold more pictures, without `label`.
+"""
+
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+
+import os
+import re
+
+from libml import data, data_pair, folders, options, records, utils
+from libml.options import Option
+
+OPTIONS = dict(
+    **data_pair.OPTIONS,
+    augment=Option(None, "How training augments the pictures: 'mirror,shift4', say, or ''. Default: both.", type=str),
+    classes=Option('', 'Comma-separated names of the classes, in the order of their labels. Default: numbers.'),
+)
+
+
+def describe(name, augment=None, classes='', data_dir=None):
+    """Writes the description of a dataset whose record files are there, and prints it.
+
+    Args:
+        name: of the dataset.
+        augment: text, see folders.parse_augment; None: mirror, and a shift by an eighth of the smaller side.
+        classes: comma-separated names; '': none.
+        data_dir: folder of the datasets; None: $ML_DATA.
+
+    Raises:
+        utils.Error: the name or the records are not what a dataset needs, or NAME.json is there already.
+    """
+    data_dir = data_pair.find_data_dir(data_dir)
+    if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
+        raise utils.Error('name %r: letters, digits, - and _, not one of %s' % (name, ', '.join(data_pair.FAMILIES)))
+    with records.aside(data_pair.family_file(data_dir, name)) as part:
+        family = describe_records(name, data_dir, augment, tuple(classes.split(',')) if classes else ())
+        data_pair.write_family(part, family)
+    text = '%s: %d classes, %d x %d pixels, %d colors'
+    print(text % (name, family.nclass, family.width, family.height, family.colors))
+
+
+def describe_records(name, data_dir, augment, classes):
+    """Returns the data_pair.Family of record files; arguments, and errors, as of `describe`."""
+    parts = tuple(part for part in ('train', 'unlabeled') if part == 'train' or _there(data_dir, name, part))
+    train = records.RecordFile(data_pair.record_file(data_dir, name, 'train'))
+    shape, labels, _ = train.check(pixels=True)
+    nclass = int(labels.max()) + 1
+    for part in (*parts[1:], 'test'):
+        file = records.RecordFile(data_pair.record_file(data_dir, name, part))
+        file.check(nclass, shape, unlabeled=part == 'unlabeled', pixels=True)
+    data_pair.check_gaps(train.path, labels, nclass)
+    if nclass < 2:
+        raise utils.Error('%s has records of one class only: at least 2 are needed' % train.path)
+    utils.check('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
+    augment = 'mirror,shift%d' % (min(shape[:2]) // 8) if augment is None else augment  # As the published ones have it.
+    mirror, shift = folders.parse_augment(augment, shape[:2])
+    return data.Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
+
+
+def _there(data_dir, name, part):
+    return os.path.isfile(data_pair.record_file(data_dir, name, part))
+
+
+def main(argv):
+    if len(argv) != 2:
+        raise utils.Error('which dataset? Such as: python scripts/describe_dataset.py birds')
+    describe(argv[1], **options.chosen(OPTIONS))
+
+
+if __name__ == '__main__':
+    options.define(OPTIONS)
+    utils.setup_tf()
+    utils.run(main)

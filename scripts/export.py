@@ -1,0 +1,99 @@
+"""Exports what a run has learned as a SavedModel, which plain TensorFlow loads without this project.
+
+    python scripts/export.py RUN OUT [--tflite]
+
+RUN is the folder of a run, OUT the folder to make. The signature `serving_default` takes `images`, uint8
+[None, H, W, C], and gives `probabilities`, float32 [None, nclass], and the names of the `classes`, string [nclass].
+Pixels are normalised inside. --tflite writes OUT/model.tflite, too.
+"""
+
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+
+import contextlib
+import os
+import shutil
+
+import tensorflow.compat.v1 as tf
+
+from libml import options, trained, utils
+from libml.options import Option
+
+OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite, too.'), **trained.OPTIONS)
+SIGNATURE = tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
+
+
+@contextlib.contextmanager
+def folder_aside(path):
+    """Gives the name of a folder to make beside `path`; it takes the name `path` once it is whole, else it is removed.
+
+    Raises:
+        utils.Error: `path` exists already, or cannot be written.
+    """
+    if os.path.lexists(path):
+        raise utils.Error('%s exists already and is never overwritten: remove it, or choose another OUT' % path)
+    part = '%s.part-%d' % (os.path.abspath(path), os.getpid())
+    try:
+        yield part
+        os.rename(part, path)
+    except (OSError, tf.errors.OpError) as error:
+        raise utils.Error('cannot write %s (%s)' % (path, utils.reason(error))) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def save(classifier, folder):
+    """Writes a trained.Classifier as a SavedModel into a new folder."""
+    with classifier.graph.as_default():
+        inputs = dict(images=classifier.images)
+        outputs = dict(probabilities=classifier.probabilities, classes=classifier.class_names)
+        signature = tf.saved_model.predict_signature_def(inputs, outputs)
+        builder = tf.saved_model.Builder(folder)
+        tags = [tf.saved_model.tag_constants.SERVING]
+        builder.add_meta_graph_and_variables(classifier.session, tags, {SIGNATURE: signature})
+        builder.save()
+
+
+def save_tflite(classifier, path):
+    """Writes a trained.Classifier as a .tflite file, whose one input is `images`, whose one output `probabilities`."""
+    with classifier.graph.as_default(), quiet.muted():
+        tensors = [classifier.images], [classifier.probabilities]
+        content = tf.lite.TFLiteConverter.from_session(classifier.session, *tensors).convert()
+    with open(path, 'wb') as file:
+        file.write(content)
+
+
+def export(run, out, tflite=False, **which):
+    """Exports a run, see the module.
+
+    Args:
+        run: see trained.load; which: its further arguments.
+        out: folder to make; it must not exist.
+        tflite: whether to write out/model.tflite.
+
+    Raises:
+        utils.Error: the run cannot be used (see trained.load), or OUT exists or cannot be written. Nothing half-written
+            is left.
+    """
+    with folder_aside(out) as part:
+        classifier = trained.load(run, **which)
+        save(classifier, part)
+        if tflite:
+            save_tflite(classifier, os.path.join(part, 'model.tflite'))
+    shape = 'x'.join(map(str, classifier.family.shape))
+    print('%s: images uint8 [None, %s] to probabilities of %d classes' % (out, shape, len(classifier.classes)))
+    print('made from %s (%s weights)' % (classifier.ckpt, classifier.weights))
+
+
+def main(argv):
+    if len(argv) != 3:
+        raise utils.Error('which run, and where to? python scripts/export.py RUN OUT')
+    export(argv[1], utils.expand(argv[2]), **options.chosen(OPTIONS))
+
+
+if __name__ == '__main__':
+    options.define(OPTIONS)
+    utils.setup_tf()
+    utils.run(main)

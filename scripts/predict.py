@@ -1,0 +1,208 @@
+"""Labels new pictures with what a run has learned.
+
+    python scripts/predict.py RUN PICTURES... --out predictions.csv [--probabilities] [--skip_bad]
+
+RUN is the folder of a run. PICTURES are folders, searched at any depth, or files. The table has a row a picture: file,
+class, confidence. Corrected by hand, it can be given to scripts/create_datasets.py as --labels.
+"""
+
+from libml import quiet
+
+if __name__ == '__main__':
+    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+
+import collections
+import contextlib
+import csv
+import os
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from libml import options, pictures, records, trained, utils
+from libml.options import Option
+from libml.pictures import shown
+
+DOUBTFUL = 0.5  # Confidence below which a guess is doubtful.
+LISTED = 20  # Unreadable pictures that are named.
+OPTIONS = dict(
+    out=Option('', 'CSV file to write.', path=True),
+    probabilities=Option(False, 'Write a column p:<class> with the probability of each class, too.'),
+    skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
+    **trained.OPTIONS,
+)
+
+
+# --- Which pictures ---
+
+
+def find(places):
+    """Finds the pictures that a user means.
+
+    Args:
+        places: folders and files. Of one folder, paths are relative to it.
+
+    Returns:
+        (folder that the paths are relative to, '' for the current one; sorted paths; {unused path: reason}).
+
+    Raises:
+        utils.Error: a place does not exist, or there is no picture.
+    """
+    if len(places) == 1 and os.path.isdir(places[0]):
+        root, (found, unused) = places[0], pictures.listed(places[0])
+    else:
+        root, (found, unused) = '', find_all(places)
+    if not found:
+        raise utils.Error('there are no pictures in %s' % shown(', '.join(places)))
+    return root, found, unused
+
+
+def find_all(places):
+    """As pictures.listed, of several folders and files; what is in two of them counts once."""
+    found, unused = set(), {}
+    for place in places:
+        if os.path.isdir(place):
+            some, rest = pictures.listed(place)
+            found.update(os.path.join(place, path) for path in some)
+            unused.update((os.path.join(place, path), reason) for path, reason in rest.items())
+        elif os.path.lexists(place):
+            found.add(place)
+        else:
+            raise utils.Error('%s does not exist: name folders of pictures, or picture files' % shown(place))
+    return sorted(found), unused
+
+
+# --- The table ---
+
+
+class Summary:
+    """Counts of what was guessed.
+
+    Args:
+        classes: names.
+    """
+
+    def __init__(self, classes):
+        self.classes = classes
+        self.counts, self.sums = np.zeros(len(classes), int), np.zeros(len(classes))
+        self.doubtful = self.bad = 0
+
+    def add(self, label, confidence):
+        """Counts a picture."""
+        self.counts[label] += 1
+        self.sums[label] += confidence
+        self.doubtful += confidence < DOUBTFUL
+
+    def add_bad(self, path, error):
+        """Counts a picture that cannot be read, and tells of the first ones on stderr."""
+        self.bad += 1
+        if self.bad <= LISTED:
+            tqdm.write('%s: %s' % (shown(path), utils.reason(error)), file=sys.stderr)
+        elif self.bad == LISTED + 1:
+            tqdm.write('... and more', file=sys.stderr)
+
+    def lines(self, unused):
+        """Yields the lines of the summary; `unused`: {path: reason}."""
+        names = [shown(name) for name in self.classes] + ['all']
+        width = max(map(len, ['class', *names]))
+        yield '%-*s %9s %16s' % (width, 'class', 'pictures', 'mean confidence')
+        counts, sums = np.append(self.counts, self.counts.sum()), np.append(self.sums, self.sums.sum())
+        for name, count, total in zip(names, counts, sums, strict=True):
+            yield '%-*s %9d %16s' % (width, name, count, '%.3f' % (total / count) if count else '-')
+        yield '%d doubtful (confidence below %g)' % (self.doubtful, DOUBTFUL)
+        if self.bad:
+            yield '%d left out: cannot be read' % self.bad
+        for reason, count in collections.Counter(unused.values()).items():
+            example = next(path for path in unused if unused[path] == reason)
+            yield '%d not used: %s, such as %s' % (count, reason, shown(example))
+
+
+def write_rows(file, classifier, root, paths, probabilities):
+    """Writes the table to an open file, and returns its Summary.
+
+    Args:
+        file: open for text.
+        classifier: trained.Classifier.
+        root: folder that paths are relative to; paths: list of the pictures.
+        probabilities: whether to write those of all classes.
+    """
+    rows, summary = csv.writer(file, lineterminator='\n'), Summary(classifier.classes)
+    rows.writerow(['file', 'class', 'confidence', *('p:' + name for name in classifier.classes if probabilities)])
+    found = classifier.classify_files(os.path.join(root, path) for path in paths)
+    for path, (_, row) in zip(paths, tqdm(found, 'pictures', len(paths), unit='img', leave=False), strict=True):
+        error = row if isinstance(row, ValueError) else unwritable(path)
+        if error:
+            summary.add_bad(path, error)
+            continue
+        label = row.argmax()
+        rows.writerow(
+            [path, classifier.classes[label], *('%.6f' % p for p in [row[label], *row[: len(row) * probabilities]])]
+        )
+        summary.add(label, row[label])
+    return summary
+
+
+def unwritable(path):
+    """Returns the ValueError of a path that a table cannot hold, None for others."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return ValueError('its name is not UTF-8: rename it')
+    return None
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Gives a file, open for text, that takes the name `path` once it is whole; raises utils.Error where it cannot."""
+    try:
+        with records.aside(path) as part, open(part, 'w', encoding='utf-8', newline='') as file:
+            yield file
+    except OSError as error:
+        raise utils.Error('cannot write %s (%s)' % (path, utils.reason(error))) from error
+
+
+def predict(run, places, out, probabilities=False, skip_bad=False, **which):
+    """Writes the table of a run's guesses for some pictures, and prints a summary.
+
+    Args:
+        run: see trained.load; which: its further arguments.
+        places: folders and picture files.
+        out: path of the table; it must not exist.
+        probabilities: write the probabilities of all classes.
+        skip_bad: leave out the pictures that cannot be read, rather than fail.
+
+    Raises:
+        utils.Error: the run cannot be used (see trained.load), there are no pictures, one cannot be read, or the table
+            cannot be written. Then no table is written.
+    """
+    if not out:
+        raise utils.Error('where shall the table go? Give --out, such as --out predictions.csv')
+    if os.path.lexists(out):
+        raise utils.Error('%s exists already and is never overwritten: remove it, or give another --out' % out)
+    root, paths, unused = find(places)
+    classifier = trained.load(run, **which)
+    with writing(out) as file:
+        summary = write_rows(file, classifier, root, paths, probabilities)
+        if summary.bad and not skip_bad:
+            text = '%d pictures cannot be read, see above: mend or remove them, or give --skip_bad'
+            raise utils.Error(text % summary.bad)
+        if summary.bad == len(paths):
+            raise utils.Error('no picture can be read, see above')
+    for line in summary.lines(unused):
+        print(line)
+    print('%s: %d rows, guessed by %s (%s weights)' % (out, summary.counts.sum(), classifier.ckpt, classifier.weights))
+
+
+def main(argv):
+    if len(argv) < 3:
+        raise utils.Error(
+            'which run, and which pictures? python scripts/predict.py RUN PICTURES... --out predictions.csv'
+        )
+    predict(argv[1], argv[2:], **options.chosen(OPTIONS))
+
+
+if __name__ == '__main__':
+    options.define(OPTIONS)
+    utils.setup_tf()
+    utils.run(main)

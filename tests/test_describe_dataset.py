@@ -1,0 +1,81 @@
+"""Record files of the user's own become a dataset by the description that describe_dataset.py writes."""
+
+import os
+
+import fakes
+import pytest
+from conftest import assert_one_line_error, command
+
+from libml import data_pair, records, utils
+from libml.data_pair import DATASETS
+from scripts import create_split, describe_dataset
+
+SHAPE = (9, 8, 3)
+
+
+def write(folder, part, labels, shape=SHAPE):
+    pngs = records.encode(fakes.random_images(len(labels), *shape, seed=len(part)))
+    records.write(data_pair.record_file(str(folder), 'mine', part), zip(pngs, labels, strict=True))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path, 'train', [0, 1, 2] * 6)
+    write(tmp_path, 'test', [0, 1, 2])
+    return tmp_path
+
+
+def test_described_records_can_be_split_and_read(folder, capsys):
+    describe_dataset.describe('mine', data_dir=str(folder))
+    assert 'mine: 3 classes, 8 x 9 pixels, 3 colors' in capsys.readouterr().out
+    create_split.make('mine', size=6, seed=1, data_dir=str(folder))
+    dataset = DATASETS['mine.1@6-4'](str(folder))
+    assert [len(images) for images in dataset.sets.values()] == [6, 8, 4, 3]
+    assert dataset.family == data_pair.Family(*SHAPE, 3, mirror=True, shift=1)
+
+
+def test_a_description_takes_names_augmentation_and_unlabelled_pictures(folder):
+    write(folder, 'unlabeled', [records.NO_CLASS] * 5)
+    describe_dataset.describe('mine', augment='shift2', classes='bee,café,ant', data_dir=str(folder))
+    family = data_pair.find_family(str(folder), 'mine')
+    assert (family.mirror, family.shift, family.parts) == (False, 2, ('train', 'unlabeled'))
+    assert family.classes == ('bee', 'café', 'ant')
+
+
+BAD = {  # What is wrong: what is written instead or besides, the arguments, words of the error.
+    'no name': ({}, dict(name='cifar10'), 'not one of cifar10'),
+    'no records': ({}, dict(name='yours'), r'yours-train.tfrecord is missing'),
+    'no test set': (dict(test=None), {}, r'mine-test.tfrecord is missing'),
+    'another size': (dict(test=([0], (8, 8, 3))), {}, r'mine-test.tfrecord: record 0 is a picture of 8x8x3'),
+    'another class': (dict(test=([3], SHAPE)), {}, r'mine-test.tfrecord: record 0 has label 3'),
+    'a gap': (dict(train=([0, 2], SHAPE)), {}, 'has no record of class 1 of 3'),
+    'an enormous gap': (dict(train=([0, 2**31 - 1], SHAPE)), {}, 'has no record of class 1 of 2147483648'),
+    'one class': (dict(train=([0, 0], SHAPE), test=([0], SHAPE)), {}, 'at least 2'),
+    'augmentation': ({}, dict(augment='turn'), 'augment=turn'),
+    'too few names': ({}, dict(classes='a,b'), '3 names'),
+    'the same name': ({}, dict(classes='a,b,a'), 'two classes have the same name'),
+    'an empty name': ({}, dict(classes='a,,c'), "'' is empty"),
+}
+
+
+@pytest.mark.parametrize('what', BAD)
+def test_what_cannot_be_described_is_said(folder, what):
+    instead, options, words = BAD[what]
+    for part, content in instead.items():
+        os.remove(data_pair.record_file(str(folder), 'mine', part))
+        if content:
+            write(folder, part, *content)
+    before = sorted(os.listdir(folder))
+    with pytest.raises(utils.Error, match=words) as error:
+        describe_dataset.describe(**dict(dict(name='mine', data_dir=str(folder)), **options))
+    assert '\n' not in str(error.value) and sorted(os.listdir(folder)) == before
+
+
+def test_the_command_line(folder):
+    env = dict(os.environ, PYTHONPATH=os.getcwd(), ML_DATA=str(folder))
+    args = 'scripts/describe_dataset.py', 'mine', '--augment=mirror', '--classes=a,b,c'
+    done = command(*args, env=env)
+    assert (done.returncode, done.stderr) == (0, ''), done.stderr
+    assert os.path.isfile(folder / 'mine.json')
+    assert_one_line_error(command(*args, env=env), 'mine.json exists already')
+    assert_one_line_error(command(args[0], env=env), 'which dataset')

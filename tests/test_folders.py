@@ -1,0 +1,667 @@
+"""The user's own pictures: from a folder, with or without a table of labels, to a dataset that every script knows."""
+
+import csv
+import json
+import os
+import shutil
+import unicodedata
+import zlib
+
+import fakes
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from libml import data_pair, folders, pictures, records, utils
+from libml.data_pair import DATASETS
+from libml.folders import Item
+from scripts import create_datasets, create_split
+
+CLASSES = ['blackbird', 'crow', 'robin']
+
+
+def make_folder(folder, each=6, test=2, unlabeled=0, size=(12, 10)):
+    """Makes PICTURES with three classes of grey level 40, 120 and 200, in several formats; returns its path."""
+    parts = [('train', each), ('test', test)]
+    for part, count in parts:
+        for label, name in enumerate(CLASSES):
+            for i in range(count):
+                pixels = np.full([*size, 3], 40 + 80 * label, np.uint8)
+                ending = ('png', 'jpg', 'bmp', 'PNG', 'webp', 'gif')[i % 6]
+                fakes.save_picture(os.path.join(folder, part, name, '%s%d.%s' % (part, i, ending)), pixels)
+    for i in range(unlabeled):
+        path = os.path.join(folder, 'unlabeled', 'a' * (i % 3 + 1), 'b', '%d.png' % i)
+        fakes.save_picture(path, fakes.random_images(1, *size, 3, i)[0])
+    return str(folder)
+
+
+def place(folder, *names, value=90):
+    """Saves a small picture of one colour under each name in a folder."""
+    for name in names:
+        fakes.save_picture(os.path.join(str(folder), name), np.full([8, 8, 3], value, np.uint8))
+
+
+def run(folder, data_dir, **given):
+    """Calls create_datasets as the command line does."""
+    given = {**dict(from_folder=str(folder), data_dir=str(data_dir), name='birds', size='8x8'), **given}
+    create_datasets.create(**given)
+
+
+def read(data_dir, part, name='birds'):
+    return records.read(data_pair.record_file(str(data_dir), name, part), unlabeled=True)
+
+
+def table_of(lines):
+    """Returns ({class: counts}, {reason: count}) of the lines that a table of counts has."""
+    counts, unused = {}, {}
+    for line in lines[1:]:
+        if line.startswith('  '):
+            number, rest = line.split(None, 1)
+            unused[rest.split(', such as ')[0]] = int(number)
+        elif not line.startswith('not used') and line.split()[-1].isdecimal():
+            counts[line.split()[0]] = [int(word) for word in line.split()[1:]]
+    return counts, unused
+
+
+# --- A folder ---
+
+
+def test_a_folder_becomes_a_dataset(tmp_path, capsys):
+    folder = make_folder(tmp_path / 'pictures', unlabeled=7)
+    for name in ('train/.hidden/x.png', 'train/crow/.x.png', 'train/crow/notes.txt', 'unlabeled/Thumbs.db'):
+        os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
+        with open(os.path.join(folder, name), 'w') as f:
+            f.write('no picture')
+    run(folder, tmp_path / 'data', size='10x12', augment='mirror,shift2')
+    family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
+    assert family == data_pair.Family(12, 10, 3, 3, True, 2, parts=('train', 'unlabeled'), classes=tuple(CLASSES))
+    for part, each in (('train', 6), ('test', 2)):
+        images, labels = read(tmp_path / 'data', part)
+        assert images.shape == (3 * each, 12, 10, 3)
+        assert np.bincount(labels).tolist() == [each] * 3
+        assert np.abs(images.astype(int) - (40 + 80 * labels)[:, None, None, None]).max() <= 2
+    assert read(tmp_path / 'data', 'train')[1].tolist() != sorted(read(tmp_path / 'data', 'train')[1])
+    images, labels = read(tmp_path / 'data', 'unlabeled')
+    expected = {fakes.random_images(1, 12, 10, 3, i).tobytes() for i in range(7)}
+    assert {image.tobytes() for image in images} == expected and (labels == -1).all()
+    counts, unused = table_of(capsys.readouterr().out.splitlines())
+    assert counts == {**{name: [6, 2] for name in CLASSES}, 'unlabelled': [7], 'all': [25, 6]}
+    assert unused == {pictures.HIDDEN: 2, pictures.OTHER: 2}
+
+    files = data_pair.train_files(str(tmp_path / 'data'), 'birds')
+    targets = data_pair.split_files(str(tmp_path / 'data' / 'SSL'), 'birds', 1, 6)
+    create_split.create(create_split.Source('birds', files), targets, 6, 1)
+    dataset = DATASETS['birds.1@6-3'](str(tmp_path / 'data'))
+    sets = [dataset.sets[part] for part in ('labeled', 'unlabeled', 'valid', 'test')]
+    assert [len(part) for part in sets] == [6, 16, 3, 6]
+    assert np.bincount(sets[0].labels).tolist() == [2, 2, 2]
+    assert dataset.family == family
+
+
+@pytest.mark.parametrize(('size', 'shift'), [('32x32', 4), ('96x64', 8), ('8x8', 1), ('4x4', 0), ('', 4)])
+def test_the_default_augmentation_fits_the_size(tmp_path, size, shift):
+    run(make_folder(tmp_path / 'pictures', each=1, test=1), tmp_path / 'data', size=size)
+    family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
+    assert (family.mirror, family.shift) == (True, shift)
+
+
+def test_grey_pictures(tmp_path):
+    run(make_folder(tmp_path / 'pictures'), tmp_path / 'data', colors=1, augment='')
+    images, labels = read(tmp_path / 'data', 'train')
+    assert images.shape == (18, 8, 8, 1)
+    assert np.abs(images.astype(int) - (40 + 80 * labels)[:, None, None, None]).max() <= 2
+    assert not data_pair.find_family(str(tmp_path / 'data'), 'birds').mirror
+
+
+def test_unlabelled_may_be_spelt_in_two_ways(tmp_path):
+    folder = make_folder(tmp_path / 'pictures', unlabeled=3)
+    place(folder, 'unlabelled/deep/x.png', 'unlabelled/y.png')
+    run(folder, tmp_path / 'data')
+    assert len(read(tmp_path / 'data', 'unlabeled')[1]) == 5
+
+
+def test_classes_may_lie_in_the_folder_itself(tmp_path, capsys):
+    folder = str(tmp_path / 'pictures')
+    place(folder, *('%s/%d.png' % (name, i) for name in CLASSES for i in range(5)), 'unlabelled/x.png', 'loose.png')
+    run(folder, tmp_path / 'data', test_fraction=0.4)
+    counts, unused = table_of(capsys.readouterr().out.splitlines())
+    assert counts == {**{name: [3, 2] for name in CLASSES}, 'unlabelled': [1], 'all': [10, 6]}
+    assert unused == {folders.BESIDE_CLASSES: 1}
+
+
+def test_what_is_no_part_of_the_layout_is_named(tmp_path, capsys):
+    folder = make_folder(tmp_path / 'pictures')
+    place(folder, 'val/crow/a.png', 'val/crow/b.png', 'train/loose.png', 'test/loose.png', 'loose.png')
+    place(folder, 'train/crow/@eaDir/x.png/thumb.jpg')
+    os.symlink('/nowhere/eel', os.path.join(folder, 'train', 'eel'))
+    with open(os.path.join(folder, 'train', 'crow', 'x.heic'), 'w') as file:
+        file.write('x')
+    run(folder, tmp_path / 'data')
+    lines = capsys.readouterr().out.splitlines()
+    counts, unused = table_of(lines)
+    assert counts['all'] == [18, 6]
+    assert unused == {
+        folders.BESIDE_LAYOUT: 3,
+        folders.BESIDE_CLASSES: 2,
+        pictures.SYSTEM: 1,
+        pictures.NOWHERE: 1,
+        pictures.UNKNOWN_FORMAT: 1,
+    }
+    assert any(line.endswith('such as train/crow/x.heic') for line in lines)
+
+
+def test_a_class_without_a_picture_says_what_was_not_used(tmp_path):
+    folder = make_folder(tmp_path / 'pictures')
+    shutil.rmtree(os.path.join(folder, 'train', 'crow'))
+    os.mkdir(os.path.join(folder, 'train', 'crow'))
+    with open(os.path.join(folder, 'train', 'crow', 'x.heic'), 'w') as file:
+        file.write('x')
+    with pytest.raises(utils.Error, match=r'no picture of class crow for train; not used: 1 \(a picture of a format'):
+        run(folder, tmp_path / 'data')
+
+
+# --- Names of classes ---
+
+
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+def test_two_spellings_of_one_name_are_one_class(tmp_path, capsys, form):
+    other = {'NFC': 'NFD', 'NFD': 'NFC'}[form]
+    folder = str(tmp_path / 'pictures')
+    place(folder, 'train/%s/a.png' % unicodedata.normalize('NFC', 'café'), 'train/tea/a.png', 'test/tea/a.png')
+    place(folder, 'train/%s/b.png' % unicodedata.normalize('NFD', 'café'))
+    place(folder, 'test/%s/a.png' % unicodedata.normalize(other, 'café'))
+    run(folder, tmp_path / 'data')
+    out = capsys.readouterr().out
+    assert 'train: 2 folders are one class, caf' in out
+    assert table_of(out.splitlines()[1:])[0]['all'] == [3, 2]
+    family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
+    assert family.classes == (unicodedata.normalize('NFC', 'café'), 'tea')
+
+
+def test_a_name_that_is_not_utf8_is_one_line(tmp_path):
+    folder = make_folder(tmp_path / 'pictures')
+    os.rename(os.path.join(folder, 'train', 'crow'), os.fsencode(folder) + b'/train/cr\xf6w')
+    with pytest.raises(utils.Error, match=r"holds the class 'cr\\udcf6w', whose name is not UTF-8: rename it"):
+        run(folder, tmp_path / 'data')
+
+
+def test_names_that_are_hardly_meant_are_told(tmp_path, capsys):
+    folder = str(tmp_path / 'pictures')
+    place(folder, *('train/%s/%d.png' % (name, i) for name in ('val', 'Cat', 'cat') for i in range(3)))
+    run(folder, tmp_path / 'data', test_fraction=0.3)
+    err = capsys.readouterr().err
+    assert "Warning: 'val' is taken for the name of a class" in err
+    assert "Warning: 2 classes are named 'cat'" in err
+
+
+# --- Setting aside ---
+
+
+@pytest.mark.parametrize(('fraction', 'each'), [(0.2, 2), (0.5, 5), (0.01, 1)])
+def test_a_test_set_can_be_set_aside(tmp_path, fraction, each):
+    folder = make_folder(tmp_path / 'pictures', each=10, test=0)
+    found = []
+    for i, seed in enumerate((1, 1, 2)):
+        run(folder, tmp_path / str(i), test_fraction=fraction, seed=seed)
+        assert np.bincount(read(tmp_path / str(i), 'test')[1]).tolist() == [each] * 3
+        assert np.bincount(read(tmp_path / str(i), 'train')[1]).tolist() == [10 - each] * 3
+        found.append([data_pair.record_file(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
+    contents = [[list(records.raw(path)) for path in paths] for paths in found]
+    assert contents[0] == contents[1] and contents[0] != contents[2]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=2, max_size=5),
+    fraction=st.floats(0.01, 0.6),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_setting_aside_is_stratified_and_loses_nothing(counts, fraction, seed):
+    items = [Item('%d/%d' % (label, i), label) for label, count in enumerate(counts) for i in range(count)]
+    wanted = [max(1, round(fraction * count)) for count in counts]
+    if any(want >= count for want, count in zip(wanted, counts, strict=True)):
+        with pytest.raises(utils.Error, match='too few to set'):
+            folders.set_aside(items, 'abcde', fraction, seed)
+        return
+    rest, aside = folders.set_aside(items, 'abcde', fraction, seed)
+    assert sorted(rest + aside) == sorted(items)
+    assert [sum(item.label == label for item in aside) for label in range(len(counts))] == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 2), st.sampled_from([None, *'pqrstuvw'])), min_size=6, max_size=60),
+    fraction=st.floats(0.05, 0.6),
+    seed=st.integers(0, 99),
+)
+def test_a_group_stays_on_one_side(pairs, fraction, seed):
+    items = [Item(str(i), label, group) for i, (label, group) in enumerate(pairs)]
+    try:
+        rest, aside = folders.set_aside(items, 'abc', fraction, seed)
+    except utils.Error as error:
+        assert 'too few' in str(error)
+        return
+    assert sorted(rest + aside) == sorted(items)
+    assert not {item.group for item in rest} & {item.group for item in aside} - {None}
+    assert {item.label for item in rest} == {item.label for item in aside} == {item.label for item in items}
+
+
+def test_with_many_groups_about_the_fraction_is_set_aside():
+    items = [Item('%d' % i, i % 3, 'g%d' % (i // 7)) for i in range(2100)]
+    _, aside = folders.set_aside(items, 'abc', 0.2, 1)
+    counts = [sum(item.label == label for item in aside) for label in range(3)]
+    assert all(120 <= count <= 160 for count in counts)
+
+
+# --- A table of labels ---
+
+
+def write_csv(path, rows, header=('file', 'class'), encoding='utf-8', delimiter=','):
+    with open(path, 'w', newline='', encoding=encoding) as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return str(path)
+
+
+@pytest.fixture
+def kaggle(tmp_path):
+    """A folder of 30 pictures beside each other, of which a table names the classes of 20."""
+    place(tmp_path / 'pics', *('images/%02d.png' % i for i in range(30)))
+    rows = [('%02d.png' % i, 'cat' if i % 2 else 'dog') for i in range(20)]
+    return str(tmp_path / 'pics'), write_csv(tmp_path / 'labels.csv', rows)
+
+
+def test_one_folder_and_a_table_need_no_file_moved(tmp_path, kaggle, capsys):
+    folder, table = kaggle
+    run(folder, tmp_path / 'data', labels=table, test_fraction=0.2)
+    assert table_of(capsys.readouterr().out.splitlines()) == (
+        {'cat': [8, 2], 'dog': [8, 2], 'unlabelled': [10], 'all': [26, 4]},
+        {},
+    )
+
+
+SPELLINGS = [
+    'images/%02d.png',
+    './images//%02d.png',
+    'images\\%02d.png',
+    '%02d.png',
+    '%02d',
+    ' images/%02d.png ',
+    '{folder}/images/%02d.png',
+]
+
+
+@pytest.mark.parametrize('spelling', SPELLINGS)
+@pytest.mark.parametrize('options', [{}, {'encoding': 'utf-8-sig'}, {'delimiter': ';'}, {'delimiter': '\t'}])
+def test_a_file_is_found_by_what_people_call_it(tmp_path, kaggle, spelling, options):
+    folder = kaggle[0]
+    rows = [(spelling.format(folder=folder) % i, 'cat' if i % 2 else 'dog') for i in range(30)]
+    table = write_csv(tmp_path / 'x.csv', rows, **options)
+    plan = folders.plan_table(folder, table, 0.2)
+    assert {part: len(items) for part, items in plan.parts.items()} == {'train': 24, 'test': 6}
+    for item in plan.parts['train']:
+        assert plan.classes[item.label] == ('cat' if int(item.path[-6:-4]) % 2 else 'dog')
+
+
+def test_predictions_can_be_given_back(tmp_path, kaggle):
+    rows = [('images/%02d.png' % i, 'cat' if i % 2 else 'dog', 0.9, 0.9, 0.1) for i in range(30)]
+    table = write_csv(tmp_path / 'predictions.csv', rows, ('file', 'class', 'confidence', 'p:cat', 'p:dog'))
+    run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.1)
+    family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
+    assert family.classes == ('cat', 'dog') and len(read(tmp_path / 'data', 'train')[1]) == 26
+
+
+def test_a_table_says_what_is_for_testing(tmp_path, kaggle):
+    rows = [
+        ('%02d.png' % i, 'ab'[i % 2] if i < 12 else '', 'test' if i < 4 else 'Train' if i < 8 else '')
+        for i in range(16)
+    ]
+    table = write_csv(tmp_path / 'x.csv', rows, ('file', 'class', 'split'))
+    plan = folders.plan_table(kaggle[0], table)
+    assert sorted(item.path[-6:-4] for item in plan.parts['test']) == ['00', '01', '02', '03']
+    assert sorted(item.path[-6:-4] for item in plan.parts['train']) == ['%02d' % i for i in range(4, 12)]
+    assert len(plan.parts['unlabeled']) == 18
+    with pytest.raises(utils.Error, match=r'names test pictures: leave --test_fraction out'):
+        folders.plan_table(kaggle[0], table, 0.2)
+
+
+def groups_of(data_dir, part):
+    """Returns the feature `group` of each record, None where there is none."""
+    found = []
+    for record in records.raw(data_pair.record_file(str(data_dir), 'birds', part)):
+        feature = tf.train.Example.FromString(record).features.feature
+        found.append(feature['group'].int64_list.value[0] if 'group' in feature else None)
+    return found
+
+
+def test_groups_are_kept_in_the_records(tmp_path, kaggle, capsys):
+    rows = [('%02d.png' % i, 'cat' if i % 2 else 'dog', 'p%d' % (i // 4) if i < 16 else '') for i in range(20)]
+    rows += [('%02d.png' % i, '', 'p%d' % (i % 4)) for i in range(20, 28)]  # Unlabelled, of the same patients.
+    table = write_csv(tmp_path / 'x.csv', rows, ('file', 'class', 'group'))
+    run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2)
+    counts, unused = table_of(capsys.readouterr().out.splitlines())
+    assert counts['all'] == [16 + 10 - unused[folders.OF_TEST_GROUPS], 4]
+    train, unlabeled = groups_of(tmp_path / 'data', 'train'), groups_of(tmp_path / 'data', 'unlabeled')
+    assert None not in train + unlabeled
+    sizes = sorted(np.unique(train + unlabeled, return_counts=True)[1])
+    assert sizes.count(1) >= 2 and max(sizes) >= 4
+    assert groups_of(tmp_path / 'data', 'test') == [None] * 4
+
+
+def test_without_groups_records_have_none(tmp_path, kaggle):
+    run(kaggle[0], tmp_path / 'data', labels=kaggle[1], test_fraction=0.2)
+    assert set(groups_of(tmp_path / 'data', 'train')) == {None}
+
+
+def test_rows_without_a_file_are_listed_and_stop_the_command(tmp_path, kaggle, capsys):
+    rows = [('%02d.png' % i, 'cat' if i % 2 else 'dog') for i in range(60)]
+    place(kaggle[0], 'other/00.png')
+    table = write_csv(tmp_path / 'x.csv', rows)
+    with pytest.raises(utils.Error, match=r'31 rows of .*x.csv name no picture in .*pics, see above'):
+        run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith('x.csv, line 2: 00.png is the name of 2 pictures: say in which folder')
+    assert lines[1].endswith('x.csv, line 32: 30.png is not there') and lines[-1] == '... and 11 more'
+    assert not os.path.exists(tmp_path / 'data')
+
+
+def test_rows_of_files_that_are_no_pictures_are_named(tmp_path, kaggle, capsys):
+    with open(os.path.join(kaggle[0], 'images', 'a.heic'), 'w') as file:
+        file.write('x')
+    rows = [('%02d.png' % i, 'cat' if i % 2 else 'dog') for i in range(20)] + [('images/a.heic', 'cat')]
+    table = write_csv(tmp_path / 'x.csv', rows)
+    with pytest.raises(utils.Error, match='1 rows of '):
+        run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2)
+    assert 'images/a.heic is a picture of a format that Pillow does not read' in capsys.readouterr().err
+    run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2, skip_bad=True)
+    assert table_of(capsys.readouterr().out.splitlines())[1] == {pictures.UNKNOWN_FORMAT: 1}
+
+
+ROWS = 'a.png,cat\nb.png,dog\n'
+BAD_TABLES = {  # Name: content, words of the line.
+    'empty': (b'', "0 columns named 'file'"),
+    'no header': (ROWS.encode(), "0 columns named 'file'"),
+    'no file': (b'name,class\n' + ROWS.encode(), "0 columns named 'file'"),
+    'no class': (b'file,label\n' + ROWS.encode(), "0 columns named 'class'"),
+    'two files': (b'file,class,file\n', "2 columns named 'file'"),
+    'contradiction': (
+        b'file,class\na.png,cat\nb.png,dog\n./a.png,dog\n',
+        'lines 2 and 4 contradict each other on a.png',
+    ),
+    'half a contradiction': (b'file,class\na.png,cat\na.png,\n', 'lines 2 and 3 contradict'),
+    'one long line': (b'x' * 10_000_000, 'line 1: field larger than field limit'),
+    'one long line of cells': (b'a,b,' * 2_500_000, "0 columns named 'file'"),
+    'one long cell': (b'file,class\na.png,' + b'x' * 10_000_000, 'line 2: field larger than field limit'),
+    'latin-1': ('file,class\na.png,café\n'.encode('latin-1'), 'is not UTF-8: save it as'),
+    'utf-16': ('file,class\n' + ROWS).encode('utf-16'),
+    'a picture': fakes.random_images(1, 30, 30, 3)[0].tobytes(),
+    'zeros': (bytes(1000), "0 columns named 'file'"),
+    'open quote': (b'file,class\n"a.png,cat\nb.png,dog\n', 'line 3: '),
+    'too many cells': (b'file,class\na,b.png,cat\n', 'line 2: has more cells than the header'),
+    'no name': (b'file,class\n,cat\n', 'line 2: has no file'),
+    'another split': (b'file,class,split\na.png,cat,val\n', "line 2: split is 'val': it must be train or test"),
+    'test without class': (b'file,class,split\na.png,,test\n', 'line 2: a.png is for testing, but has no class'),
+    'one class': (b'file,class\na.png,cat\n', 'names 1 classes; at least 2 are needed'),
+    'no rows': (b'file,class\n', 'names 0 classes; at least 2 are needed'),
+    'no test': (b'file,class\n' + ROWS.encode(), 'names no test pictures in a column `split`: give --test_fraction'),
+    'torn group': (
+        b'file,class,split,group\na.png,cat,,p\nb.png,dog,,q\nc.png,cat,test,p\nd.png,dog,test,\n',
+        "pictures of group 'p' both in train and in test",
+    ),
+    'only in test': (
+        b'file,class,split\na.png,cat,\nb.png,dog,test\nc.png,cat,test\n',
+        'no picture of class dog for train',
+    ),
+    'only in train': (
+        b'file,class,split\na.png,cat,\nb.png,dog,\nc.png,cat,test\n',
+        'no picture of class dog for test',
+    ),
+    'outside': (b'file,class\n../x.csv,cat\n/etc/passwd,dog\n', '2 rows of '),
+    'no file name': (b'file,class\na\0.png,cat\n..,dog\n', '2 rows of '),
+}
+
+
+@pytest.mark.parametrize('name', BAD_TABLES)
+def test_a_bad_table_is_one_line(tmp_path, name):
+    content, words = BAD_TABLES[name] if isinstance(BAD_TABLES[name], tuple) else (BAD_TABLES[name], 'is not UTF-8')
+    (tmp_path / 'x.csv').write_bytes(content)
+    place(tmp_path / 'pics', 'a.png', 'b.png', 'c.png', 'd.png')
+    with pytest.raises(utils.Error) as error:
+        run(tmp_path / 'pics', tmp_path / 'data', labels=str(tmp_path / 'x.csv'))
+    assert words in str(error.value)
+    assert len(str(error.value)) < 500 and '\n' not in str(error.value)
+    assert not os.path.exists(tmp_path / 'data')
+
+
+@settings(max_examples=100, deadline=None)
+@given(content=st.binary(max_size=300) | st.text(alphabet='file,class\n"ab.png;\t', max_size=300).map(str.encode))
+def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, content):
+    path = str(tmp_path_factory.getbasetemp() / 'any.csv')
+    with open(path, 'wb') as file:
+        file.write(content)
+    try:
+        assert isinstance(folders.read_labels(path), list)
+    except utils.Error as error:
+        assert '\n' not in str(error)
+
+
+# --- Nothing is left out without a word ---
+
+
+NAMES = st.sampled_from(
+    ['a.png', 'b.jpg', 'c', 'd.txt', '.e.png', 'f.heic', 'Thumbs.db', 'train', 'test', 'unlabeled', 'unlabelled', 'val']
+    + ['crow', 'robin', '@eaDir', '__MACOSX', '.hidden', 'deep']
+)
+PATHS = st.lists(NAMES, min_size=1, max_size=5).map(tuple)
+
+
+@pytest.fixture(scope='module')
+def png_bytes():
+    return records.PNG_SIGNATURE + bytes(30)
+
+
+@settings(max_examples=150, deadline=None)
+@given(files=st.lists(PATHS, max_size=15), links=st.lists(st.tuples(PATHS, PATHS), max_size=4), flat=st.booleans())
+def test_the_counts_add_up_to_the_files_that_are_there(tmp_path_factory, png_bytes, files, links, flat):
+    base = tmp_path_factory.mktemp('tree')
+    root = base / 'pics'
+    train = () if flat else ('train',)
+    files = [*files, *[(*train, name, 'z%d.png' % i) for name in ('crow', 'robin') for i in range(2)]]
+    if not flat:
+        files += [('test', 'crow', 'z.png'), ('test', 'robin', 'z.png')]
+    for path in files:
+        target = root.joinpath(*path)
+        if not any(parent.is_file() for parent in target.parents) and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(png_bytes)
+    for path, target in links:
+        link = root.joinpath(*path)
+        if link.parent.is_dir() and not link.exists() and not link.is_symlink():
+            link.symlink_to(root.joinpath(*target))
+    try:
+        plan = folders.plan_folders(str(root), 0.5 if flat else None)
+        there = count_files(str(root))
+    except utils.Error as error:
+        assert '\n' not in str(error)
+        return
+    finally:
+        shutil.rmtree(base)
+    counts, unused = table_of(list(folders.table(plan)))
+    assert sum(counts['all']) + sum(unused.values()) == there
+    named = [item.path for items in plan.parts.values() for item in items] + list(plan.unused)
+    assert len(set(named)) == len(named) == there
+
+
+def count_files(root):
+    """Returns the number of files under a folder, through links; a link that leads nowhere counts for one."""
+    return sum(len(names) for _, _, names in os.walk(root, followlinks=True))
+
+
+# --- Deep pictures ---
+
+
+def test_deep_pictures_are_refused_with_the_range_to_give(tmp_path):
+    folder = make_folder(tmp_path / 'pictures')
+    ramp = np.tile(np.linspace(0, 1, 8), (8, 1))
+    Image.fromarray((ramp * 4095).astype(np.uint16)).save(os.path.join(folder, 'train', 'crow', 'deep.png'))
+    Image.fromarray((ramp * 900 - 1000).astype(np.int32)).save(os.path.join(folder, 'test', 'crow', 'deep.tif'))
+    for skip_bad in (False, True):
+        with pytest.raises(utils.Error, match=r'2 pictures have more than 8 bits .*--range=-1000,4095, say'):
+            run(folder, tmp_path / 'data', skip_bad=skip_bad)
+        assert not os.path.exists(tmp_path / 'data')
+    run(folder, tmp_path / 'data', range='-1000,4095', colors=1)
+    assert data_pair.find_family(str(tmp_path / 'data'), 'birds').range == (-1000, 4095)
+    with open(tmp_path / 'data' / 'birds.json') as file:
+        assert json.load(file)['range'] == [-1000, 4095]
+    images, labels = read(tmp_path / 'data', 'train')
+    deep = [image for image in images[labels == 1] if image.min() != image.max()]
+    assert np.abs(deep[0][0, [0, -1], 0].astype(int) - [1000 / 5095 * 255, 255]).max() <= 1
+
+
+# --- Unreadable pictures ---
+
+
+BAD = {'train/crow/bad0.jpg': b'not a picture', 'train/robin/bad1.png': None, 'unlabeled/a/bad2.png': b''}
+
+
+@pytest.fixture
+def spoilt(tmp_path):
+    """A folder with two unreadable pictures among the training ones and one among the unlabelled ones."""
+    folder = make_folder(tmp_path / 'pictures', unlabeled=3)
+    for name, content in BAD.items():
+        if content is None:
+            with open(os.path.join(folder, 'train', 'robin', 'train0.png'), 'rb') as file:
+                content = bytearray(file.read())
+            content[16:24] = (50000).to_bytes(4, 'big') * 2
+            content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, 'big')
+        with open(os.path.join(folder, name), 'wb') as file:
+            file.write(content)
+    return folder
+
+
+def test_unreadable_pictures_are_listed_and_stop_the_command(tmp_path, spoilt, capsys):
+    with pytest.raises(utils.Error, match=r'3 pictures cannot be read, see above: .*--skip_bad'):
+        run(spoilt, tmp_path / 'data')
+    lines = {line.split(': ')[0]: line for line in capsys.readouterr().err.splitlines() if '/bad' in line}
+    assert set(lines) == set(BAD)
+    assert 'claims more than 400 megapixels: give --max_megapixels' in lines['train/robin/bad1.png']
+    assert not (tmp_path / 'data').exists()
+
+
+def test_unreadable_pictures_can_be_left_out(tmp_path, spoilt, capsys):
+    run(spoilt, tmp_path / 'data', skip_bad=True)
+    assert np.bincount(read(tmp_path / 'data', 'train')[1]).tolist() == [6, 6, 6]
+    assert len(read(tmp_path / 'data', 'unlabeled')[1]) == 3
+    counts, unused = table_of(capsys.readouterr().out.splitlines())
+    assert counts['all'] == [21, 6] and unused == {folders.UNREADABLE: 3}
+
+
+def test_a_class_must_keep_a_picture(tmp_path):
+    folder = make_folder(tmp_path / 'pictures', each=2)
+    for name in os.listdir(os.path.join(folder, 'train', 'crow')):
+        with open(os.path.join(folder, 'train', 'crow', name), 'wb') as f:
+            f.write(b'?')
+    with pytest.raises(utils.Error, match="no picture of class 'crow' in train can be read"):
+        run(folder, tmp_path / 'data', skip_bad=True)
+    assert not (tmp_path / 'data').exists()
+
+
+# --- What cannot be ---
+
+
+BAD_OPTIONS = {  # By what the command line would say: options and words of the line.
+    'no --name': (dict(name=''), 'needs --name'),
+    '--name=cifar10': (dict(name='cifar10'), "name 'cifar10'"),
+    '--name=../x': (dict(name='../x'), "name '../x'"),
+    '--name=a.b': (dict(name='a.b'), "name 'a.b'"),
+    '--size=32': (dict(size='32'), 'size=32: give WIDTHxHEIGHT'),
+    '--size=0x8': (dict(size='0x8'), 'size=0x8'),
+    '--size=9999x8': (dict(size='9999x8'), 'size=9999x8'),
+    '--size=8x-8': (dict(size='8x-8'), 'size='),
+    '--colors=2': (dict(colors=2), 'colors=2 is not allowed: it must be 1'),
+    '--augment=shift8': (dict(augment='shift8'), 'cannot be shifted by 8'),
+    '--augment=rotate': (dict(augment='rotate'), 'augment=rotate'),
+    '--augment=shift': (dict(augment='shift'), 'augment=shift'),
+    '--test_fraction=.2': (dict(test_fraction=0.2), 'leave --test_fraction out'),
+    '--from_folder=/nowhere': (dict(from_folder='/nowhere'), '/nowhere is no folder'),
+    '--range=1': (dict(range='1'), 'range=1: give LOW,HIGH'),
+    '--range=5,1': (dict(range='5,1'), 'range=5,1'),
+    '--range=0,nan': (dict(range='0,nan'), 'range=0,nan'),
+    '--range=a,b': (dict(range='a,b'), 'range=a,b'),
+    '--seed=-1': (dict(seed=-1), 'seed=-1 is not allowed'),
+    '--max_megapixels=0': (dict(max_megapixels=0.0), 'max_megapixels=0'),
+    '--labels=/nowhere.csv': (dict(labels='/nowhere.csv'), '/nowhere.csv'),
+}
+
+
+@pytest.mark.parametrize('command', BAD_OPTIONS)
+def test_bad_options_change_nothing(tmp_path, command):
+    folder = make_folder(tmp_path / 'pictures', each=1, test=1)
+    options, words = BAD_OPTIONS[command]
+    with pytest.raises((utils.Error, OSError), match=words) as error:
+        run(**{**dict(folder=folder, data_dir=tmp_path / 'data'), **options})
+    assert '\n' not in str(error.value)
+    assert not (tmp_path / 'data').exists()
+
+
+def test_folders_laid_out_otherwise_are_refused(tmp_path):
+    folder = make_folder(tmp_path / 'pictures', test=0)
+
+    def refused(words, folder=folder, **options):
+        with pytest.raises(utils.Error, match=words):
+            run(folder, tmp_path / 'data', **options)
+
+    refused('test is missing: give --test_fraction')
+    for fraction in (0, 1, -1, 2, float('nan')):
+        refused('must be between 0 and 1', test_fraction=fraction)
+    refused('too few to set 0.95 aside', test_fraction=0.95)
+    place(folder, 'test/owl/x.png', 'test/crow/x.png')
+    refused("has the class 'owl', which the training pictures lack")
+    os.rename(os.path.join(folder, 'test', 'owl'), os.path.join(folder, 'test', 'robin'))
+    refused('no picture of class blackbird for test')
+    refused(r'train is missing: .* with --test_fraction', folder=os.path.join(folder, 'train'))
+    os.rename(os.path.join(folder, 'train'), os.path.join(folder, 'Train'))
+    refused(r"train is missing beside 'Train'", test_fraction=0.2)
+    assert not (tmp_path / 'data').exists()
+
+
+def test_an_existing_dataset_is_never_overwritten(tmp_path):
+    folder = make_folder(tmp_path / 'pictures')
+    run(folder, tmp_path / 'data')
+    words = r'exists already .*choose another --name; or remove .*birds.*the splits and runs of the old dataset'
+    for name in sorted(os.listdir(tmp_path / 'data')):
+        content = (tmp_path / 'data' / name).read_bytes()
+        with pytest.raises(utils.Error, match=words):
+            run(folder, tmp_path / 'data', size='10x10')
+        assert (tmp_path / 'data' / name).read_bytes() == content
+    os.remove(tmp_path / 'data' / 'birds.json')
+    before = sorted(os.listdir(tmp_path / 'data'))
+    with pytest.raises(utils.Error, match=r'birds-train.tfrecord exists already'):
+        run(folder, tmp_path / 'data')
+    assert sorted(os.listdir(tmp_path / 'data')) == before
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / 'pictures')
+    convert, calls = pictures.convert, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 20:  # Among the test pictures: those for training are written.
+            raise KeyboardInterrupt
+        return convert(*args)
+
+    monkeypatch.setattr(pictures, 'convert', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / 'data')
+    assert not (tmp_path / 'data').exists()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, kaggle):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.chdir(kaggle[0])
+    run('~/pics', '~/data', labels='~/labels.csv', test_fraction=0.2)
+    assert os.path.isfile(tmp_path / 'data' / 'birds.json')
+    assert os.listdir(kaggle[0]) == ['images']

@@ -1,0 +1,41 @@
+"""Importing a module changes nothing, and brings only what it needs."""
+
+import json
+import os
+import pkgutil
+
+from conftest import ROOT, command
+
+import ablation
+import libml
+import scripts
+
+NAMES = [
+    '%s.%s' % (package.__name__, module.name)
+    for package in (libml, ablation, scripts)
+    for module in pkgutil.iter_modules(package.__path__)
+]
+
+
+def imported(*names, cwd=ROOT, env=None):
+    """Returns what tests/importing.py prints for some modules."""
+    done = command(os.path.join(ROOT, 'tests', 'importing.py'), *names, cwd=cwd, env=env)
+    assert (done.returncode, done.stderr) == (0, '')
+    return json.loads(done.stdout)
+
+
+def test_importing_changes_nothing(tmp_path):
+    assert {'libml.train', 'libml.data_pair', 'ablation.ab_mixmatch', 'scripts.create_split'} <= set(NAMES)
+    env = {k: v for k, v in os.environ.items() if k not in ('ML_DATA', 'HOME')}
+    env.update(HOME=str(tmp_path / 'home'), PYTHONDONTWRITEBYTECODE='1')
+    (tmp_path / 'here').mkdir()
+    found = imported(*NAMES, cwd=tmp_path / 'here', env=env)
+    assert set(NAMES) - {'libml.quiet'} <= set(found.pop('new'))
+    assert found == dict(written=[])
+    assert list((tmp_path / 'here').iterdir()) == []
+
+
+def test_networks_bring_no_trainer():
+    new = imported('libml.networks')['new']
+    assert {name for name in new if name.startswith('libml.')} == {'libml.networks', 'libml.layers', 'libml.utils'}
+    assert not {name.split('.')[0] for name in new} & {'tensorboard', 'tqdm', 'fcntl', 'sklearn', 'scipy'}
