@@ -69,6 +69,11 @@ def make_model(train_dir, dataset=None, seed=1, xla=False, cls=AblationMixMatch,
     return cls(str(train_dir), dataset, nclass=dataset.nclass, seed=seed, machine=machine, **{**PARAMS, **params})
 
 
+def fitting(arch):
+    """Returns a dataset and a number of scales that an architecture takes."""
+    return (make_dataset(12, 12), 3) if arch == 'cnn13' else (make_dataset(), 1)
+
+
 def random_batch(dataset, batch, nu, seed=0):
     """Returns x, y, labels to feed, float32 [B, H, W, C], float32 [B, nu, H, W, C], int32 [B]."""
     random = np.random.RandomState(seed)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import tensorflow.compat.v1 as tf
-from conftest import PARAMS, assign, changed, feed, make_dataset, make_model, random_batch, variables
+from conftest import PARAMS, assign, changed, feed, fitting, make_dataset, make_model, random_batch, variables
 from reference import AVERAGE
 
 from ablation.ab_mixmatch import AblationMixMatch
@@ -308,11 +308,6 @@ BOUNDS = {
     'bfloat16': (dict(precision='bfloat16'), 3e-2),
     'bfloat16 compiled': (dict(precision='bfloat16', xla=True), 3e-2),
 }
-
-
-def fitting(arch):
-    """Returns a dataset and a number of scales that an architecture takes."""
-    return (make_dataset(12, 12), 3) if arch == 'cnn13' else (make_dataset(), 1)
 
 
 def loss_curve(train_dir, arch, **options):
