@@ -208,7 +208,7 @@ def run(**given):
     saved.check_name()
     if o.eval_ckpt:
         # What reads a run for predict.py needs no trainer; re-tuning batch norm does. So only the checkpoint is shared.
-        o.eval_ckpt = checkpoints.find_whole(o.eval_ckpt)
+        o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
     elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
         data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)
         print('%s is finished: a larger --train_kimg than %d goes on from there' % (saved.folder, o.train_kimg))

@@ -210,29 +210,6 @@ def whole(ckpt):
         raise unreadable(ckpt, error) from error
 
 
-def find_whole(path):
-    """Returns the prefix of the whole checkpoint that a user means; of a folder, the newest one.
-
-    Damaged newer checkpoints of a folder are passed over, and told of on stderr.
-
-    Args:
-        path: see `resolve`.
-
-    Raises:
-        utils.Error: there is no whole checkpoint there, or it cannot be read.
-    """
-    ckpt = resolve(path)
-    if not os.path.isdir(utils.expand(path)):
-        check(ckpt)
-        return ckpt
-    found, damage = newest_whole(os.path.dirname(ckpt))
-    for error in damage:
-        print('Passing over a damaged checkpoint: %s' % error, file=sys.stderr)
-    if not found:
-        raise utils.Error('%s holds no whole checkpoint: all of them are damaged' % path)
-    return found
-
-
 def read(ckpt):
     """Returns what a whole checkpoint holds, {variable name: array}."""
     with reader(ckpt) as file:

@@ -136,15 +136,11 @@ def read_weights(ckpt, description, weights='averaged'):
 
 
 def find_folder(path):
-    """Returns the run's folder that a user means: the folder itself, its folder tf, or one of its checkpoints.
-
-    Raises:
-        utils.Error: there is no such folder or checkpoint.
-    """
-    path = utils.expand(path)
-    if os.path.isdir(path):
-        return os.path.dirname(os.path.abspath(path)) if os.path.basename(os.path.abspath(path)) == 'tf' else path
-    return os.path.dirname(os.path.dirname(os.path.abspath(checkpoints.resolve(path))))
+    """Returns the run's folder that a user means: the folder itself, its folder tf, or one of its checkpoints."""
+    path = os.path.abspath(utils.expand(path))
+    if not os.path.isdir(path):
+        return os.path.dirname(os.path.dirname(path))
+    return os.path.dirname(path) if os.path.basename(path) == 'tf' else path
 
 
 def load(path, ckpt='', weights='averaged', data_dir=None):
@@ -160,11 +156,11 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
         utils.Error: there is no whole checkpoint, no args.json or no description of the dataset, or they do not fit.
     """
     utils.check('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
-    folder = find_folder(path)
+    ckpt, folder = checkpoints.resolve(ckpt or path), find_folder(path)
     args = read_args(folder)
     family = find_family(args, data_dir)
     whiten = find_normalisation(folder, args, data_dir)
-    return Classifier(folder, args, family, checkpoints.find_whole(ckpt or path), weights, whiten)
+    return Classifier(folder, args, family, ckpt, weights, whiten)
 
 
 class Classifier:
