@@ -152,7 +152,7 @@ def draw_confusion(found, title):
     side = max(9.0, 0.13 * len(names)) if many else max(3.0, 0.45 * len(names))  # Inches, as all sizes here.
     size, beside = (min(7.0, 700 / len(names)), 0.9 + 0.13 * longest) if many else (9, 1.0)
     margin = 0.6 + 0.0095 * size * longest
-    figure = new_figure(side + margin + beside, side + margin + 0.7, title)
+    figure = new_figure(side + margin + beside, side + margin + (1.0 if many else 0.7), title)
     axis, *listed = figure.subplots(1, 1 + many, width_ratios=(side + margin, beside)[: 1 + many], squeeze=False)[0]
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)  # [true, guessed]
     image = axis.imshow(shares, cmap='Blues', norm=colors.PowerNorm(0.5, 0, 100), interpolation='nearest')
@@ -165,6 +165,7 @@ def draw_confusion(found, title):
     axis.spines[:].set_color('0.8')
     if many:
         rule(axis, len(names))
+        axis.set_anchor('N')  # What is left over goes below, to the long names.
         list_confusions(listed[0], counts, names)
         place = listed[0].inset_axes((0, 0.03, 0.9, 0.012))
         bar = figure.colorbar(image, cax=place, orientation='horizontal', ticks=[0, 5, 20, 50, 100])
