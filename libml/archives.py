@@ -56,7 +56,7 @@ def take(archive, folder, verify=True):
 
 
 def download(archive, folder, verify=True):
-    """Returns the path of an archive in `folder`, downloaded unless it is there. A broken download is gone on with.
+    """Returns the path of an archive in `folder`, downloaded unless it is there. Interrupted downloads resume.
 
     Raises:
         utils.Error: the server does not answer or breaks off, or (if `verify`) sends another file, which is removed.

@@ -20,7 +20,7 @@ MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; 
 # Batches that one call of Python draws, and their bytes at most: for small networks, a call costs a part of an update.
 CHUNK, CHUNK_BYTES = 64, 4 << 20
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
-SMALL = 4096  # Permutations up to this length are quicker to draw again than worth keeping.
+SMALL = 4096  # Permutations up to this length are not cached: to draw them again is quick.
 
 
 class Images:

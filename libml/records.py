@@ -146,7 +146,7 @@ def aside(path):
 
 @contextlib.contextmanager
 def made(folder):
-    """Makes a folder unless it is there. If what is done inside fails, it goes again, if it was made and is empty."""
+    """Makes a folder unless it is there. On failure, removes the folder if it was newly made and is empty."""
     new = not os.path.isdir(folder)
     os.makedirs(folder, exist_ok=True)
     try:

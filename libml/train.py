@@ -197,7 +197,7 @@ class Model:
         self.run.check_name()
         self.dataset.check_identity(self.run.args, self.train_dir)
         self.run.check_args(args)
-        if checkpoints.find(self.checkpoint_dir):  # It began long ago.
+        if checkpoints.find(self.checkpoint_dir):  # The run has begun: what it began from stays.
             args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
         if first := checkpoints.initial(self.checkpoint_dir, init_ckpt):
             checkpoints.check_fits(first, self.checkpoints.variables)  # Before anything is written.

@@ -2,8 +2,8 @@
 
     python scripts/check_split.py cifar10.3@250-5000
 
-Row and column are two sets: so many pictures of the row's set are in the column's as well. On the diagonal: so many of
-the set repeat another of it.
+Row and column are two sets. A cell counts the pictures of the row's set that the column's set has as well. The diagonal
+counts the pictures that repeat another picture of the same set.
 """
 
 from libml import quiet

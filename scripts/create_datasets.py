@@ -256,7 +256,7 @@ def fetching(data_dir, source, verify):
             yield fetch
         for path in taken.values():
             os.remove(path)
-        with contextlib.suppress(OSError):  # Other downloads may be there, to be gone on with.
+        with contextlib.suppress(OSError):  # Other interrupted downloads may be there, to be resumed.
             os.rmdir(downloads)
 
 

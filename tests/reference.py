@@ -100,7 +100,7 @@ class Network:
         mean, std: whitening of the input.
         noise: [N, scales * repeat, 2], of shake in training: the forward weights come first.
 
-    `moments` is filled with what the batch says of each moving average, variance with N - 1 below the line.
+    `moments` collects the batch statistics for the moving averages: means, and unbiased variances.
     """
 
     def __init__(self, values, training, mean=0, std=1, noise=None):
