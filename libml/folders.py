@@ -67,7 +67,7 @@ def plan_folders(folder, test_fraction=None, seed=0):
 
     Args:
         folder: PICTURES, laid out in one of the ways at the top of this module, without a table.
-        test_fraction: share of each class to set aside for testing: required without a folder `test`, forbidden with it.
+        test_fraction: share of each class set aside for testing: required without a folder `test`, forbidden with it.
         seed: of what is set aside.
 
     Raises:
