@@ -1,5 +1,6 @@
 """Checkpoints: their names, what counts as damage, and what falling back leaves."""
 
+import errno
 import os
 
 import pytest
@@ -64,3 +65,35 @@ def test_a_damaged_checkpoint(damage, tmp_path):
         os.truncate(ckpt + '.index', 20)
     with pytest.raises(checkpoints.Damaged, match='not a whole checkpoint'):
         checkpoints.check(ckpt)
+
+
+@pytest.mark.parametrize(
+    'words', ['Stale file handle', 'Input/output error', 'Too many open files', 'Permission denied']
+)
+def test_what_the_system_refuses_is_no_damage(words, tmp_path, monkeypatch):
+    ckpt, _ = some_checkpoint(tmp_path)
+    error = tf.errors.OpError(None, None, 'the file is corrupt? %s.index; %s' % (ckpt, words), 0)
+    monkeypatch.setattr(checkpoints, 'failure', lambda ckpt: error)
+    with pytest.raises(utils.Error, match='cannot be read') as raised:
+        checkpoints.check(ckpt)
+    assert not isinstance(raised.value, checkpoints.Damaged)
+
+
+def test_what_is_put_aside_overwrites_nothing(tmp_path):
+    contents = set()
+    for i in range(3):
+        for ending in ('.data-00000-of-00001', '.index', '.note.json'):
+            (tmp_path / ('model.ckpt-0000000064' + ending)).write_text('%d%s' % (i, ending))
+            contents.add('%d%s' % (i, ending))
+        checkpoints.put_aside(str(tmp_path / 'model.ckpt-0000000064'))
+    assert checkpoints.find(str(tmp_path)) == []
+    assert {path.read_text() for path in tmp_path.iterdir()} == contents
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    def fail(folder):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), folder)
+
+    monkeypatch.setattr(os, 'listdir', fail)
+    with pytest.raises(OSError, match=str(tmp_path)):
+        checkpoints.find(str(tmp_path))
