@@ -284,11 +284,11 @@ def check_counts(path, found, nlabel, nunlabel, size):
         raise utils.Error(text % (path, *counts, nlabel, nunlabel))
 
 
-def check_source(split, family, data_dir, source, test):
+def check_source(split, data_dir, source, test):
     """Raises utils.Error where a split was made from other record files than those that are on disk.
 
     Args:
-        split: Split. family: its Family.
+        split: Split.
         data_dir: folder of the datasets.
         source: dict from file names to fingerprints, of the split's map.
         test: records.RecordFile of the test set.
@@ -320,7 +320,6 @@ def open_split(split, data_dir):
     Raises:
         utils.Error: the split is not installed or damaged, or was made from other record files than those on disk.
     """
-    family = find_family(data_dir, split.name)
     label, unlabel, map_file = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
     test = record_file(data_dir, split.name, 'test')
     missing = [path for path in (label, unlabel, map_file, test) if not os.path.isfile(path)]
@@ -334,7 +333,7 @@ def open_split(split, data_dir):
         test=records.RecordFile(test),
     )
     check_counts(map_file, found, len(files['label']), len(files['unlabel']), split.size)
-    check_source(split, family, data_dir, found.get('source', {}), files['test'])
+    check_source(split, data_dir, found.get('source', {}), files['test'])
     return files
 
 

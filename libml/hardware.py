@@ -11,6 +11,11 @@ SMALL_UPDATE = 1e9  # Floating-point operations. Below, threads end their parts 
 LARGE_RUN = 1e13  # Floating-point operations. XLA saves a sixth of them, and spends 10 to 15 s on compiling.
 
 
+def first_gpu():
+    """Returns the name of the first GPU, None where there is none."""
+    return next(iter(utils.get_available_gpus()), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """How a model uses the hardware.
@@ -21,7 +26,7 @@ class Machine:
     """
 
     xla: bool = False
-    device: str | None = None
+    device: str | None = dataclasses.field(default_factory=first_gpu)
 
 
 def choose(flop, updates, xla=None):
@@ -37,7 +42,7 @@ def choose(flop, updates, xla=None):
     """
     share_operations(threads_that_pay(flop))
     xla = compiling_pays(flop, updates) if xla is None else xla
-    return Machine(xla, next(iter(utils.get_available_gpus()), None))
+    return Machine(xla)
 
 
 def compiling_pays(flop, updates):

@@ -13,7 +13,6 @@ import itertools
 import mmap
 import os
 import struct
-import uuid
 from typing import NamedTuple
 
 import numpy as np
@@ -133,15 +132,10 @@ def aside(path):
     if os.path.lexists(path):
         text = '%s exists already and is never overwritten: remove it first, and the splits that were made from it'
         raise utils.Error(text % path)
-    part = '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
-    try:
+    with utils.replacing(path) as part:
         yield part
         with open(part, 'rb+') as f:
             os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
 
 
 @contextlib.contextmanager

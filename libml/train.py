@@ -81,7 +81,7 @@ class Model:
         self.check(**params)
         self.params = EasyDict(params)
         self.dataset, self.precision = dataset, precision
-        self.machine = machine or hardware.Machine(device=next(iter(utils.get_available_gpus()), None))
+        self.machine = machine or hardware.Machine()
         chosen = dict(whiten=dataset.whiten, p_unlabeled=dataset.p_unlabeled, precision=precision)
         self.run = runs.Run(self.run_dir(train_dir, seed, **chosen, **params))
         self.seed = self.run.args.get('seed', secrets.randbits(31)) if seed is None else seed
@@ -226,7 +226,7 @@ class Model:
     def resume(self, init_ckpt):
         """Takes the variables of the newest whole checkpoint, else of init_ckpt if given; returns the Means."""
         self.checkpoints.resume(self.session, init_ckpt)
-        return Means(self.scalars, self.checkpoints.note() if self.checkpoints.is_own else None)
+        return Means(self.scalars, self.checkpoints.note())
 
     def loop(self, step, periods, keep_ckpt, means, log, bar):
         """Makes updates, checkpoints and reports from `step` on, until the end or until a signal came.

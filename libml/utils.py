@@ -204,19 +204,25 @@ def part(path):
     return '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
 
 
-def write_json(path, value):
-    """Writes a JSON file, whole or not at all; makes its folder."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+@contextlib.contextmanager
+def replacing(path):
+    """Gives the name of a file to write beside `path`. It takes that name once it is whole, else it is removed."""
     aside = part(path)
     try:
-        with naming(path), open(aside, 'w', encoding='utf-8') as file:
-            json.dump(value, file, indent=2, sort_keys=True)
-            file.write('\n')
+        yield aside
         os.replace(aside, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.remove(aside)
         raise
+
+
+def write_json(path, value):
+    """Writes a JSON file, whole or not at all; makes its folder."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with replacing(path) as aside, naming(path), open(aside, 'w', encoding='utf-8') as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write('\n')
 
 
 def find_latest_checkpoint(folder):

@@ -136,7 +136,7 @@ class Bench:
     def model(self, xla, dataset=None, cls=AblationMixMatch):
         """Returns a model with its session open and its input started."""
         with tf.Graph().as_default() as graph:
-            machine = hardware.Machine(xla, next(iter(utils.get_available_gpus()), None))
+            machine = hardware.Machine(xla)
             how = dict(seed=1, machine=machine, precision=self.precision)
             model = cls('', dataset or self.dataset, **how, **self.params)
             model.session = tf.Session(graph=graph, config=model.config)

@@ -12,7 +12,6 @@ from libml import quiet
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
 
-import contextlib
 import os
 import sys
 import warnings
@@ -273,15 +272,9 @@ def write_above(axis, text, points, color):
 
 def save(figure, path):
     """Writes a Figure as PNG, whole or not at all."""
-    part = '%s.part-%d' % (path, os.getpid())
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Glyph')  # Signs of names that no font here has.
-            figure.savefig(part, format='png', dpi=150)
-        os.replace(part, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(part)
+    with utils.replacing(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph')  # Signs of names that no font here has.
+        figure.savefig(part, format='png', dpi=150)
 
 
 # --- The command ---

@@ -34,7 +34,7 @@ def folder_aside(path):
     """
     if os.path.lexists(path):
         raise utils.Error('%s exists already and is never overwritten: remove it, or choose another OUT' % path)
-    part = '%s.part-%d' % (os.path.abspath(path), os.getpid())
+    part = utils.part(os.path.abspath(path))
     try:
         yield part
         os.rename(part, path)

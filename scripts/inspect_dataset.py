@@ -11,8 +11,6 @@ from libml import quiet
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
 
-import os
-
 import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image, ImageDraw
@@ -111,13 +109,8 @@ def save_sheet(path, dataset, seed=0):
     augmented = augmented_rows(dataset, seed)
     rows = np.concatenate([labeled_rows(dataset), augmented])
     sheet = draw(rows, [name[:15] for name in dataset.family.names] + ['augmented'] * len(augmented))
-    part = '%s.part-%d' % (path, os.getpid())
-    try:
+    with utils.replacing(path) as part:
         sheet.save(part, 'PNG')
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 def inspect(name, png=None, data_dir=None):

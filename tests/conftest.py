@@ -65,8 +65,9 @@ def make_dataset(height=8, width=8, colors=1, nclass=3, count=24, whiten=False):
 def make_model(train_dir, dataset=None, seed=1, xla=False, cls=AblationMixMatch, **params):
     """Returns a tiny AblationMixMatch in the current graph; `params` change PARAMS."""
     dataset = dataset or make_dataset()
-    machine = hardware.Machine(xla, next(iter(utils.get_available_gpus()), None))
-    return cls(str(train_dir), dataset, nclass=dataset.nclass, seed=seed, machine=machine, **{**PARAMS, **params})
+    return cls(
+        str(train_dir), dataset, nclass=dataset.nclass, seed=seed, machine=hardware.Machine(xla), **{**PARAMS, **params}
+    )
 
 
 def fitting(arch):
