@@ -38,6 +38,7 @@ OPTIONS = {**PARAMS, **data_pair.TRAINING_OPTIONS, **train.OPTIONS}
 def adam(loss, weights, lr):
     """Returns the op of one step of Adam. No name scope: its variables keep the published names."""
     with tf.name_scope(None):
+        loss = utils.share_of_replica(loss)
         return tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights, name='update/Adam')
 
 
@@ -116,13 +117,13 @@ class AblationMixMatch(models.MultiModel):
             weight_l2u = w_match * layers.ramp(self.step, warmup_kimg)
             loss = loss_xe + weight_l2u * loss_l2u
         with tf.name_scope('update'):
-            kernels = [v for v in weights if v.op.name.endswith('kernel')]
+            kernels = [v for v in weights if v.name.endswith('kernel:0')]
             train_op = utils.in_order(
                 lambda: adam(loss, weights, lr),
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
                 lambda: average.apply(weights),
                 lambda: layers.update_moments(moments),
-                lambda: self.step.assign_add(batch),
+                lambda: self.advance(batch),
             )
 
         # Evaluation: by the weights, and by their moving average.
@@ -157,11 +158,13 @@ class AblationMixMatch(models.MultiModel):
         return forward * (nu + 3 * (nu + 1)) * batch
 
     @classmethod
-    def check(cls, **params):
-        """Raises utils.Error where an argument is out of range; PARAMS says what they are."""
-        super().check(**params)
+    def check(cls, devices=1, **params):
+        """See train.Model.check."""
+        super().check(devices, **params)
         nu, batch, wd = params['nu'], params['batch'], params['wd']
-        utils.check('batch', batch, batch >= nu + 1, 'at least nu + 1 = %d, to be interleaved' % (nu + 1))
+        where = ' on each of %d devices' % devices if devices > 1 else ''
+        least = 'at least nu + 1 = %d%s, to be interleaved' % (nu + 1, where)
+        utils.check('batch', batch, batch // devices >= nu + 1, least)
         utils.check('wd', wd, wd * params['lr'] < 1, 'at least 0, and below 1 when multiplied by lr')
 
 
@@ -217,7 +220,8 @@ def run(**given):
         checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)  # Raises what is wrong, before the data is read.
     xla = saved.args.get('xla') if o.xla is None else o.xla  # As the run began, or as asked for.
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
-    machine = hardware.choose(AblationMixMatch.flop(family.shape, **params), updates, xla)
+    machine = hardware.choose(AblationMixMatch.flop(family.shape, **params), updates, xla, o.devices)
+    AblationMixMatch.check(len(machine.devices), **params)
     print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(split, data_dir, seed=o.seed or 0, needs_unlabeled=o.w_match > 0, **chosen)
     model = AblationMixMatch(train_dir, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)

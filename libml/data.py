@@ -122,7 +122,7 @@ def _draw(n, seed, stream, epoch):
 _draw_once = functools.lru_cache(maxsize=6)(_draw)  # Two streams, each with the epoch that begins while one ends.
 
 
-def stream(images, batch, seed, stream_id, start=0):
+def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
     """Returns the endless tf.data.Dataset of the shuffled batches of some Images.
 
     Args:
@@ -131,6 +131,7 @@ def stream(images, batch, seed, stream_id, start=0):
         seed, stream_id: see `order`.
         start: position of the first image: an int, or a scalar int64 tensor that is read when the iterator is
             initialised, so that one graph can go on anywhere.
+        part: (r, n): of batches of n * batch images, each is the r-th part, counted from 0.
 
     Returns:
         Dataset of dict(image uint8 [batch, H, W, C], label int32 [batch]).
@@ -144,15 +145,17 @@ def stream(images, batch, seed, stream_id, start=0):
             'other --p_unlabeled, or --w_match=0, which needs no unlabelled images'
         )
 
-    size = batch * max(1, min(CHUNK, CHUNK_BYTES // (batch * int(np.prod(images.shape)))))
+    r, n = part
+    whole = n * batch
+    size = whole * max(1, min(CHUNK, CHUNK_BYTES // (whole * int(np.prod(images.shape)))))
 
     def draw(position):
-        indices = order(position + np.arange(size), len(images), seed, stream_id)
+        indices = order(position + np.arange(size), len(images), seed, stream_id).reshape(-1, n, batch)[:, r].ravel()
         pixels, labels = images.gather(indices), images.labels[indices]
         return pixels.reshape(-1, batch, *images.shape), labels.reshape(-1, batch)
 
     chunks = tf.data.Dataset.range(start, sys.maxsize - size, size)  # Whole chunks: `order` adds up to `size`.
-    return _arrays(chunks, draw, [size // batch, batch], images.shape).prefetch(1).unbatch()
+    return _arrays(chunks, draw, [size // whole, batch], images.shape).prefetch(1).unbatch()
 
 
 def once(images, batch):
@@ -391,9 +394,9 @@ class DataSet:
             text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
             raise utils.Error(text % (run, ', '.join(args['classes']), self.name))
 
-    def stream(self, name, batch, seed, start=0):
+    def stream(self, name, batch, seed, start=0, part=(0, 1)):
         """Returns the endless shuffled batches of the training images `labeled` or `unlabeled`, see `stream` above."""
-        return stream(self.sets[name], batch, seed, TRAINING[name], start)
+        return stream(self.sets[name], batch, seed, TRAINING[name], start, part)
 
     def augment(self, images, seed):
         """Augments [n, H, W, C] as this dataset's training images are, see `augment` above."""

@@ -1,7 +1,8 @@
-"""What the hardware decides: the device, the threads of an operation, and whether XLA compiles. Imports utils only."""
+"""What the hardware decides: the devices, the threads of an operation, and whether XLA compiles. Imports utils only."""
 
 import contextlib
 import dataclasses
+import functools
 
 import tensorflow.compat.v1 as tf
 
@@ -11,9 +12,21 @@ SMALL_UPDATE = 1e9  # Floating-point operations. Below, threads end their parts 
 LARGE_RUN = 1e13  # Floating-point operations. XLA saves a sixth of them, and spends 10 to 15 s on compiling.
 
 
-def first_gpu():
-    """Returns the name of the first GPU, None where there is none."""
-    return next(iter(utils.get_available_gpus()), None)
+def find_devices(wanted=1):
+    """Returns the names of the devices that share an update: GPUs, or logical CPU devices where there are none.
+
+    Args:
+        wanted: how many, as a number or a text; 'all': every GPU, or the CPU as one device.
+
+    Raises:
+        utils.Error: the machine has fewer GPUs.
+    """
+    gpus = utils.get_available_gpus()
+    count = max(1, len(gpus)) if wanted == 'all' else int(wanted)
+    if not gpus:
+        return tuple('/device:CPU:%d' % i for i in range(count))
+    utils.check('devices', wanted, count <= len(gpus), 'at most %d, the GPUs of this machine' % len(gpus))
+    return tuple(gpus[:count])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,27 +35,47 @@ class Machine:
 
     Attributes:
         xla: bool, whether XLA compiles the networks.
-        device: name of the GPU on which batches wait, None on a CPU.
+        devices: names of the devices that share an update, each with a replica of the model.
     """
 
     xla: bool = False
-    device: str | None = dataclasses.field(default_factory=first_gpu)
+    devices: tuple = dataclasses.field(default_factory=find_devices)
+
+    @functools.cached_property
+    def strategy(self):
+        """The tf.distribute.Strategy of the devices; TensorFlow's default for one."""
+        return tf.distribute.MirroredStrategy(self.devices) if len(self.devices) > 1 else tf.distribute.get_strategy()
+
+    @property
+    def gpu(self):
+        """Name of the GPU of the replica that is being built, on which its batches wait; None on a CPU."""
+        device = self.devices[utils.replica()]
+        return device if 'GPU' in device else None
+
+    def config(self):
+        """Returns the ConfigProto of the model's session."""
+        config = utils.get_config()
+        if not self.gpu and len(self.devices) > 1:
+            config.device_count['CPU'] = len(self.devices)
+        return config
 
 
-def choose(flop, updates, xla=None):
+def choose(flop, updates, xla=None, devices=1):
     """Decides how a run uses the hardware; to be called once in a process, before its first session.
 
     Args:
         flop: floating-point operations of an update.
         updates: int, updates that the run will make.
         xla: whether XLA compiles the networks; None: where that is faster.
+        devices: see find_devices, which says what is raised.
 
     Returns:
         Machine.
     """
+    devices = find_devices(devices)
     share_operations(threads_that_pay(flop))
     xla = compiling_pays(flop, updates) if xla is None else xla
-    return Machine(xla)
+    return Machine(xla, devices)
 
 
 def compiling_pays(flop, updates):

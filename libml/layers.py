@@ -5,6 +5,7 @@ interchangeable with the published code's. Every random draw is a function of a 
 """
 
 import collections
+import functools
 import itertools
 import zlib
 
@@ -81,8 +82,9 @@ def batch_norm(x, training, moments=None):
     with tf.variable_scope(None, default_name='batch_normalization'):
         gamma = tf.get_variable('gamma', channels, initializer=tf.ones_initializer())
         beta = tf.get_variable('beta', channels, initializer=tf.zeros_initializer())
-        mean = tf.get_variable('moving_mean', channels, initializer=tf.zeros_initializer(), trainable=False)
-        variance = tf.get_variable('moving_variance', channels, initializer=tf.ones_initializer(), trainable=False)
+        average = functools.partial(tf.get_variable, trainable=False, aggregation=tf.VariableAggregation.MEAN)
+        mean = average('moving_mean', channels, initializer=tf.zeros_initializer())
+        variance = average('moving_variance', channels, initializer=tf.ones_initializer())
         if not training:
             return tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, BN_EPSILON, is_training=False)[0]
         x, x_mean, x_variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BN_EPSILON)
@@ -92,7 +94,7 @@ def batch_norm(x, training, moments=None):
 
 
 def update_moments(moments):
-    """Returns the op that moves batch norm's averages: average <- 0.999 average + 0.001 value.
+    """Returns the op that moves batch norm's averages: average <- 0.999 average + 0.001 value, a mean over replicas.
 
     Args:
         moments: the list that batch_norm filled, (variable [C], float32 [C]) pairs.
@@ -124,7 +126,7 @@ class Keys:
 
     A key depends on the run's seed, the update's step and the name alone. So a resumed run draws what it would have
     drawn, and a new draw elsewhere changes no other. A name that is asked for again gives a further key, as TensorFlow
-    gives `conv2d_1` after `conv2d`.
+    gives `conv2d_1` after `conv2d`. Each replica of a model has keys of its own.
 
     Args:
         seed: int, the run's.
@@ -137,9 +139,11 @@ class Keys:
 
     def __call__(self, name):
         """Returns the next key of a name, int64 [2]."""
-        number = zlib.crc32(('%s_%d' % (name, self.counts[name])).encode())
-        self.counts[name] += 1
-        return tf.random.fold_in(self.root, tf.constant(number, tf.int64))
+        replica = utils.replica()
+        number = zlib.crc32(('%s_%d' % (name, self.counts[replica, name])).encode())
+        self.counts[replica, name] += 1
+        root = tf.random.fold_in(self.root, tf.constant(replica, tf.int64)) if replica else self.root
+        return tf.random.fold_in(root, tf.constant(number, tf.int64))
 
 
 # The method.
@@ -324,7 +328,7 @@ def guess_monitors(p):
     Args:
         p: float32 [B, nclass], guesses.
     """
-    mean = tf.reduce_mean(p, axis=0)  # [nclass]
+    mean = utils.mean_of_replicas(tf.reduce_mean(p, axis=0))  # [nclass]
     entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
     confidence = tf.reduce_mean(tf.reduce_max(p, axis=1))
     return {'monitors/guess_confidence': confidence, 'monitors/guess_entropy': entropy}

@@ -25,14 +25,14 @@ class MultiModel(train.ClassifySemi):
 
     def __init__(self, train_dir, dataset, nclass, **params):
         super().__init__(train_dir, dataset, nclass, **params)
-        self.networks = {}  # By their arguments. A method may use several; MixMatch uses one.
+        self.networks = {}  # By replica and arguments. A method may use several; MixMatch uses one.
         self.build()
 
     def network(self, arch, scales, filters, repeat):
         """Returns the networks.Network of these arguments; the first call creates its variables in scope `classify`."""
-        size = (arch, scales, filters, repeat)
-        if size not in self.networks:
-            self.networks[size] = networks.Network(
+        key = (utils.replica(), arch, scales, filters, repeat)  # Gradients are tied to one device.
+        if key not in self.networks:
+            self.networks[key] = networks.Network(
                 arch,
                 self.dataset.shape,
                 self.machine.xla,
@@ -43,8 +43,8 @@ class MultiModel(train.ClassifySemi):
                 filters=filters,
                 repeat=repeat,
             )
-            self.networks[size].read(getter=None)
-        return self.networks[size]
+            self.networks[key].read(getter=None)
+        return self.networks[key]
 
     @property
     def eval_batch(self):

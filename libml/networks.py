@@ -168,10 +168,10 @@ def describe(arch, shape, nclass, scales, filters, repeat, /):  # Positional onl
     """
     variables = []
 
-    def note(getter, name, shape=None, initializer=None, trainable=True, **kwargs):
-        relative = name.removeprefix('classify/')
-        variables.append(dict(name=relative, shape=shape, initializer=initializer, trainable=trainable))
-        return getter(name, shape=shape, initializer=initializer, trainable=trainable, **kwargs)
+    def note(getter, name, shape=None, **kwargs):
+        chosen = {key: kwargs[key] for key in ('initializer', 'trainable', 'aggregation')}
+        variables.append(dict(name=name.removeprefix('classify/'), shape=shape, **chosen))
+        return getter(name, shape=shape, **kwargs)
 
     with tf.Graph().as_default() as graph:
         size = dict(nclass=nclass, scales=scales, filters=filters, repeat=repeat)
@@ -215,12 +215,13 @@ class Network:
         self.weights = {}  # By getter. Read once an update: the reads finish before the update writes.
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
         signature = [images, self.noise, weights]
-        self.functions = {
-            training: tf.function(
-                functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
-            )
-            for training in (False, True)
-        }
+        with tf.Graph().as_default():  # A strategy that is being built would tie what the functions hold to a device.
+            self.functions = {
+                training: tf.function(
+                    functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
+                ).get_concrete_function()
+                for training in (False, True)
+            }
 
     def trace(self, training, x, noise, weights):
         """Builds the network with given weights; returns the logits, and batch norm's statistics in training."""

@@ -48,6 +48,12 @@ OPTIONS = dict(
     xla=Option(
         None, 'Compile the networks with XLA. Default: where it is faster; a resumed run keeps its choice.', type=bool
     ),
+    devices=Option(
+        '1',
+        'Devices that share each update: GPUs, or logical CPU devices where there are none.',
+        'a number from 1, or all',
+        lambda n: n == 'all' or (str(n).isdigit() and int(n) > 0),
+    ),
     log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
 )
 
@@ -70,7 +76,7 @@ class Model:
         dataset: data.DataSet.
         seed: int that fixes every random choice. None: the seed that the run began with, a new one for a new run.
         precision: of the networks, one of PRECISIONS.
-        machine: hardware.Machine; None: the first GPU if there is one, and no XLA.
+        machine: hardware.Machine; None: one device, the first GPU if there is one, and no XLA.
         **params: the arguments of `model`; with the class they name the run's folder.
     """
 
@@ -78,20 +84,21 @@ class Model:
 
     def __init__(self, train_dir, dataset, seed=None, precision='float32', machine=None, **params):
         utils.check('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
-        self.check(**params)
+        self.machine = machine or hardware.Machine()
+        self.check(devices=len(self.machine.devices), **params)
         self.params = EasyDict(params)
         self.dataset, self.precision = dataset, precision
-        self.machine = machine or hardware.Machine()
         chosen = dict(whiten=dataset.whiten, p_unlabeled=dataset.p_unlabeled, precision=precision)
         self.run = runs.Run(self.run_dir(train_dir, seed, **chosen, **params))
         self.seed = self.run.args.get('seed', secrets.randbits(31)) if seed is None else seed
         # TF32 is a switch of the whole process, on by default.
         tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
         tf.set_random_seed(self.seed)
-        self.config = utils.get_config()
+        self.config = self.machine.config()
         self.graph = tf.get_default_graph()
         self.session = None
-        self.step = tf.train.get_or_create_global_step()  # In images.
+        with self.machine.strategy.scope():
+            self.step = tf.train.get_or_create_global_step()  # In images.
         self.update_key = tf.identity(self.step, name='update_key')  # What the draws of an update depend on.
         self.keys = layers.Keys(self.seed, self.update_key)
         self.iterators = []
@@ -100,7 +107,10 @@ class Model:
 
     def build(self):
         """Builds the graph: the model's inputs, networks, update and evaluation; then what saves and starts it."""
-        self.ops = self.model(**self.params)
+        strategy = self.machine.strategy
+        part = dict(self.params, batch=self.params.batch // len(self.machine.devices))
+        with strategy.scope():
+            self.ops = merge(strategy, strategy.run(self.model, kwargs=part))
         self.scalars = {**self.ops.get('losses', {}), **self.ops.get('monitors', {})}  # By TensorBoard's tag.
         self.scalar_values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
@@ -109,8 +119,15 @@ class Model:
         self.init_input_op = tf.group(*[iterator.initializer for iterator in self.iterators])
 
     def model(self, **params):
-        """Builds one update and the evaluation; returns their tensors and ops as an EasyDict."""
+        """Builds one update and the evaluation; returns their tensors and ops as an EasyDict.
+
+        With several devices, each has a replica of its own, for its part of the batch: `batch` is the part's.
+        """
         raise NotImplementedError
+
+    def advance(self, batch):
+        """Returns the op that counts the images of an update, `batch` on each device."""
+        return self.step.assign_add(batch * utils.replicas())
 
     @property
     def train_dir(self):
@@ -146,9 +163,11 @@ class Model:
         return os.path.join(train_dir, cls.experiment_name(**params))
 
     @classmethod
-    def check(cls, **params):
-        """Raises utils.Error where an argument of the model is not what PARAMS allows."""
+    def check(cls, devices=1, **params):
+        """Raises utils.Error where an argument of the model is not what PARAMS allows, or devices cannot share it."""
         options.check(cls.PARAMS, params)
+        batch = params['batch']
+        utils.check('batch', batch, batch % devices == 0, 'a multiple of devices=%d, which share it equally' % devices)
 
     @contextlib.contextmanager
     def open_session(self):
@@ -168,6 +187,7 @@ class Model:
             p_unlabeled=self.dataset.p_unlabeled,
             precision=self.precision,
             xla=self.machine.xla,
+            devices=len(self.machine.devices),
             train_kimg=train_nimg / 1024,
             report_kimg=report_nimg / 1024,
             save_kimg=save_nimg / 1024,
@@ -334,6 +354,28 @@ class Model:
         raise NotImplementedError
 
 
+def merge(strategy, found):
+    """Makes one update of what the replicas of a model built.
+
+    Args:
+        strategy: the tf.distribute.Strategy that ran `Model.model`.
+        found: what it returned: a dict of ops, tensors, and dicts of float32 [].
+
+    Returns:
+        EasyDict of ops that run in all replicas, tensors of the first replica, and dicts of means over the replicas.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return found
+    ops = EasyDict()
+    for name, value in found.items():
+        if isinstance(value, dict):
+            ops[name] = {tag: strategy.reduce('MEAN', scalar, axis=None) for tag, scalar in value.items()}
+        else:
+            parts = strategy.experimental_local_results(value)
+            ops[name] = tf.group(*parts) if isinstance(parts[0], tf.Operation) else parts[0]
+    return ops
+
+
 class Interrupted(Exception):
     """A signal came during a report."""
 
@@ -427,13 +469,14 @@ class ClassifySemi(Model):
 
     def next_batch(self, name, batch):
         """Returns a batch of the dataset's images `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""
-        stream = self.dataset.stream(name, batch, self.seed, start=self.step)
-        with tf.device(self.machine.device):
-            if self.machine.device:  # Batches wait there, as uint8.
-                stream = stream.apply(tf.data.experimental.prefetch_to_device(self.machine.device, PREFETCH))
+        part, gpu = (utils.replica(), utils.replicas()), self.machine.gpu
+        stream = self.dataset.stream(name, batch, self.seed, self.step, part)
+        with tf.device(gpu):
+            if gpu:  # Batches wait there, as uint8.
+                stream = stream.apply(tf.data.experimental.prefetch_to_device(gpu, PREFETCH))
             self.iterators.append(tf.data.make_initializable_iterator(stream))
             found = self.iterators[-1].get_next()
-            if self.machine.device:  # TensorFlow cannot gather bytes on a GPU, and would do so on the CPU.
+            if gpu:  # TensorFlow cannot gather bytes on a GPU, and would do so on the CPU.
                 found['image'] = tf.cast(found['image'], tf.float32)
             return found
 

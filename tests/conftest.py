@@ -62,12 +62,11 @@ def make_dataset(height=8, width=8, colors=1, nclass=3, count=24, whiten=False):
     return data.DataSet('random.1@%d-5' % count, family, sets, whiten)
 
 
-def make_model(train_dir, dataset=None, seed=1, xla=False, cls=AblationMixMatch, **params):
+def make_model(train_dir, dataset=None, seed=1, xla=False, devices=1, cls=AblationMixMatch, **params):
     """Returns a tiny AblationMixMatch in the current graph; `params` change PARAMS."""
     dataset = dataset or make_dataset()
-    return cls(
-        str(train_dir), dataset, nclass=dataset.nclass, seed=seed, machine=hardware.Machine(xla), **{**PARAMS, **params}
-    )
+    machine = hardware.Machine(xla, hardware.find_devices(devices))
+    return cls(str(train_dir), dataset, nclass=dataset.nclass, seed=seed, machine=machine, **{**PARAMS, **params})
 
 
 def fitting(arch):

@@ -38,10 +38,10 @@ class PiModel(models.MultiModel):
         loss_l2u = layers.unlabeled_loss(tf.nn.softmax(logits_1), logits_2)
         loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
         train_op = utils.in_order(
-            lambda: tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights),
+            lambda: tf.train.AdamOptimizer(lr).minimize(utils.share_of_replica(loss), var_list=weights),
             lambda: average.apply(weights),
             lambda: layers.update_moments(moments),
-            lambda: self.step.assign_add(batch),
+            lambda: self.advance(batch),
         )
 
         averaged = functools.partial(utils.getter_ema, average)

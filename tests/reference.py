@@ -223,24 +223,9 @@ def complex_step_gradient(f, values, names):
 AVERAGE = '/ExponentialMovingAverage'
 
 
-def update(values, x, y, label, m, partner, params, nclass, mean, std):
-    """Makes one update.
-
-    Args:
-        values: all variables by name, float64 arrays.
-        x [B, H, W, C], y [B, nu, H, W, C], label [B]: the batch.
-        m, partner: what MixMode drew, see `mixed`.
-        params: dict of the model's arguments.
-
-    Returns:
-        losses: (L_x, L_u).
-        after: the variables after the update.
-        gradients: by name.
-    """
+def tower(values, averaged, x, y, label, m, partner, params, nclass, mean, std):
+    """Returns the losses, the moving averages' news and the gradients of a device; arguments as of `update`."""
     size = [params[name] for name in ('scales', 'filters', 'repeat')]
-    trained = [name.removesuffix(AVERAGE) for name in values if name.endswith(AVERAGE)]
-    averaged = {name: values[name + AVERAGE] for name in trained}
-
     ys = list(np.moveaxis(y, 1, 0))
     q = guess({**values, **averaged} if params['use_ema_guess'] else values, ys, *size, params['T'], mean, std)
     labels = mixed(params['mixmode'], [np.eye(nclass)[label]] + [q] * len(ys), m, partner)
@@ -252,8 +237,33 @@ def update(values, x, y, label, m, partner, params, nclass, mean, std):
         loss_xe, loss_l2u, _ = losses(values, batches, labels, *size, mean, std)
         return loss_xe + weight * loss_l2u
 
-    loss_xe, loss_l2u, moments = losses(values, batches, labels, *size, mean, std)
-    gradients = complex_step_gradient(loss, values, trained)
+    *found, moments = losses(values, batches, labels, *size, mean, std)
+    return np.array(found), moments, complex_step_gradient(loss, values, averaged)
+
+
+def mean_of_dicts(dicts):
+    return {name: np.mean([d[name] for d in dicts], axis=0) for name in dicts[0]}
+
+
+def update(values, parts, params, nclass, mean, std):
+    """Makes one update.
+
+    Args:
+        values: all variables by name, float64 arrays.
+        parts: for each device, x [B, H, W, C], y [B, nu, H, W, C], label [B], and m, partner, which MixMode drew, see
+            `mixed`.
+        params: dict of the model's arguments.
+
+    Returns:
+        losses: (L_x, L_u).
+        after: the variables after the update.
+        gradients: by name.
+    """
+    trained = [name.removesuffix(AVERAGE) for name in values if name.endswith(AVERAGE)]
+    averaged = {name: values[name + AVERAGE] for name in trained}
+    towers = [tower(values, averaged, *part, params, nclass, mean, std) for part in parts]
+    losses, moments, gradients = zip(*towers, strict=True)
+    losses, moments, gradients = np.mean(losses, axis=0), mean_of_dicts(moments), mean_of_dicts(gradients)
 
     after = dict(values)
     rate = params['lr'] * np.sqrt(1 - values['beta2_power']) / (1 - values['beta1_power'])
@@ -267,5 +277,5 @@ def update(values, x, y, label, m, partner, params, nclass, mean, std):
     for name, value in moments.items():
         after[name] = 0.999 * values[name] + 0.001 * value
     after['beta1_power'], after['beta2_power'] = 0.9 * values['beta1_power'], 0.999 * values['beta2_power']
-    after['global_step'] = step + params['batch']
-    return (loss_xe, loss_l2u), after, gradients
+    after['global_step'] = values['global_step'] + params['batch']
+    return losses, after, gradients

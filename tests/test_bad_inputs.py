@@ -52,6 +52,7 @@ FLAGS = {  # Flag: values that are refused.
     'whiten': ['perhaps'],
     'precision': ['', 'float16', 'FLOAT32'],
     'xla': ['perhaps'],
+    'devices': ['0', '-1', '1.5', 'some', ''],
     'p_unlabeled': ['1', '1,2', 'a,b,c,d,e,f,g,h,i,j', ','.join('0' * 10), ','.join(['-1'] * 10), 'nan' + ',1' * 9],
     'no_such_flag': ['1'],
 }
@@ -121,6 +122,8 @@ def flag_rows():
             yield TRAIN, ['--%s=%s' % (flag, value)], flag
     yield TRAIN, ['resnet'], 'resnet'
     yield TRAIN, ['--batch=3', '--nu=3'], 'batch'
+    yield TRAIN, ['--batch=9', '--devices=2'], 'a multiple of devices=2'
+    yield TRAIN, ['--batch=4', '--devices=2'], 'at least nu + 1 = 3 on each of 2 devices'
     yield TRAIN, ['--arch=cnn13', '--scales=3'], 'at least 12'
     yield TRAIN, ['--arch=cnn13', '--scales=2'], 'scales'
     yield TRAIN, ['--arch=convnet', '--scales=4'], 'at least 2^scales'

@@ -108,6 +108,7 @@ def test_args_hold_all_that_the_run_depends_on(finished):
         init_ckpt='',
         precision='float32',
         xla=False,
+        devices=1,
     )
     data, classes = args.pop('data'), args.pop('classes')
     assert args == {**defaults, **TINY}

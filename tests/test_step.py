@@ -17,6 +17,8 @@ LARGE = dict(lr=0.01, wd=5.0, ema=0.9, filters=2, repeat=1)
 CASES = {
     'ramp': dict(LARGE, batch=5, nu=2, mixmode='xxy.yxy', scales=1, warmup_kimg=1, w_match=30),
     'ema_guess': dict(LARGE, batch=4, nu=1, mixmode='xx.yx', scales=2, warmup_kimg=0, use_ema_guess=True, T=0.8),
+    'two_devices': dict(LARGE, batch=8, nu=2, mixmode='xxy.yxy', scales=1, w_match=30, use_ema_guess=True, devices=2),
+    'three_devices': dict(LARGE, batch=6, nu=1, mixmode='.yxy', scales=1, warmup_kimg=0, devices=3),
 }
 
 
@@ -37,18 +39,25 @@ def test_two_updates_equal_numpy(params, draws, tmp_path):
     model = make_model(tmp_path, dataset, **params)
     with model.open_session() as session:
         shake_up(session)
-        model.step.load(512, session)
+        assign(session, dict(global_step=512))
         for seed in range(2):
             before = variables(session)
+            devices = params.get('devices', 1)
             batch = random_batch(dataset, params['batch'], params['nu'], seed)
+            shares = list(zip(*(np.split(v, devices) for v in batch), strict=True))  # One for each device.
             losses, m, partner, _ = session.run(
-                [model.ops.losses, draws['m'], draws['partner'], model.ops.train_op], feed(model, *batch)
+                [model.ops.losses, draws['m'], draws['partner'], model.ops.train_op],
+                {
+                    '%s%s:0' % ('replica_%d/' % r if r else '', name): value
+                    for r, share in enumerate(shares)
+                    for name, value in zip(('x', 'y', 'labels'), share, strict=True)
+                },
             )
+            drawn = [[v[r * len(v) // devices :][: len(v) // devices] for v in (m, partner)] for r in range(devices)]
             expected_losses, expected, gradients = reference.update(
                 {name: value.astype(np.float64) for name, value in before.items()},
-                *batch,
-                *(m, partner, model.params),
-                *(dataset.nclass, dataset.mean.astype(np.float64), dataset.std.astype(np.float64)),
+                [(*share, *draw) for share, draw in zip(shares, drawn, strict=True)],
+                *(model.params, dataset.nclass, dataset.mean.astype(np.float64), dataset.std.astype(np.float64)),
             )
             found = [losses['losses/xe'], losses['losses/l2u']]
             np.testing.assert_allclose(found, expected_losses, rtol=1e-4)

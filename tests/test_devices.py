@@ -1,0 +1,162 @@
+"""One run on several logical CPU devices. test_step.py compares their update with NumPy."""
+
+import json
+import os
+import re
+import signal
+from functools import partial
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import assign, evaluate, fitting, make_dataset, make_model, scalars, variables
+from forked import before
+
+from libml import checkpoints, hardware, layers, runs, utils
+
+SCRIPT = 'ablation/ab_mixmatch.py'
+TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--seed=3', '--noxla']
+PERIODS = ['--report_kimg=1', '--save_kimg=1', '--warmup_kimg=1']
+
+KINDS = {  # Many ways to draw and to move variables.
+    'mixmatch': dict(arch='resnet', mixmode='xxy.yxy', use_ema_guess=True, batch=8, devices=2),
+    'random blends': dict(arch='shake', mixmode='xx.yx', batch=9, devices=3),
+    'no mixing': dict(arch='cnn13', mixmode='.', w_match=0, batch=6, devices=2),
+    'compiled bfloat16': dict(arch='resnet', mixmode='.yy', batch=6, devices=2, xla=True, precision='bfloat16'),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+def test_the_variables_of_all_devices_stay_equal(kind, tmp_path):
+    dataset, scales = fitting(kind['arch'])
+    model = make_model(tmp_path, dataset, **dict(dict(scales=scales, nu=1, warmup_kimg=0), **kind))
+    with model.open_session() as session:
+        session.run(model.init_input_op)
+        start = variables(session)
+        for _ in range(20):
+            session.run(model.ops.train_op)
+        assert session.run(model.step) == 20 * kind['batch']
+        session.run(model.ops.tune_op, {model.update_key: 0})
+        parts = session.run({v.op.name: v.values for v in tf.global_variables()})
+    for name, (first, *others) in parts.items():
+        assert others, name
+        assert name.endswith('/bias') or not np.array_equal(first, start[name]), name
+        for other in others:
+            np.testing.assert_array_equal(first, other, err_msg=name)
+
+
+def test_each_device_computes_its_own_part(tmp_path):
+    model = make_model(tmp_path, batch=6, nu=1, devices=2)
+    definition = model.graph.as_graph_def()
+    functions = {function.signature.name: function.node_def for function in definition.library.function}
+    calls = [node for node in definition.node if node.op.endswith('PartitionedCall')]
+    devices = [node.device[-5:] for node in calls]
+    assert devices.count('CPU:0') == devices.count('CPU:1') == len(calls) / 2 > 0
+    for node in calls:
+        inside = {inner.device for inner in functions[node.attr['f'].func.name]}
+        assert inside <= {'', node.device}
+
+
+def test_the_parts_of_all_devices_are_the_whole_batch(tmp_path):
+    dataset, seen = make_dataset(), {}
+    for devices in 1, 2, 3:
+        with tf.Graph().as_default():
+            model = make_model(tmp_path, dataset, batch=12, nu=1, devices=devices)
+            labels = ['%slabels:0' % ('replica_%d/' % r if r else '') for r in range(devices)]
+            with model.open_session() as session:
+                assign(session, dict(global_step=24))
+                session.run(model.init_input_op)
+                seen[devices] = np.array([np.concatenate(session.run(labels)) for _ in range(4)])
+    np.testing.assert_array_equal(seen[1], seen[2])
+    np.testing.assert_array_equal(seen[1], seen[3])
+
+
+def test_each_device_draws_for_itself():
+    strategy = hardware.Machine(devices=hardware.find_devices(3)).strategy
+    with strategy.scope():
+        keys = layers.Keys(1, tf.constant(0))
+        drawn = strategy.run(lambda: [keys('a'), keys('a'), keys('b')])
+    drawn = evaluate([k for key in drawn for k in strategy.experimental_local_results(key)])
+    assert len({tuple(key) for key in drawn}) == 9
+    alone = layers.Keys(1, tf.constant(0))
+    np.testing.assert_array_equal(evaluate([alone('a'), alone('a'), alone('b')]), drawn[::3])
+
+
+def test_monitors_are_those_of_the_whole_batch():
+    p = np.random.RandomState(0).dirichlet([0.1] * 5, 6).astype(np.float32)
+    strategy = hardware.Machine(devices=hardware.find_devices(2)).strategy
+    with strategy.scope():
+        found = strategy.run(lambda: layers.guess_monitors(tf.constant(np.split(p, 2)[utils.replica()])))
+        found = {tag: strategy.reduce('MEAN', value, axis=None) for tag, value in found.items()}
+    found, expected = evaluate([found, layers.guess_monitors(tf.constant(p))])
+    assert found == pytest.approx(expected)
+
+
+# --- Whole runs ---
+
+
+@pytest.fixture
+def start(server, digits_dir):
+    """Returns a function that trains: (train_dir, *flags, first=()); it returns the process and the run's folder."""
+
+    def start(train_dir, *flags, first=()):
+        where = '--data_dir=%s' % digits_dir, '--train_dir=%s' % train_dir
+        done = server.run(SCRIPT, *TINY, *PERIODS, *where, *flags, first=first)
+        return done, runs.find(str(train_dir))[0]
+
+    return start
+
+
+def kill(n, *_):
+    if n == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def values(folder):
+    """Returns all that the newest checkpoint of a run holds."""
+    return checkpoints.read(utils.find_latest_checkpoint(os.path.join(folder, 'tf')))
+
+
+def test_a_run_on_two_devices_is_repeatable_also_after_a_kill(start, tmp_path):
+    done, whole = start(tmp_path / 'whole', '--devices=2', '--train_kimg=3')
+    assert done.returncode == 0, done.stderr
+    first = [partial(before, checkpoints.Checkpoints, 'save', kill)]
+    done, folder = start(tmp_path / 'killed', '--devices=2', '--train_kimg=3', first=first)
+    assert done.returncode == -signal.SIGKILL
+    done, folder = start(tmp_path / 'killed', '--devices=2', '--train_kimg=3')
+    assert done.returncode == 0 and 'Going on from' in done.stdout
+    expected, found = values(whole), values(folder)
+    assert expected['global_step'] == 3 << 10 and set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert scalars(os.path.join(folder, 'tf')) == scalars(os.path.join(whole, 'tf'))
+
+
+def test_a_run_goes_on_on_any_number_of_devices(start, tmp_path):
+    layouts = []
+    for kimg, devices in enumerate((1, 2, 1), 1):
+        done, folder = start(tmp_path, '--devices=%d' % devices, '--train_kimg=%d' % kimg)
+        assert done.returncode == 0, done.stderr
+        assert kimg == 1 or 'Going on from %s/tf/model.ckpt-%010d' % (folder, kimg - 1 << 10) in done.stdout
+        with open(os.path.join(folder, 'args', 'args.json')) as file:
+            assert json.load(file)['devices'] == devices
+        layouts.append({name: value.shape for name, value in values(folder).items()})
+        rows = {}
+        for count in 1, 2:  # A report is the same, whatever the number of devices.
+            more = '--eval_ckpt=' + folder, '--devices=%d' % count
+            shown = re.findall('^(raw|ema) +(.*)$', start(tmp_path, *more)[0].stdout, re.MULTILINE)
+            rows[count] = dict(shown)
+        assert set(rows[1]) == {'raw', 'ema'} and rows[1] == rows[2]
+        assert done.stdout.split('accuracy train/valid/test')[-1].split()[:3] == rows[1]['ema'].split()
+    assert layouts[0] == layouts[1] == layouts[2]
+
+
+def test_devices_are_gpus_where_there_are_some(monkeypatch):
+    assert hardware.find_devices('all') == ('/device:CPU:0',)
+    assert hardware.find_devices('2') == ('/device:CPU:0', '/device:CPU:1')
+    gpus = ['/device:GPU:%d' % i for i in range(3)]
+    monkeypatch.setattr(utils, 'get_available_gpus', lambda: gpus)
+    assert hardware.find_devices('all') == tuple(gpus)
+    assert hardware.find_devices(2) == tuple(gpus[:2])
+    with pytest.raises(utils.Error, match='devices=4 is not allowed: it must be at most 3, the GPUs of this machine'):
+        hardware.find_devices('4')
