@@ -11,6 +11,7 @@ if __name__ == '__main__':
 import functools
 import os
 import shlex
+import sys
 
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
@@ -221,7 +222,12 @@ def run(**given):
     xla = saved.args.get('xla') if o.xla is None else o.xla  # As the run began, or as asked for.
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
     machine = hardware.choose(AblationMixMatch.flop(family.shape, **params), updates, xla, o.devices)
-    AblationMixMatch.check(len(machine.devices), **params)
+    AblationMixMatch.check(machine.replicas, **params)
+    machine.check_hosts(repr(sorted(o.items())))
+    if machine.hosts > 1:
+        utils.check('seed', o.seed, o.seed is not None or saved.args, 'given, the same on all hosts')
+    if machine.host:
+        sys.stdout = utils.nowhere()  # Host 0 speaks for all.
     print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(split, data_dir, seed=o.seed or 0, needs_unlabeled=o.w_match > 0, **chosen)
     model = AblationMixMatch(train_dir, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)

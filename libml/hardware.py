@@ -3,12 +3,21 @@
 import contextlib
 import dataclasses
 import functools
+import os
+import re
+import socket
+import threading
+import time
+import zlib
+from typing import Any
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from libml import utils
 
 SMALL_UPDATE = 1e9  # Floating-point operations. Below, threads end their parts before a second thread is awake.
+WATCH = 5  # Seconds between two looks at the other hosts.
 LARGE_RUN = 1e13  # Floating-point operations. XLA saves a sixth of them, and spends 10 to 15 s on compiling.
 
 
@@ -29,27 +38,103 @@ def find_devices(wanted=1):
     return tuple(gpus[:count])
 
 
+def find_cluster():
+    """Returns the ClusterResolver of a run on several hosts, by TF_CONFIG or by srun's variables; None on one host.
+
+    Raises:
+        utils.Error: they do not describe workers.
+    """
+    resolvers = tf.distribute.cluster_resolver
+    try:
+        if 'TF_CONFIG' in os.environ:
+            found = resolvers.TFConfigClusterResolver()
+        else:
+            tasks = int(os.environ.get('SLURM_STEP_NUM_TASKS', 1))
+            # The numbers of GPUs are not used; without them, the resolver would call nvidia-smi.
+            more = dict(gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False)
+            found = resolvers.SlurmClusterResolver(**more) if tasks > 1 else None
+        spec = found.cluster_spec().as_dict() if found else {}
+        if sum(map(len, spec.values())) < 2:
+            return None
+        if set(spec) == {'worker'} and found.task_type == 'worker' and 0 <= found.task_id < len(spec['worker']):
+            return found
+        reason = 'the cluster must have workers alone, and this process be one of them'
+    except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
+        reason = utils.reason(error)
+    raise utils.Error('TF_CONFIG, or what srun says, describes no cluster for a run: %s' % reason)
+
+
+def answers(address):
+    """Returns whether a host's server, `<name>:<port>`, takes connections."""
+    name, port = address.rsplit(':', 1)
+    with contextlib.suppress(OSError), socket.create_connection((name, int(port)), timeout=10):
+        return True
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """How a model uses the hardware.
 
     Attributes:
         xla: bool, whether XLA compiles the networks.
-        devices: names of the devices that share an update, each with a replica of the model.
+        devices: names of the devices of this host that share an update, each with a replica of the model.
+        cluster: tf.distribute's ClusterResolver of the hosts that share an update; None: this host alone.
     """
 
     xla: bool = False
     devices: tuple = dataclasses.field(default_factory=find_devices)
+    cluster: Any = None
+
+    @property
+    def hosts(self):
+        """The number of hosts."""
+        return len(self.addresses) if self.cluster else 1
+
+    @property
+    def addresses(self):
+        """The `<name>:<port>` of each host of a cluster."""
+        return self.cluster.cluster_spec().as_dict()['worker']
+
+    @property
+    def host(self):
+        """The number of this host, from 0; host 0 writes the run's folder."""
+        return self.cluster.task_id if self.cluster else 0
+
+    @property
+    def replicas(self):
+        """The number of devices that share an update, on all hosts."""
+        return self.hosts * len(self.devices)
 
     @functools.cached_property
     def strategy(self):
         """The tf.distribute.Strategy of the devices; TensorFlow's default for one."""
-        return tf.distribute.MirroredStrategy(self.devices) if len(self.devices) > 1 else tf.distribute.get_strategy()
+        if not self.cluster:
+            several = len(self.devices) > 1
+            return tf.distribute.MirroredStrategy(self.devices) if several else tf.distribute.get_strategy()
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            self.cluster.cluster_spec(),
+            task_type='worker',
+            task_id=self.host,
+            num_accelerators={'GPU': len(self.devices) if self.gpu else 0},
+            rpc_layer='grpc',
+        )
+        return tf.distribute.experimental.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+
+    @functools.cached_property
+    def target(self):
+        """What a session connects to: on several hosts, the server that this one starts; '' for none."""
+        if not self.cluster:
+            return ''
+        server = tf.distribute.Server(self.cluster.cluster_spec(), 'worker', self.host, config=self.config())
+        while not all(map(answers, self.addresses)):  # They start at different times.
+            time.sleep(0.1)
+        return server.target
 
     @property
     def gpu(self):
         """Name of the GPU of the replica that is being built, on which its batches wait; None on a CPU."""
-        device = self.devices[utils.replica()]
+        device = self.devices[utils.replica() % len(self.devices)]
         return device if 'GPU' in device else None
 
     def config(self):
@@ -57,7 +142,52 @@ class Machine:
         config = utils.get_config()
         if not self.gpu and len(self.devices) > 1:
             config.device_count['CPU'] = len(self.devices)
-        return config
+        return self.strategy.update_config_proto(config) if self.replicas > 1 else config
+
+    @contextlib.contextmanager
+    def watching_hosts(self):
+        """Ends the process with one line inside, where another host no longer answers. (TensorFlow may wait for ever.)
+
+        Yields:
+            threading.Event, to be set when the hosts no longer wait for each other.
+        """
+        over = threading.Event()
+        if self.hosts > 1:
+            threading.Thread(target=self.watch, args=[over], daemon=True).start()
+        try:
+            yield over
+        except tf.errors.OpError as error:
+            lost = re.search(r'remote target /job:worker/replica:0/task:(\d+)', error.message)
+            if not lost:
+                raise
+            raise self.lost(int(lost[1])) from error
+        finally:
+            over.set()
+
+    def watch(self, over):
+        """Looks after the other hosts until `over` is set."""
+        while not over.wait(WATCH):
+            for host, address in enumerate(self.addresses):
+                if not (answers(address) or over.wait(WATCH) or answers(address)):
+                    os._exit(utils.fail(self.lost(host), 1))
+
+    def lost(self, host):
+        """Returns the utils.Error of a host that no longer answers."""
+        text = 'host %d (%s) no longer answers: start all hosts again to go on from the newest checkpoint'
+        return utils.Error(text % (host, self.addresses[host]))
+
+    def check_hosts(self, text):
+        """Raises utils.Error where another host calls this with another text than host 0."""
+        if self.hosts == 1:
+            return
+        mine = np.zeros(self.hosts, np.int64)
+        mine[self.host] = zlib.crc32(text.encode())
+        with tf.Graph().as_default(), self.strategy.scope():
+            found = self.strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('SUM', tf.constant(mine)))
+            with self.watching_hosts(), tf.Session(self.target, config=self.config()) as session:
+                found = session.run(self.strategy.experimental_local_results(found)[0])
+        if other := next((host for host, digest in enumerate(found) if digest != found[0]), 0):
+            raise utils.Error('host %d was started with other flags than host 0: give all hosts the same' % other)
 
 
 def choose(flop, updates, xla=None, devices=1):
@@ -72,10 +202,14 @@ def choose(flop, updates, xla=None, devices=1):
     Returns:
         Machine.
     """
+    cluster = find_cluster()
     devices = find_devices(devices)
+    if cluster and len(devices) > 1:
+        gpus = utils.get_available_gpus()
+        utils.check('devices', len(devices), gpus, '1 on each of several hosts without GPUs')
     share_operations(threads_that_pay(flop))
     xla = compiling_pays(flop, updates) if xla is None else xla
-    return Machine(xla, devices)
+    return Machine(xla, devices, cluster)
 
 
 def compiling_pays(flop, updates):

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 import time
 import types
 
@@ -85,14 +86,19 @@ class Model:
     def __init__(self, train_dir, dataset, seed=None, precision='float32', machine=None, **params):
         utils.check('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
         self.machine = machine or hardware.Machine()
-        self.check(devices=len(self.machine.devices), **params)
+        self.check(devices=self.machine.replicas, **params)
         self.params = EasyDict(params)
         self.dataset, self.precision = dataset, precision
         chosen = dict(whiten=dataset.whiten, p_unlabeled=dataset.p_unlabeled, precision=precision)
         self.run = runs.Run(self.run_dir(train_dir, seed, **chosen, **params))
         self.seed = self.run.args.get('seed', secrets.randbits(31)) if seed is None else seed
+        if self.machine.host:  # Host 0 writes the run's folder.
+            self.scratch = tempfile.TemporaryDirectory()
+            self.run = runs.Run(self.scratch.name)
         # TF32 is a switch of the whole process, on by default.
         tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
+        if seed is not None and self.machine.gpu:  # There, too, the same seed is to give the same bits.
+            tf.compat.v2.config.experimental.enable_op_determinism()
         tf.set_random_seed(self.seed)
         self.config = self.machine.config()
         self.graph = tf.get_default_graph()
@@ -108,9 +114,13 @@ class Model:
     def build(self):
         """Builds the graph: the model's inputs, networks, update and evaluation; then what saves and starts it."""
         strategy = self.machine.strategy
-        part = dict(self.params, batch=self.params.batch // len(self.machine.devices))
+        part = dict(self.params, batch=self.params.batch // self.machine.replicas)
         with strategy.scope():
             self.ops = merge(strategy, strategy.run(self.model, kwargs=part))
+            if self.machine.hosts > 1:
+                self.share_op = tf.group(*[share(strategy, variable) for variable in tf.global_variables()])
+                self.stop = tf.placeholder_with_default(0, [], 'stop')
+                self.stop_anywhere = sum_of_replicas(strategy, lambda: tf.identity(self.stop))
         self.scalars = {**self.ops.get('losses', {}), **self.ops.get('monitors', {})}  # By TensorBoard's tag.
         self.scalar_values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
@@ -172,7 +182,8 @@ class Model:
     @contextlib.contextmanager
     def open_session(self):
         """Opens self.session over the model's graph, variables at their first values."""
-        with tf.Session(graph=self.graph, config=self.config) as self.session:
+        target = self.machine.target
+        with self.machine.watching_hosts() as self.over, tf.Session(target, self.graph, self.config) as self.session:
             self.session.run(self.init_op)
             yield self.session
         self.session = None
@@ -187,7 +198,7 @@ class Model:
             p_unlabeled=self.dataset.p_unlabeled,
             precision=self.precision,
             xla=self.machine.xla,
-            devices=len(self.machine.devices),
+            devices=self.machine.replicas,
             train_kimg=train_nimg / 1024,
             report_kimg=report_nimg / 1024,
             save_kimg=save_nimg / 1024,
@@ -224,6 +235,8 @@ class Model:
         with self.run.lock(), stop_signals() as self.stopped, self.open_session():
             self.print_start(args)
             means = self.resume(init_ckpt)
+            if self.machine.hosts > 1:
+                self.session.run(self.share_op)
             step = int(self.session.run(self.step))
             if step >= train_nimg and not self.checkpoints.is_own:
                 text = 'Warning: nothing is trained: %s is at %g kimg, and --train_kimg is %g'
@@ -235,7 +248,7 @@ class Model:
             hparams = {name: value for name, value in args.items() if name not in runs.NOT_HPARAMS}
             with (
                 runs.EventLog(self.checkpoint_dir, self.graph, step, hparams) as log,
-                progress_bar(step, train_nimg) as bar,
+                progress_bar(step, train_nimg, disable=self.machine.host > 0) as bar,
             ):
                 periods = Periods(self.params.batch, train_nimg, report_nimg, save_nimg)
                 step, finished = self.loop(step, periods, keep_ckpt, means, log, bar)
@@ -263,10 +276,11 @@ class Model:
         while True:
             if report:
                 report = not self.try_report(step, log, bar)
-            stop = bool(self.stopped)  # A signal from here on waits for the next update.
-            if stop and saved < step:
-                self.save(step, keep_ckpt, means)
+            stop = self.must_stop()  # A signal from here on waits for the next update.
             if stop or step >= periods.train:
+                self.over.set()
+                if stop and saved < step:
+                    self.save(step, keep_ckpt, means)
                 return step, step >= periods.train and not report
 
             # Update.
@@ -290,8 +304,16 @@ class Model:
                 self.save(step, keep_ckpt, means)
                 saved = step
 
+    def must_stop(self):
+        """Returns whether a signal asked to stop: on any host, so that all stop at the same step."""
+        if self.machine.hosts > 1 and self.session.run(self.stop_anywhere, {self.stop: len(self.stopped)}):
+            self.stopped.append('a signal to another host')  # Unless one came here before.
+        return bool(self.stopped)
+
     def save(self, step, keep_ckpt, means):
         """Writes a checkpoint, and beside it the unfinished means."""
+        if self.machine.host:
+            return
         self.checkpoints.save(self.session, step, keep_ckpt, means.state())
 
     def lacks_report(self, step):
@@ -300,6 +322,8 @@ class Model:
 
     def try_report(self, step, log, bar):
         """Makes the report of a step; returns whether it was made, or a signal came before its end."""
+        if self.machine.host:
+            return True
         clock = time.monotonic()
         try:
             log.scalars(step, self.report(step))
@@ -374,6 +398,19 @@ def merge(strategy, found):
             parts = strategy.experimental_local_results(value)
             ops[name] = tf.group(*parts) if isinstance(parts[0], tf.Operation) else parts[0]
     return ops
+
+
+def sum_of_replicas(strategy, value):
+    """Returns the sum over the replicas, on all hosts, of what value() builds in each."""
+    found = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('SUM', value()))
+    return strategy.experimental_local_results(found)[0]
+
+
+def share(strategy, variable):
+    """Returns the op by which the replicas on all hosts take a variable's value from the first replica."""
+    return variable.assign(
+        sum_of_replicas(strategy, lambda: tf.zeros_like(variable) if utils.replica() else tf.identity(variable))
+    )
 
 
 class Interrupted(Exception):
@@ -574,10 +611,11 @@ def print_table(title, rows):
     print(flush=True)
 
 
-def progress_bar(step, train_nimg):
+def progress_bar(step, train_nimg, disable=False):
     """Returns a tqdm bar over images; on a log file it writes a line a minute."""
     interval = 0.5 if os.isatty(2) else 60
-    return tqdm(initial=step, total=train_nimg, unit='img', mininterval=interval, dynamic_ncols=True, smoothing=0.05)
+    look = dict(unit='img', mininterval=interval, dynamic_ncols=True, smoothing=0.05)
+    return tqdm(initial=step, total=train_nimg, disable=disable, **look)
 
 
 @contextlib.contextmanager

@@ -43,11 +43,16 @@ class Server:
                 functions of a module, or a functools.partial of one.
             env: dict, changes of the environment.
         """
-        argv = [script, *map(str, args)]
-        process = FORKS.Process(target=fork, args=(argv, self.outputs, first, env or {}))
-        process.start()
+        process = self.start(self.outputs, script, *args, first=first, env=env)
         process.join()
-        return subprocess.CompletedProcess(argv, process.exitcode, *map(read, self.outputs))
+        return subprocess.CompletedProcess([script, *args], process.exitcode, *map(read, self.outputs))
+
+    @staticmethod
+    def start(outputs, script, *args, first=(), env=None):
+        """Starts what `run` runs, its output in two files; returns the multiprocessing.Process."""
+        process = FORKS.Process(target=fork, args=([script, *map(str, args)], outputs, first, env or {}))
+        process.start()
+        return process
 
 
 def fork(argv, outputs, first, env):

@@ -1,18 +1,23 @@
-"""One run on several logical CPU devices. test_step.py compares their update with NumPy."""
+"""One run on several logical CPU devices, and on two hosts: processes that speak over the loopback address.
+
+test_step.py compares the update of several devices with NumPy.
+"""
 
 import json
 import os
 import re
 import signal
+import socket
+import subprocess
 from functools import partial
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import assign, evaluate, fitting, make_dataset, make_model, scalars, variables
-from forked import before
+from conftest import assert_one_line_error, assign, evaluate, fitting, make_dataset, make_model, scalars, variables
+from forked import before, read
 
-from libml import checkpoints, hardware, layers, runs, utils
+from libml import checkpoints, hardware, layers, runs, train, utils
 
 SCRIPT = 'ablation/ab_mixmatch.py'
 TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--seed=3', '--noxla']
@@ -160,3 +165,94 @@ def test_devices_are_gpus_where_there_are_some(monkeypatch):
     assert hardware.find_devices(2) == tuple(gpus[:2])
     with pytest.raises(utils.Error, match='devices=4 is not allowed: it must be at most 3, the GPUs of this machine'):
         hardware.find_devices('4')
+
+
+# --- Several hosts ---
+
+
+@pytest.fixture
+def start_hosts(server, digits_dir, tmp_path):
+    """Returns a function that trains on two hosts: (*flags, more=flags of host 1, first=functions that host 1 calls).
+
+    It returns what the hosts said, and ends them where one takes longer than a minute after the other.
+    """
+    started = []
+
+    def start_hosts(*flags, more=(), first=()):
+        sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
+        addresses = ['127.0.0.1:%d' % s.getsockname()[1] for s in sockets]
+        for s in sockets:
+            s.close()
+        where = '--data_dir=%s' % digits_dir, '--train_dir=%s' % (tmp_path / 'hosts')
+        outputs = [[str(tmp_path / ('%s%d' % (name, host))) for name in ('stdout', 'stderr')] for host in range(2)]
+        pair = []
+        for host in range(2):
+            task = dict(cluster=dict(worker=addresses), task=dict(type='worker', index=host))
+            argv = SCRIPT, *TINY, *PERIODS, *where, *flags, *(more if host else ())
+            how = dict(first=first if host else (), env=dict(TF_CONFIG=json.dumps(task)))
+            pair.append(server.start(outputs[host], *argv, **how))
+        started.extend(pair)
+        pair[1].join()
+        pair[0].join(60)
+        return [
+            subprocess.CompletedProcess(SCRIPT, process.exitcode, *map(read, paths))
+            for process, paths in zip(pair, outputs, strict=True)
+        ]
+
+    yield start_hosts
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def at_update(number, signal_number, n, *_):
+    if n == number:
+        os.kill(os.getpid(), signal_number)
+
+
+def signalled(number, signal_number):
+    return [partial(before, train.Model, 'must_stop', partial(at_update, number, signal_number))]
+
+
+def test_two_hosts_train_like_two_devices_though_one_is_stopped_and_killed(start, start_hosts, tmp_path):
+    done, whole = start(tmp_path / 'local', '--devices=2', '--train_kimg=2')
+    assert done.returncode == 0, done.stderr
+    stopped = start_hosts('--train_kimg=2', first=signalled(50, signal.SIGTERM))
+    assert [done.returncode for done in stopped] == [train.EXIT_INTERRUPTED] * 2, stopped
+    assert 'Stopped by a signal to another host at step' in stopped[0].stdout
+    alive, killed = start_hosts('--train_kimg=2', first=signalled(150, signal.SIGKILL))
+    assert killed.returncode == -signal.SIGKILL
+    assert_one_line_error(alive, 'host 1 (127.0.0.1:', 'no longer answers')
+    resumed = start_hosts('--train_kimg=2')
+    assert [done.returncode for done in resumed] == [0, 0], resumed
+    assert 'Going on from' in resumed[0].stdout and not resumed[1].stdout
+    (folder,) = runs.find(str(tmp_path / 'hosts'))
+    expected, found = values(whole), values(folder)
+    assert expected['global_step'] == 2 << 10 and set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert scalars(os.path.join(folder, 'tf')) == scalars(os.path.join(whole, 'tf'))
+
+
+def test_hosts_with_other_flags_are_refused(start_hosts, tmp_path):
+    for done in start_hosts('--train_kimg=2', more=['--lr=.1']):
+        assert done.returncode == 1
+        assert 'Error: host 1 was started with other flags than host 0: give all hosts the same' in done.stderr
+    assert not (tmp_path / 'hosts').exists()
+
+
+def test_a_cluster_is_that_of_tf_config_or_of_srun(monkeypatch):
+    assert hardware.find_cluster() is None
+    variables = dict(PROCID='1', STEP_NUM_TASKS='3', STEP_NODELIST='a[1-2]', STEP_TASKS_PER_NODE='2,1')
+    for name, value in variables.items():
+        monkeypatch.setenv('SLURM_' + name, value)
+    cluster = hardware.find_cluster()
+    assert cluster.cluster_spec().as_dict() == {'worker': ['a1:8888', 'a1:8889', 'a2:8888']}
+    machine = hardware.Machine(devices=('/device:GPU:0', '/device:GPU:1'), cluster=cluster)
+    assert (machine.host, machine.hosts, machine.replicas) == (1, 3, 6)
+    monkeypatch.setenv('TF_CONFIG', json.dumps(dict(cluster=dict(worker=['a:1']), task=dict(type='worker', index=0))))
+    assert hardware.find_cluster() is None
+    for bad in ('{', '[]', '{"cluster": 3}', '{"cluster": {"ps": ["a:1"], "worker": ["b:1"]}}'):
+        monkeypatch.setenv('TF_CONFIG', bad)
+        with pytest.raises(utils.Error, match='TF_CONFIG'):
+            hardware.find_cluster()

@@ -5,14 +5,15 @@ The CPU build of TensorFlow registers the GPU kernels that its sources declare, 
 
 import collections
 
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import fitting, make_model
 from tensorflow.python.framework import kernels
 
-from libml import networks, utils
+from libml import networks, trained, utils
 
-GPU = '/device:GPU:0'
+GPUS = ['/device:GPU:0', '/device:GPU:1']
 
 
 def operations(graph, fetches):
@@ -63,21 +64,56 @@ def without_kernel(graph, fetches):
 
 
 @pytest.fixture
-def one_gpu(monkeypatch):
-    """Builds graphs as if there were a GPU."""
-    monkeypatch.setattr(utils, 'get_available_gpus', lambda: [GPU])
+def gpus(monkeypatch):
+    """Builds graphs as if there were two GPUs; a list gets a True when operations are to be deterministic."""
+    monkeypatch.setattr(utils, 'get_available_gpus', lambda: GPUS)
+    deterministic = []
+    config = tf.compat.v2.config.experimental
+    monkeypatch.setattr(config, 'enable_op_determinism', lambda: deterministic.append(True))
+    return deterministic
 
 
+@pytest.mark.parametrize('devices', [1, 2])
 @pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('arch', networks.MODELS)
-def test_every_operation_of_an_update_and_an_evaluation_has_a_gpu_kernel(arch, precision, one_gpu, tmp_path):
+def test_every_operation_of_an_update_and_an_evaluation_has_a_gpu_kernel(arch, precision, devices, gpus, tmp_path):
     dataset, scales = fitting(arch)
-    model = make_model(tmp_path, dataset, arch=arch, scales=scales, precision=precision)
+    how = dict(precision=precision, devices=devices, batch=6)
+    model = make_model(tmp_path, dataset, arch=arch, scales=scales, **how)
     ops = model.ops
     fetches = [ops.train_op, ops.tune_op, model.scalar_values, model.init_op, ops.classify_op, ops.classify_raw]
     found = {node.op for node in operations(model.graph, fetches)}
     assert {'IteratorGetNext', 'Conv2D', 'Conv2DBackpropFilter', 'ResourceApplyAdam'} <= found
     assert without_kernel(model.graph, fetches) == {}
+    assert {GPUS[r] in node.device for r in range(devices) for node in model.graph.as_graph_def().node} == {True, False}
+
+
+@pytest.mark.parametrize('arch', networks.MODELS)
+def test_every_operation_of_the_exported_graph_has_a_gpu_kernel(arch):
+    dataset, scales = fitting(arch)
+    sizes = dataset.nclass, scales, 2, 1
+    variables = networks.describe(arch, dataset.shape, *sizes).variables
+    values = {'classify/' + v['name']: np.zeros(v['shape'], np.float32) for v in variables}
+    images = tf.placeholder(tf.uint8, [None, *dataset.shape])
+    probabilities = tf.nn.softmax(trained.logits(images, arch, sizes, values, whiten=(0, 1)))
+    assert without_kernel(tf.get_default_graph(), [probabilities]) == {}
+
+
+def test_a_seed_makes_a_gpu_deterministic(gpus, tmp_path, monkeypatch):
+    make_model(tmp_path, seed=1)
+    assert gpus == [True]
+    with tf.Graph().as_default():
+        make_model(tmp_path, seed=None)
+    monkeypatch.setattr(utils, 'get_available_gpus', lambda: [])
+    with tf.Graph().as_default():
+        make_model(tmp_path, seed=1)
+    assert gpus == [True]
+
+
+def test_an_operation_that_is_not_deterministic_is_named_in_one_line():
+    text = 'A deterministic GPU implementation of SegmentSum is not available.\n\t [[{{node update/SegmentSum}}]]'
+    error = tf.errors.UnimplementedError(None, None, text)
+    assert utils.reason(error) == text.split('\n')[0]
 
 
 def test_an_operation_without_a_gpu_kernel_names_itself():
