@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import socket
+import sys
 import threading
 import time
 import zlib
@@ -169,6 +170,7 @@ class Machine:
         while not over.wait(WATCH):
             for host, address in enumerate(self.addresses):
                 if not (answers(address) or over.wait(WATCH) or answers(address)):
+                    print(file=sys.stderr)  # It ends the progress bar's line.
                     os._exit(utils.fail(self.lost(host), 1))
 
     def lost(self, host):

@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from conftest import ROOT
 
 from libml import runs, utils
 
-NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scancel', 'scontrol', 'squeue')
+NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scancel', 'scontrol', 'squeue', 'srun')
 PATH = os.environ['PATH'] + os.pathsep + '/usr/sbin'
 MISSING = [name for name in NEEDED if not shutil.which(name, path=PATH)]
 needs_slurm = pytest.mark.skipif(bool(MISSING), reason='Slurm is not installed: no %s' % ', '.join(MISSING))
@@ -106,6 +107,26 @@ def test_a_sweep_is_arrays_whose_runs_go_on_when_they_are_stopped(cluster, tmp_p
         assert states[task][-1] == ('COMPLETED', '0:0')
         assert not {state for state, _ in states[task]} - {'PENDING', 'COMPLETED'}  # Requeued, then done; never failed.
     assert log(limit).count('The rest of the line') == 1  # Not when the run was stopped.
+
+
+@needs_slurm
+def test_one_run_trains_on_both_nodes(cluster, tmp_path):
+    fakes.digits(tmp_path / 'data')
+    sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
+    addresses = ['127.0.0.1:%d' % s.getsockname()[1] for s in sockets]  # The nodes' names are no hosts' names here.
+    for s in sockets:
+        s.close()
+    config = json.dumps(dict(cluster=dict(worker=addresses), task=dict(type='worker', index='RANK')))
+    line = 'TF_CONFIG=%s exec %s %s/ablation/ab_mixmatch.py --data_dir=data --train_dir=runs --dataset=digits.1@20-100'
+    line %= shlex.quote(config).replace('"RANK"', "'$SLURM_PROCID'"), sys.executable, ROOT
+    line += ' --batch=8 --filters=4 --repeat=1 --seed=1 --train_kimg=1'
+    command = ['srun', '--nodes=2', '--ntasks=2', '--mem=1', '--kill-on-bad-exit=1', 'bash', '-c', line]
+    done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('kimg 1 ') == 1  # Host 0 speaks for both.
+    (folder,) = runs.find(str(tmp_path / 'runs'))
+    assert utils.get_latest_global_step(os.path.join(folder, 'tf')) == 1 << 10
+    assert utils.read_json(os.path.join(folder, 'args', 'args.json'), {})['devices'] == 2
 
 
 # --- The scripts alone ---
