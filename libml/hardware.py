@@ -123,14 +123,17 @@ class Machine:
         return tf.distribute.experimental.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
 
     @functools.cached_property
-    def target(self):
-        """What a session connects to: on several hosts, the server that this one starts; '' for none."""
-        if not self.cluster:
-            return ''
+    def server(self):
+        """The tf.distribute.Server of this host in a cluster, once those of all hosts answer."""
         server = tf.distribute.Server(self.cluster.cluster_spec(), 'worker', self.host, config=self.config())
         while not all(map(answers, self.addresses)):  # They start at different times.
             time.sleep(0.1)
-        return server.target
+        return server
+
+    @property
+    def target(self):
+        """What a session connects to: this host's server in a cluster, '' for none."""
+        return self.server.target if self.cluster else ''
 
     @property
     def gpu(self):

@@ -278,7 +278,7 @@ class Model:
                 report = not self.try_report(step, log, bar)
             stop = self.must_stop()  # A signal from here on waits for the next update.
             if stop or step >= periods.train:
-                self.over.set()
+                self.over.set()  # From here on, no host waits for another.
                 if stop and saved < step:
                     self.save(step, keep_ckpt, means)
                 return step, step >= periods.train and not report
@@ -589,6 +589,7 @@ class ClassifySemi(Model):
             which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)
             results = {name: self.eval_stats(classify_op=op) for name, op in which.items()}
             self.tune(16384)
+            self.over.set()
             results.update({'tuned_' + name: self.eval_stats(classify_op=op) for name, op in which.items()})
         print('%-12s' % 'accuracy' + ''.join('%8s' % name for name in SUBSETS))
         for name, accuracies in results.items():
