@@ -11,6 +11,10 @@ python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 
 The flags of training say what is measured. Each part runs in a process of its own, whose peak memory is that of all
 that it compares.
+
+To compare with another program, give that program the same batch, nu, network and threads, and run one after the other
+several times, in turns, on an idle machine. Compare its medians with the labelled images a second of `step`: with those
+of the fixed batch where the other program is timed on a batch in memory.
 """
 
 from libml import quiet
