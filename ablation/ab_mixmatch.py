@@ -103,7 +103,7 @@ class AblationMixMatch(models.MultiModel):
         # Interleave and classify: every batch is a mixture, and is normalised by its own statistics.
         with tf.name_scope('interleave'):
             batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
-        moments = []  # Batch norm's, of the first batch alone: the batches are alike, so one is sample enough.
+        moments = []  # Batch norm's, of the first batch alone: the batches are alike, so one represents them all.
         logits = [classifier(batches[0], training=True, moments=moments)]
         logits += [classifier(b, training=True) for b in batches[1:]]
         with tf.name_scope('interleave'):
@@ -145,8 +145,8 @@ class AblationMixMatch(models.MultiModel):
 
     def remedy(self):
         """See train.Model.remedy: a smaller lr or w_match, whichever is further above its default."""
-        above = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
-        if above['w_match'] > max(1, above['lr']):
+        excess = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
+        if excess['w_match'] > max(1, excess['lr']):
             return '--w_match=%g' % PARAMS['w_match'].default
         return super().remedy()
 
@@ -207,7 +207,7 @@ def run(**given):
     saved = runs.Run(AblationMixMatch.run_dir(train_dir, o.seed, precision=o.precision, **chosen, **params))
     saved.check_name()
     if o.eval_ckpt:
-        # What reads a run for predict.py needs no trainer; re-tuning batch norm does. So only the checkpoint is shared.
+        # The training graph re-tunes batch norm, so the classifier of predict.py (libml.trained) cannot serve here.
         o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
     elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
         data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)

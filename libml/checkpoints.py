@@ -23,8 +23,10 @@ UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
 CHUNK = 1 << 22  # Bytes read at a time.
 # What TensorFlow's reader says of damage: a checksum, or a file that is cut or missing.
 DAMAGE = re.compile('checksum|sstable|corrupt|truncated|less bytes than requested|No such file', re.IGNORECASE)
-SYSTEM = [os.strerror(number) for number in errno.errorcode if number != errno.ENOENT]  # What it says of anything else.
-FAILURES = (tf.errors.OpError, ValueError, LookupError, RuntimeError)  # Of the reader; a cut file is an IndexError.
+# What TensorFlow's reader says of errors of the system, which are no damage.
+SYSTEM = [os.strerror(number) for number in errno.errorcode if number != errno.ENOENT]
+# What TensorFlow's reader raises: IndexError for a file that is cut.
+FAILURES = (tf.errors.OpError, ValueError, LookupError, RuntimeError)
 UNUSUAL = re.compile(r'[][*?\\\ud800-\udfff]')  # What TensorFlow takes for a pattern, and what is not UTF-8.
 
 
@@ -39,7 +41,7 @@ def find(folder):
     """Returns the prefixes of the checkpoints in a folder, oldest first; [] where there is no such folder.
 
     Raises:
-        OSError: it cannot be listed. (os.path.isdir would say that it is not there.)
+        OSError: it cannot be listed. (os.path.isdir is not asked: it is False for such a folder too.)
     """
     try:
         names = os.listdir(folder)
@@ -120,7 +122,7 @@ def check(ckpt):
         Damaged: it is certainly damaged.
         utils.Error: there is none, or it cannot be read now; what is in it may be whole.
     """
-    for _ in range(2):  # What goes wrong only once is no damage.
+    for _ in range(2):  # A reading that fails once, and then succeeds, is no damage.
         read_through(ckpt)
         error = failure(ckpt)
         if not error:
@@ -295,7 +297,7 @@ class Checkpoints:
             with plain(ckpt) as path:
                 self.saver.save(session, path, write_meta_graph=False)
         except (tf.errors.OpError, ValueError, OSError) as error:
-            remove_unfinished(self.folder)  # It may be what fills the disk.
+            remove_unfinished(self.folder)  # The half-written file may be what fills the disk.
             raise unwritten(ckpt, error) from error
         self.last = ckpt
         for old in find(self.folder)[:-keep]:

@@ -21,7 +21,7 @@ class Option:
     Attributes:
         default: its value where none is given. Its type is the flag's type: bool, int, float or str.
         meaning: one sentence for --help.
-        allowed: what a value must be, in words that continue 'it must be ...'; '' for no limit.
+        allowed: what a value must be, in words that complete 'it must be ...'; '' for no limit.
         valid: function of a value, True where it is allowed.
         choices: the only values allowed; () for no such list.
         type: the type of a value, where the default is None.
