@@ -50,10 +50,11 @@ class MultiModel(train.ClassifySemi):
     def eval_batch(self):
         """Images evaluated at a time: at most EVAL_BATCH, and no more than fit into the memory of an update.
 
-        An update keeps all layers of its images for the backward pass; an evaluation holds about four at a time.
+        An update keeps the layers of its images for the backward pass. Some of them share memory: it takes half of
+        what `kept` says, or more. An evaluation holds about six layers at a time. Both were measured on a CPU.
         """
         images = self.params.batch * (1 + self.params.get('nu', 0))
-        fit = min(images * n.description.kept // (4 * n.description.largest) for n in self.networks.values())
+        fit = min(images * n.description.kept // (12 * n.description.largest) for n in self.networks.values())
         return max(1, min(train.EVAL_BATCH, fit))
 
     def weights(self, **size):
