@@ -46,17 +46,6 @@ class MultiModel(train.ClassifySemi):
             self.networks[size].read(getter=None)
         return self.networks[size]
 
-    @property
-    def eval_batch(self):
-        """Images evaluated at a time: at most EVAL_BATCH, and no more than fit into the memory of an update.
-
-        An update keeps the layers of its images for the backward pass. Some of them share memory: it takes half of
-        what `kept` says, or more. An evaluation holds about six layers at a time. Both were measured on a CPU.
-        """
-        images = self.params.batch * (1 + self.params.get('nu', 0))
-        fit = min(images * n.description.kept // (12 * n.description.largest) for n in self.networks.values())
-        return max(1, min(train.EVAL_BATCH, fit))
-
     def weights(self, **size):
         """Returns the trainable variables of a network, which the first call creates; arguments as of `network`."""
         self.network(**size)

@@ -59,7 +59,7 @@ def print_peaks(folder, arch):
     """Prints the largest memory that this process took before a report, and with it."""
     utils.setup_tf()
     dataset = make_dataset(64, 64, 3, count=300)  # More than one batch of an evaluation, if that is too large.
-    model = make_model(folder, dataset, arch=arch, scales=3, filters=32, repeat=2, batch=8)
+    model = make_model(folder, dataset, arch=arch, scales=3, filters=32, repeat=1, batch=8)
     with model.open_session():
         model.resume('')
         model.session.run(model.init_input_op)
