@@ -228,7 +228,7 @@ def _row(path, line, columns, cells):
     if not file:
         raise utils.Error('%s, line %d: has no file' % (path, line))
     if row.split not in ('', 'train', 'test'):
-        raise utils.Error('%s, line %d: split is %r: it must be train or test' % (path, line, shown(row.split)))
+        raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, shown(repr(row.split))))
     if row.split == 'test' and not row.label:
         raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, shown(file)))
     return row
@@ -268,8 +268,8 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
         plan.parts[part].append(item)
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
-        text = '%s has pictures of group %r both in train and in test: a group must be on one side'
-        raise utils.Error(text % (labels, shown(min(torn))))
+        text = '%s has pictures of group %s both in train and in test: a group must be on one side'
+        raise utils.Error(text % (labels, shown(repr(min(torn)))))
     return _finished(plan, folder, test_fraction, seed)
 
 

@@ -438,6 +438,7 @@ BAD_TABLES = {  # Name: content, words of the line.
     'one class': (b'file,class\na.png,cat\n', 'names 1 classes; at least 2 are needed'),
     'no rows': (b'file,class\n', 'names 0 classes; at least 2 are needed'),
     'no test': (b'file,class\n' + ROWS.encode(), 'names no test pictures in a column `split`: give --test_fraction'),
+    'escape in a split': (b'file,class,split\na.png,cat,\x1bx\n', r"split is '\x1bx': it must"),
     'torn group': (
         b'file,class,split,group\na.png,cat,,p\nb.png,dog,,q\nc.png,cat,test,p\nd.png,dog,test,\n',
         "pictures of group 'p' both in train and in test",
