@@ -151,9 +151,10 @@ def _looks_like_a_picture(path):
 
 
 def shown(text):
-    """Returns a path as stdout can print it, whatever bytes it is made of."""
+    """Returns a path as stdout can print it on one line, whatever bytes it is made of."""
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
-    return str(text).encode(encoding, 'backslashreplace').decode(encoding)
+    plain = ''.join(repr(c)[1:-1] if utils.acts(c) else c for c in str(text))
+    return plain.encode(encoding, 'backslashreplace').decode(encoding)
 
 
 # --- One picture ---

@@ -451,8 +451,8 @@ class ClassifySemi(Model):
 
     @property
     def eval_batch(self):
-        """Images evaluated at a time."""
-        return EVAL_BATCH
+        """Images evaluated at a time: no more than an update takes, and so no more memory than an update."""
+        return min(EVAL_BATCH, self.params.batch * (1 + self.params.get('nu', 0)))
 
     def guesses(self, batch=None, feed_extra=None, classify_op=None):
         """Returns the likeliest classes of the labelled, validation and test images, three int [n].

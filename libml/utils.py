@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 import uuid
 
 import tensorflow.compat.v1 as tf
@@ -104,6 +105,15 @@ def fail(error, code):
     """Prints the error as one line and returns the exit code."""
     print('Error:', reason(error), file=sys.stderr, flush=True)
     return code
+
+
+def acts(character):
+    """Returns whether a character does something to a terminal or a text rather than stand in it.
+
+    These are control characters, ends of lines, changes of the direction of writing, and halves of surrogate pairs.
+    """
+    turns = unicodedata.bidirectional(character) in ('LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI')
+    return turns or unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp')
 
 
 def reason(error):
