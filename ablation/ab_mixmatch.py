@@ -231,12 +231,5 @@ def run(**given):
         print(what_next(saved.folder, o.data_dir))
 
 
-def main(argv):
-    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
-    run(**options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(run, OPTIONS, 'give flags only, such as --dataset=digits.1@20-100')

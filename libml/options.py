@@ -5,6 +5,7 @@ utils only.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -116,3 +117,26 @@ def check(table, values):
         if option.choices:
             utils.check(name, value, value in option.choices, 'one of %s' % ', '.join(option.choices))
         utils.check(name, value, option.valid(value), option.allowed)
+
+
+def run(function, table, usage=''):
+    """Runs a script, see utils.run: calls `function` with the words of its command line and the values of its flags.
+
+    Args:
+        function: takes the words by position, ~ expanded, and the options by name. What it returns is dropped.
+        table: the options.
+        usage: what an error says where the words are too few or too many for `function`.
+    """
+    define(table)
+    utils.setup_tf()
+
+    def main(argv):
+        words, values = list(map(utils.expand, argv[1:])), chosen(table)
+        check(table, values)
+        try:
+            inspect.signature(function).bind(*words, **values)
+        except TypeError as error:
+            raise utils.Error('%s: %s' % (' '.join(words) or 'no argument', usage)) from error
+        function(*words, **values)
+
+    utils.run(main)

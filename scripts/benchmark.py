@@ -20,7 +20,7 @@ of the fixed batch where the other program is timed on a batch in memory.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import copy
 import dataclasses
@@ -407,12 +407,5 @@ def in_a_process(part):
         return utils.read_json(file, default={})['parts']
 
 
-def main(argv):
-    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --parts=step')
-    benchmark(**options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(benchmark, OPTIONS, 'give flags only, such as --parts=step')

@@ -9,14 +9,14 @@ counts the pictures that repeat another picture of the same set.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import collections
 import hashlib
 
 import numpy as np
 
-from libml import data_pair, options, records, utils
+from libml import data_pair, options, records
 
 OPTIONS = data_pair.OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.
@@ -92,13 +92,5 @@ def check_split(name, data_dir=None):
         print('    ' + ', '.join(places))
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error('which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')
-    check_split(argv[1], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(check_split, OPTIONS, 'which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')

@@ -16,7 +16,7 @@ makes a dataset of the user's own pictures; see libml/folders.py for how the fol
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import contextlib
 import functools
@@ -422,11 +422,5 @@ def check(names, chosen):
         folders.parse_size(chosen['size'])
 
 
-def main(argv):
-    create(argv[1:], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(lambda *names, **given: create(names, **given), OPTIONS)

@@ -9,7 +9,7 @@ An existing split is never overwritten.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import collections
 import itertools
@@ -323,14 +323,5 @@ def _are_files(paths):
     return all(map(os.path.isfile, paths))
 
 
-def main(argv):
-    chosen = options.fill(OPTIONS, options.chosen(OPTIONS))
-    if len(argv) < 2:
-        raise utils.Error('which dataset? Such as: python scripts/create_split.py --seed=3 --size=250 cifar10')
-    make(*map(utils.expand, argv[1:]), **chosen)
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(make, OPTIONS, 'which dataset? Such as: python scripts/create_split.py --seed=3 --size=250 cifar10')

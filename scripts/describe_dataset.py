@@ -9,7 +9,7 @@
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import os
 import re
@@ -68,13 +68,5 @@ def _there(data_dir, name, part):
     return os.path.isfile(data_pair.record_file(data_dir, name, part))
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error('which dataset? Such as: python scripts/describe_dataset.py birds')
-    describe(argv[1], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(describe, OPTIONS, 'which dataset? Such as: python scripts/describe_dataset.py birds')

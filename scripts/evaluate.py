@@ -10,7 +10,7 @@ given, gets <set>.json with all of this, confusion.png, reliability.png and mist
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import os
 import sys
@@ -343,13 +343,5 @@ def write(folder, name, found, figures):
     print('\n%s: %s.json, %s' % (folder, name, ', '.join(kind + '.png' for kind in figures)))
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error('which run? python scripts/evaluate.py RUN [--set=test]')
-    evaluate(argv[1], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(evaluate, OPTIONS, 'which run? python scripts/evaluate.py RUN [--set=test]')

@@ -9,7 +9,7 @@ augmented, as the network sees it.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -133,15 +133,7 @@ def inspect(name, png=None, data_dir=None):
         print('sheet: %s' % png)
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error(
-            'which dataset? Such as: python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png'
-        )
-    inspect(argv[1], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(
+        inspect, OPTIONS, 'which dataset? Such as: python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png'
+    )

@@ -9,7 +9,7 @@ class, confidence. Corrected by hand, it can be given to scripts/create_datasets
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import collections
 import contextlib
@@ -194,15 +194,9 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
     print('%s: %d rows, guessed by %s (%s weights)' % (out, summary.counts.sum(), classifier.ckpt, classifier.weights))
 
 
-def main(argv):
-    if len(argv) < 3:
-        raise utils.Error(
-            'which run, and which pictures? python scripts/predict.py RUN PICTURES... --out predictions.csv'
-        )
-    predict(argv[1], argv[2:], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(
+        lambda run, place, *more, **chosen: predict(run, [place, *more], **chosen),
+        OPTIONS,
+        'which run, and which pictures? python scripts/predict.py RUN PICTURES... --out predictions.csv',
+    )

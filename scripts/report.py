@@ -16,7 +16,7 @@ table.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import dataclasses
 import functools
@@ -473,15 +473,9 @@ def report(sources, out='report', beside_paper=0):
     print('The tables and pictures are in %s' % out)
 
 
-def main(argv):
-    utils.check('arguments', argv[1:], len(argv) > 1, 'one folder of runs or more, such as experiments')
-    chosen = options.chosen(OPTIONS)
-    options.check(OPTIONS, chosen)
-    chosen['out'] = utils.expand(chosen['out'])
-    report([utils.expand(source) for source in argv[1:]], **chosen)
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(
+        lambda source, *more, **chosen: report([source, *more], **chosen),
+        OPTIONS,
+        'give one folder of runs or more, such as experiments',
+    )

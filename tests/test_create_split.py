@@ -379,5 +379,3 @@ def test_overlaps_are_counted(tmp_path, capsys):
     # The first picture of the test set has class 0 there.
     place = '%d as picture 4 of labeled' % (found['label'][4] % 10)
     assert found['label'][4] % 10 == 0 or place + ', 0 as picture 0 of test' in printed
-    with pytest.raises(utils.Error, match='which dataset'):
-        check_split.main(['check_split.py'])
