@@ -13,24 +13,17 @@ if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import os
-import sys
 import warnings
 
 import numpy as np
+from matplotlib import colors
+from matplotlib.figure import Figure
 from sklearn import metrics
 from tqdm import tqdm
 
 from libml import data, options, trained, utils
 from libml.options import Option
 from libml.pictures import shown
-
-try:
-    from matplotlib import colors
-    from matplotlib.figure import Figure
-except ImportError as error:
-    if __name__ != '__main__':
-        raise
-    sys.exit('Error: %s: the evaluation needs pip install -e .[report]' % error)
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.
 NUMBERED = 20  # Classes up to which the cells of the confusion matrix bear their counts.
