@@ -202,7 +202,7 @@ def run(**given):
     split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
     family = data_pair.find_family(data_dir, split.name)
     params, train_nimg = model_params(o, family), o.train_kimg << 10
-    train_dir = os.path.join(utils.expand(o.train_dir), str(split))
+    train_dir = os.path.join(o.train_dir, str(split))
     chosen = dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
     saved = runs.Run(AblationMixMatch.run_dir(train_dir, o.seed, precision=o.precision, **chosen, **params))
     saved.check_name()

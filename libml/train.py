@@ -30,13 +30,7 @@ OPTIONS = dict(
     init_ckpt=Option(
         '', 'Checkpoint, or run, that a new run starts from, weights and step, for example to change --lr.', path=True
     ),
-    seed=Option(
-        None,
-        'Fixes every random choice. Default: a new seed for each run.',
-        '0 to 2^32 - 1',
-        lambda n: 0 <= n < 1 << 32,
-        type=int,
-    ),
+    seed=Option(None, 'Fixes every random choice. Default: a new seed for each run.', *options.SEED, type=int),
     precision=Option(
         'float32',
         (

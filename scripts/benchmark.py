@@ -50,8 +50,8 @@ OPTIONS = dict(
     parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
     turns=Option(7, 'Times that each is measured, after one that does not count.', *at_least(1)),
     turn=Option(1.0, 'Seconds that one measurement lasts at least.', *at_least(0)),
-    json=Option('', 'File for the figures.'),
-    profile=Option('', "Folder for a trace of an update each, for TensorBoard's profile page."),
+    json=Option('', 'File for the figures.', path=True),
+    profile=Option('', "Folder for a trace of an update each, for TensorBoard's profile page.", path=True),
 )
 
 # Rows of the matrices whose product says what the machine can do: so many that calling it costs nothing.
@@ -394,7 +394,7 @@ def benchmark(**given):
 def write(path, figures):
     """Writes the file that --json asks for."""
     if path:
-        utils.write_json(os.path.abspath(utils.expand(path)), figures)
+        utils.write_json(os.path.abspath(path), figures)
 
 
 def in_a_process(part):

@@ -19,17 +19,16 @@ import os
 import numpy as np
 
 from libml import data_pair, options, records, utils
-from libml.options import Option
+from libml.options import Option, at_least
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
     seed=Option(
         0,
         'Seed of the choice of labels; 0: in file order. For stl10 with 1000 labels: line of the published folds.',
-        '0 to 2**32 - 1',
-        lambda seed: 0 <= seed < 2**32,
+        *options.SEED,
     ),
-    size=Option(None, 'How many records keep their labels.', 'at least 1', lambda size: size >= 1, type=int),
+    size=Option(None, 'How many records keep their labels.', *at_least(1), type=int),
     all=Option(False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet."),
 )
 SEEDS = (1, 2, 3, 4, 5)

@@ -12,7 +12,6 @@ if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import os
-import re
 
 from libml import data, data_pair, folders, options, records, utils
 from libml.options import Option
@@ -29,7 +28,7 @@ def describe(name, augment=None, classes='', data_dir=None):
 
     Args:
         name: of the dataset.
-        augment: text, see folders.parse_augment; None: mirror, and a shift by an eighth of the smaller side.
+        augment: text, or None, see folders.parse_augment.
         classes: comma-separated names; '': none.
         data_dir: folder of the datasets; None: $ML_DATA.
 
@@ -37,8 +36,7 @@ def describe(name, augment=None, classes='', data_dir=None):
         utils.Error: the name or the records are not what a dataset needs, or NAME.json is there already.
     """
     data_dir = data_pair.find_data_dir(data_dir)
-    if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
-        raise utils.Error('name %r: letters, digits, - and _, not one of %s' % (name, ', '.join(data_pair.FAMILIES)))
+    folders.check_new_name(name)
     with records.aside(data_pair.family_file(data_dir, name)) as part:
         family = describe_records(name, data_dir, augment, tuple(classes.split(',')) if classes else ())
         data_pair.write_family(part, family)
@@ -59,7 +57,6 @@ def describe_records(name, data_dir, augment, classes):
     if nclass < 2:
         raise utils.Error('%s has records of one class only: at least 2 are needed' % train.path)
     utils.check('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
-    augment = 'mirror,shift%d' % (min(shape[:2]) // 8) if augment is None else augment  # As the published ones have it.
     mirror, shift = folders.parse_augment(augment, shape[:2])
     return data.Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
 

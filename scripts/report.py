@@ -21,25 +21,18 @@ if __name__ == '__main__':
 import dataclasses
 import functools
 import os
-import sys
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 from scipy import stats
 
 from ablation import ab_mixmatch
 from ablation.ab_mixmatch import PARAMS
 from libml import data_pair, options, runs, utils
 
-try:
-    import pandas as pd
-    from matplotlib.figure import Figure
-except ImportError as error:
-    if __name__ != '__main__':
-        raise
-    sys.exit('Error: %s: the report needs pip install -e .[report]' % error)
-
 OPTIONS = dict(
-    out=options.Option('report', 'Folder of the tables and pictures.'),
+    out=options.Option('report', 'Folder of the tables and pictures.', path=True),
     beside_paper=options.Option(
         0,
         "Show the paper's results with so many labels beside every table, named as those of another setting.",
