@@ -11,10 +11,10 @@ from libml import quiet
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
-import collections
 import hashlib
 
 import numpy as np
+import pandas as pd
 
 from libml import data_pair, options, records
 
@@ -50,20 +50,17 @@ def conflicts(hashed, labels):
     Returns:
         A list with a dict for each such picture: from each of its classes to the first (name of the set, number) there.
     """
-    entries = [
-        (element, label, (name, number))
-        for name, elements in hashed.items()
-        for number, (element, label) in enumerate(zip(elements, labels[name].tolist(), strict=True))
-        if label != records.NO_CLASS
-    ]
-    first, several = {}, collections.defaultdict(dict)
-    for element, label, _ in entries:
-        if first.setdefault(element, label) != label:
-            several[element] = {}
-    for element, label, place in entries:
-        if element in several:
-            several[element].setdefault(label, place)
-    return list(several.values())
+    pictures = pd.DataFrame(
+        [
+            (element, label, (name, number))
+            for name, elements in hashed.items()
+            for number, (element, label) in enumerate(zip(elements, labels[name].tolist(), strict=True))
+            if label != records.NO_CLASS
+        ],
+        columns=['element', 'label', 'place'],
+    ).drop_duplicates(['element', 'label'])
+    several = pictures[pictures.duplicated('element', keep=False)].groupby('element', sort=False)
+    return [dict(zip(found.label, found.place, strict=True)) for _, found in several]
 
 
 def check_split(name, data_dir=None):
