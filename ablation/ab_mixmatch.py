@@ -223,7 +223,7 @@ def run(**given):
     model = AblationMixMatch(train_dir, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
     model.config.log_device_placement = o.log_device_placement
     if o.eval_ckpt:
-        source = runs.Run(os.path.dirname(os.path.dirname(os.path.abspath(o.eval_ckpt))))
+        source = runs.Run(runs.folder_of(o.eval_ckpt))
         dataset.check_identity(source.args, source.folder)
         model.eval_checkpoint(o.eval_ckpt)
     else:

@@ -194,7 +194,7 @@ class Model:
         if checkpoints.find(self.checkpoint_dir):  # The run has begun: what it began from stays.
             args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
         if first := checkpoints.initial(self.checkpoint_dir, init_ckpt):
-            checkpoints.check_fits(first, self.checkpoints.variables)  # Before anything is written.
+            checkpoints.check_fits(first, self.checkpoints.needed)  # Before anything is written.
         with self.run.lock(), stop_signals() as self.stopped, self.open_session():
             self.print_start(args)
             means = self.resume(init_ckpt)
