@@ -1,4 +1,4 @@
-"""Measures the program against stated references, in turns (A B A B ...): quote the ratios, as machines are noisy.
+"""Measures the program against stated references, alternately (A B A B ...): quote ratios, as machines are noisy.
 
 python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 
@@ -12,9 +12,9 @@ python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 The flags of training say what is measured. Each part runs in a process of its own, whose peak memory is that of all
 that it compares.
 
-To compare with another program, give that program the same batch, nu, network and threads, and run one after the other
-several times, in turns, on an idle machine. Compare its medians with the labelled images a second of `step`: with those
-of the fixed batch where the other program is timed on a batch in memory.
+To compare with another program, give that program the same batch, nu, network and threads, and run the two alternately,
+several times, on an idle machine. Compare its medians with the labelled images a second of `step`: with those of the
+fixed batch where the other program is timed on a batch in memory.
 """
 
 from libml import quiet

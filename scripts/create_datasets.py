@@ -2,7 +2,7 @@
 
     python scripts/create_datasets.py [--data_dir DIR] [--source DIR] [--noverify] [NAME ...]
 
-Without a name, all of them. What is installed already is skipped; a file bears its name only once it is whole.
+Without a name, all of them. What is installed already is skipped; a file gets its name only when it is complete.
 
     python scripts/create_datasets.py cifar10 --size 16x16 --name cifar10-16
 
@@ -312,7 +312,7 @@ def resized(files, shape, size):
 
 def shrunk(image, size):
     """Returns uint8 [*size, C] of uint8 [H, W, C]."""
-    # Area averages, as the studies of smaller pictures take them; to grow, LANCZOS, as BOX would repeat pixels.
+    # Area averages, as the studies of smaller pictures take them; to enlarge, LANCZOS: BOX would repeat pixels.
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
     method = Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS
     pixels = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)

@@ -99,7 +99,7 @@ def order_unlabeled(labels, stats, labeled):
     """Orders the records that were not picked so that every beginning of the file has the classes in proportion.
 
     Args:
-        labels, stats: as of pick_labeled. Records without a class wait in class 0's queue, where the published script
+        labels, stats: see pick_labeled. Records without a class wait in class 0's queue, where the published script
             has them.
         labeled: positions that were picked.
 

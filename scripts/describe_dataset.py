@@ -45,7 +45,7 @@ def describe(name, augment=None, classes='', data_dir=None):
 
 
 def describe_records(name, data_dir, augment, classes):
-    """Returns the data_pair.Family of record files; arguments, and errors, as of `describe`."""
+    """Returns the data_pair.Family of record files. See `describe` for the arguments and for what is raised."""
     parts = tuple(part for part in ('train', 'unlabeled') if part == 'train' or _there(data_dir, name, part))
     train = records.RecordFile(data_pair.record_file(data_dir, name, 'train'))
     shape, labels, _ = train.check(pixels=True)

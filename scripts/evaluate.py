@@ -2,9 +2,9 @@
 
     python scripts/evaluate.py RUN [--set=test] [--out FOLDER]
 
-Prints accuracy, balanced accuracy (the mean over the classes of the share of their pictures that is found), and for
-each class precision, recall, F1 and the number of pictures; shares are in percent. FOLDER, <run>/evaluation if not
-given, gets <set>.json with all of this, confusion.png, reliability.png and mistakes.png. Older ones are replaced.
+Prints accuracy, balanced accuracy (the mean of the classes' recalls), and for each class precision, recall, F1 and the
+number of pictures; shares are in percent. FOLDER, <run>/evaluation if not given, gets <set>.json with all of this,
+confusion.png, reliability.png and mistakes.png. Older files of these names are replaced.
 """
 
 from libml import quiet
@@ -57,7 +57,7 @@ def measure(labels, probabilities, classes):
     table = metrics.precision_recall_fscore_support(labels, guesses, labels=which, zero_division=np.nan)
     names = ('precision', 'recall', 'f1')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Of classes that are guessed, but that no picture is of.
+        warnings.simplefilter('ignore')  # sklearn warns of guessed classes that no picture has.
         balanced = metrics.balanced_accuracy_score(labels, guesses)
     bins = calibration(confidence, guesses == labels)
     return dict(

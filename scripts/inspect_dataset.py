@@ -1,9 +1,9 @@
-"""Shows what a dataset holds: pictures per class, range, mean and deviation of the pixels, and a sheet to look at.
+"""Shows what a dataset holds: pictures per class; range, mean and standard deviation of the pixels; a sheet to look at.
 
     python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png
 
-The sheet: a row of labelled pictures for each class; under them, each row one unlabelled picture, first as it is, then
-augmented, as the network sees it.
+The sheet has a row of labelled pictures for each class. Below, each row shows one unlabelled picture: the original,
+then augmented copies, as the network sees them.
 """
 
 from libml import quiet
@@ -56,7 +56,7 @@ def pixel_range(images):
 
 
 def print_pixels(dataset):
-    """Prints range, mean and deviation of the training pictures' pixels."""
+    """Prints range, mean and standard deviation of the training pictures' pixels."""
     sets = dataset.sets['labeled'], dataset.sets['unlabeled']
     low, high = zip(*[pixel_range(images) for images in sets if len(images)], strict=True)
     print('pixels from %d to %d of 255; on the scale from -1 to 1, for each color:' % (min(low), max(high)))

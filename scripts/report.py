@@ -390,7 +390,7 @@ def draw_differences(figure, table):
 
 
 def curve(table, row):
-    """Returns kimg [n], mean [n], low [n] and high [n]: a row's test accuracy ± its deviation over runs, in percent.
+    """Returns kimg [n], mean [n], low [n] and high [n]: a row's test accuracy ± standard deviation over runs, in %.
 
     It is taken at the reports that all runs have which count.
     """
@@ -450,7 +450,7 @@ def report(sources, out='report', beside_paper=0):
         beside_paper: int, see OPTIONS.
 
     Raises:
-        utils.Error: as of read_all.
+        utils.Error: see read_all.
     """
     reports, remarks = read_all(sources)
     tables = make_tables(reports, beside_paper)
