@@ -231,5 +231,10 @@ def run(**given):
         print(what_next(saved.folder, o.data_dir))
 
 
-if __name__ == '__main__':
+def main():
+    """Does what the command line asks for."""
     options.run(run, OPTIONS, 'give flags only, such as --dataset=digits.1@20-100')
+
+
+if __name__ == '__main__':
+    main()
