@@ -202,7 +202,7 @@ def run(**given):
     split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
     family = data_pair.find_family(data_dir, split.name)
     params, train_nimg = model_params(o, family), o.train_kimg << 10
-    train_dir = os.path.join(utils.expand(o.train_dir), str(split))
+    train_dir = os.path.join(o.train_dir, str(split))
     chosen = dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
     saved = runs.Run(AblationMixMatch.run_dir(train_dir, o.seed, precision=o.precision, **chosen, **params))
     saved.check_name()
@@ -223,7 +223,7 @@ def run(**given):
     model = AblationMixMatch(train_dir, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
     model.config.log_device_placement = o.log_device_placement
     if o.eval_ckpt:
-        source = runs.Run(os.path.dirname(os.path.dirname(os.path.abspath(o.eval_ckpt))))
+        source = runs.Run(runs.folder_of(o.eval_ckpt))
         dataset.check_identity(source.args, source.folder)
         model.eval_checkpoint(o.eval_ckpt)
     else:
@@ -231,12 +231,10 @@ def run(**given):
         print(what_next(saved.folder, o.data_dir))
 
 
-def main(argv):
-    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
-    run(**options.chosen(OPTIONS))
+def main():
+    """Does what the command line asks for."""
+    options.run(run, OPTIONS, 'give flags only, such as --dataset=digits.1@20-100')
 
 
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    main()

@@ -212,21 +212,25 @@ def whole(ckpt):
         raise unreadable(ckpt, error) from error
 
 
-def read(ckpt):
-    """Returns what a whole checkpoint holds, {variable name: array}."""
+def read(ckpt, names=None):
+    """Returns variables of a whole checkpoint, {name: array}; names: which ones, None for all."""
     with reader(ckpt) as file:
-        return {name: file.get_tensor(name) for name in file.get_variable_to_shape_map()}
+        return {name: file.get_tensor(name) for name in names or file.get_variable_to_shape_map()}
 
 
-def check_fits(ckpt, variables):
-    """Raises utils.Error where a whole checkpoint lacks a variable, or has it in another shape or type."""
+def check_fits(ckpt, needed):
+    """Raises utils.Error where a whole checkpoint lacks a variable, or has it in another shape or type.
+
+    Args:
+        ckpt: prefix.
+        needed: {name: type and shape}, such as {'global_step': 'int64 ()'}.
+    """
     with reader(ckpt) as file:
         shapes, types = file.get_variable_to_shape_map(), file.get_variable_to_dtype_map()
-    for variable in variables:
-        name, needed = variable.op.name, '%s %s' % (variable.dtype.base_dtype.name, variable.shape)
+    for name, kind in needed.items():
         held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
-        if held != needed:
-            raise utils.Error('%s does not fit: as %s the model needs %s, it holds %s' % (ckpt, name, needed, held))
+        if held != kind:
+            raise utils.Error('%s does not fit: as %s the model needs %s, it holds %s' % (ckpt, name, kind, held))
 
 
 # --- Writing ---
@@ -241,13 +245,14 @@ class Checkpoints:
 
     def __init__(self, folder):
         self.folder = folder
-        self.variables = tf.global_variables()
-        self.saver = tf.train.Saver(self.variables, max_to_keep=None, save_relative_paths=True)
+        variables = tf.global_variables()
+        self.needed = {v.op.name: '%s %s' % (v.dtype.base_dtype.name, v.shape) for v in variables}  # See check_fits.
+        self.saver = tf.train.Saver(variables, max_to_keep=None, save_relative_paths=True)
         self.last = ''  # What the variables were last restored from, or saved to.
 
     def restore(self, session, ckpt):
         """Takes all variables from a whole checkpoint; raises utils.Error where it does not fit."""
-        check_fits(ckpt, self.variables)
+        check_fits(ckpt, self.needed)
         with plain(ckpt) as path, whole(ckpt):
             self.saver.restore(session, path)
         self.last = ckpt

@@ -460,7 +460,12 @@ def parse_size(text):
 
 
 def parse_augment(text, size):
-    """Returns (mirror, shift) of a text such as 'mirror,shift4' or '', checked against size = (height, width)."""
+    """Returns (mirror, shift) of a text such as 'mirror,shift4' or '', checked against size = (height, width).
+
+    None: mirror, and a shift by an eighth of the smaller side, as for CIFAR and STL-10.
+    """
+    if text is None:
+        return True, min(size) // 8
     match = re.fullmatch(r'(mirror)?,?(?:shift([0-9]{1,4}))?', text)
     if not match:
         raise utils.Error("augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''" % text)
@@ -482,10 +487,15 @@ def parse_range(text):
     return low, high
 
 
-def check_name(data_dir, name):
-    """Raises utils.Error unless a new dataset can bear a name: well-formed, not of the published ones, not taken."""
+def check_new_name(name):
+    """Raises utils.Error unless a dataset of the user's own can bear a name: well-formed, not of the published ones."""
     if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
         raise utils.Error('name %r: letters, digits, - and _, not one of %s' % (name, ', '.join(data_pair.FAMILIES)))
+
+
+def check_name(data_dir, name):
+    """Raises utils.Error unless a new dataset can bear a name: see check_new_name; and no file of it is there."""
+    check_new_name(name)
     paths = [data_pair.record_file(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
     for path in (data_pair.family_file(data_dir, name), *paths):
         if os.path.lexists(path):

@@ -402,11 +402,12 @@ def patient(max_megapixels=MAX_MEGAPIXELS):
                 _patients.pop().close()
 
 
-def convert_all(paths, *args, **kwargs):
-    """Converts pictures on all cores, a few ahead of the one that is asked for.
+def convert_all(paths, *args, ahead=0, **kwargs):
+    """Converts pictures on all cores, ahead of the one that is asked for.
 
     Args:
         paths: iterable of paths.
+        ahead: how many pictures ahead, at least; always some for each core.
         *args, **kwargs: of `convert`.
 
     Yields:
@@ -425,7 +426,7 @@ def convert_all(paths, *args, **kwargs):
     try:
         for path in paths:
             waiting.append(pool.submit(attempt, path))
-            if len(waiting) > 4 * workers:
+            if len(waiting) > max(4 * workers, ahead):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -223,6 +223,14 @@ class EventLog:
 # --- Runs that others left ---
 
 
+def folder_of(path):
+    """Returns the run's folder that a user means: the folder itself, its folder tf, or one of its checkpoints."""
+    path = os.path.abspath(utils.expand(path))
+    if not os.path.isdir(path):
+        return os.path.dirname(os.path.dirname(path))
+    return os.path.dirname(path) if os.path.basename(path) == 'tf' else path
+
+
 def find(folder):
     """Returns the run folders in and below a folder, sorted.
 

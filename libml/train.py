@@ -30,13 +30,7 @@ OPTIONS = dict(
     init_ckpt=Option(
         '', 'Checkpoint, or run, that a new run starts from, weights and step, for example to change --lr.', path=True
     ),
-    seed=Option(
-        None,
-        'Fixes every random choice. Default: a new seed for each run.',
-        '0 to 2^32 - 1',
-        lambda n: 0 <= n < 1 << 32,
-        type=int,
-    ),
+    seed=Option(None, 'Fixes every random choice. Default: a new seed for each run.', *options.SEED, type=int),
     precision=Option(
         'float32',
         (
@@ -200,7 +194,7 @@ class Model:
         if checkpoints.find(self.checkpoint_dir):  # The run has begun: what it began from stays.
             args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
         if first := checkpoints.initial(self.checkpoint_dir, init_ckpt):
-            checkpoints.check_fits(first, self.checkpoints.variables)  # Before anything is written.
+            checkpoints.check_fits(first, self.checkpoints.needed)  # Before anything is written.
         with self.run.lock(), stop_signals() as self.stopped, self.open_session():
             self.print_start(args)
             means = self.resume(init_ckpt)
