@@ -1,4 +1,4 @@
-"""Installs libml and what it needs: pip install -e .  (extras: gpu, report, test)."""
+"""Installs libml and what it needs: pip install -e .  (extras: gpu, test)."""
 
 from setuptools import setup
 
@@ -20,16 +20,12 @@ setup(
         'pillow',  # Decodes and encodes pictures outside the graph.
         'scikit-learn',  # The bundled digits dataset.
         'scipy',  # Reads SVHN's .mat files; Student's t of scripts/report.py.
+        'matplotlib',  # The pictures of scripts/evaluate.py and scripts/report.py.
+        'pandas',  # The tables of scripts/report.py: runs grouped by row and split.
     ],
     extras_require={
         'gpu': ['tensorflow[and-cuda]>=2.18'],  # The CUDA libraries that TensorFlow's own wheel is built for.
-        'report': [
-            'matplotlib',  # The pictures of scripts/report.py.
-            'pandas',  # Its tables: runs grouped by row and split.
-        ],
         'test': [
-            'matplotlib',  # See report.
-            'pandas',  # See report.
             'pytest',
             'pytest-timeout',  # A test that hangs fails, and says where.
             'pytest-xdist',  # Tests on several cores.

@@ -105,7 +105,7 @@ class AblationMixMatch(models.MultiModel):
         # Interleave and classify: every batch is a mixture, and is normalised by its own statistics.
         with tf.name_scope('interleave'):
             batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
-        moments = []  # Batch norm's, of the first batch alone: the batches are alike, so one is sample enough.
+        moments = []  # Batch norm's, of the first batch alone: the batches are alike, so one represents them all.
         logits = [classifier(batches[0], training=True, moments=moments)]
         logits += [classifier(b, training=True) for b in batches[1:]]
         with tf.name_scope('interleave'):
@@ -147,8 +147,8 @@ class AblationMixMatch(models.MultiModel):
 
     def remedy(self):
         """See train.Model.remedy: a smaller lr or w_match, whichever is further above its default."""
-        above = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
-        if above['w_match'] > max(1, above['lr']):
+        excess = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
+        if excess['w_match'] > max(1, excess['lr']):
             return '--w_match=%g' % PARAMS['w_match'].default
         return super().remedy()
 
@@ -206,12 +206,12 @@ def run(**given):
     split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
     family = data_pair.find_family(data_dir, split.name)
     params, train_nimg = model_params(o, family), o.train_kimg << 10
-    train_dir = os.path.join(utils.expand(o.train_dir), str(split))
+    train_dir = os.path.join(o.train_dir, str(split))
     chosen = dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
     saved = runs.Run(AblationMixMatch.run_dir(train_dir, o.seed, precision=o.precision, **chosen, **params))
     saved.check_name()
     if o.eval_ckpt:
-        # What reads a run for predict.py needs no trainer; re-tuning batch norm does. So only the checkpoint is shared.
+        # The training graph re-tunes batch norm, so the classifier of predict.py (libml.trained) cannot serve here.
         o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
     elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
         data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)
@@ -233,7 +233,7 @@ def run(**given):
     model = AblationMixMatch(train_dir, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
     model.config.log_device_placement = o.log_device_placement
     if o.eval_ckpt:
-        source = runs.Run(os.path.dirname(os.path.dirname(os.path.abspath(o.eval_ckpt))))
+        source = runs.Run(runs.folder_of(o.eval_ckpt))
         dataset.check_identity(source.args, source.folder)
         model.eval_checkpoint(o.eval_ckpt)
     else:
@@ -241,12 +241,10 @@ def run(**given):
         print(what_next(saved.folder, o.data_dir))
 
 
-def main(argv):
-    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --dataset=digits.1@20-100')
-    run(**options.chosen(OPTIONS))
+def main():
+    """Does what the command line asks for."""
+    options.run(run, OPTIONS, 'give flags only, such as --dataset=digits.1@20-100')
 
 
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    main()

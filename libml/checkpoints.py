@@ -23,8 +23,10 @@ UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
 CHUNK = 1 << 22  # Bytes read at a time.
 # What TensorFlow's reader says of damage: a checksum, or a file that is cut or missing.
 DAMAGE = re.compile('checksum|sstable|corrupt|truncated|less bytes than requested|No such file', re.IGNORECASE)
-SYSTEM = [os.strerror(number) for number in errno.errorcode if number != errno.ENOENT]  # What it says of anything else.
-FAILURES = (tf.errors.OpError, ValueError, LookupError, RuntimeError)  # Of the reader; a cut file is an IndexError.
+# What TensorFlow's reader says of errors of the system, which are no damage.
+SYSTEM = [os.strerror(number) for number in errno.errorcode if number != errno.ENOENT]
+# What TensorFlow's reader raises: IndexError for a file that is cut.
+FAILURES = (tf.errors.OpError, ValueError, LookupError, RuntimeError)
 UNUSUAL = re.compile(r'[][*?\\\ud800-\udfff]')  # What TensorFlow takes for a pattern, and what is not UTF-8.
 
 
@@ -39,7 +41,7 @@ def find(folder):
     """Returns the prefixes of the checkpoints in a folder, oldest first; [] where there is no such folder.
 
     Raises:
-        OSError: it cannot be listed. (os.path.isdir would say that it is not there.)
+        OSError: it cannot be listed. (os.path.isdir is not asked: it is False for such a folder too.)
     """
     try:
         names = os.listdir(folder)
@@ -120,7 +122,7 @@ def check(ckpt):
         Damaged: it is certainly damaged.
         utils.Error: there is none, or it cannot be read now; what is in it may be whole.
     """
-    for _ in range(2):  # What goes wrong only once is no damage.
+    for _ in range(2):  # A reading that fails once, and then succeeds, is no damage.
         read_through(ckpt)
         error = failure(ckpt)
         if not error:
@@ -210,21 +212,25 @@ def whole(ckpt):
         raise unreadable(ckpt, error) from error
 
 
-def read(ckpt):
-    """Returns what a whole checkpoint holds, {variable name: array}."""
+def read(ckpt, names=None):
+    """Returns variables of a whole checkpoint, {name: array}; names: which ones, None for all."""
     with reader(ckpt) as file:
-        return {name: file.get_tensor(name) for name in file.get_variable_to_shape_map()}
+        return {name: file.get_tensor(name) for name in names or file.get_variable_to_shape_map()}
 
 
-def check_fits(ckpt, variables):
-    """Raises utils.Error where a whole checkpoint lacks a variable, or has it in another shape or type."""
+def check_fits(ckpt, needed):
+    """Raises utils.Error where a whole checkpoint lacks a variable, or has it in another shape or type.
+
+    Args:
+        ckpt: prefix.
+        needed: {name: type and shape}, such as {'global_step': 'int64 ()'}.
+    """
     with reader(ckpt) as file:
         shapes, types = file.get_variable_to_shape_map(), file.get_variable_to_dtype_map()
-    for variable in variables:
-        name, needed = variable.op.name, '%s %s' % (variable.dtype.base_dtype.name, variable.shape)
+    for name, kind in needed.items():
         held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
-        if held != needed:
-            raise utils.Error('%s does not fit: as %s the model needs %s, it holds %s' % (ckpt, name, needed, held))
+        if held != kind:
+            raise utils.Error('%s does not fit: as %s the model needs %s, it holds %s' % (ckpt, name, kind, held))
 
 
 # --- Writing ---
@@ -239,13 +245,14 @@ class Checkpoints:
 
     def __init__(self, folder):
         self.folder = folder
-        self.variables = tf.global_variables()
-        self.saver = tf.train.Saver(self.variables, max_to_keep=None, save_relative_paths=True)
+        variables = tf.global_variables()
+        self.needed = {v.op.name: '%s %s' % (v.dtype.base_dtype.name, v.shape) for v in variables}  # See check_fits.
+        self.saver = tf.train.Saver(variables, max_to_keep=None, save_relative_paths=True)
         self.last = ''  # What the variables were last restored from, or saved to.
 
     def restore(self, session, ckpt):
         """Takes all variables from a whole checkpoint; raises utils.Error where it does not fit."""
-        check_fits(ckpt, self.variables)
+        check_fits(ckpt, self.needed)
         with plain(ckpt) as path, whole(ckpt):
             self.saver.restore(session, path)
         self.last = ckpt
@@ -295,7 +302,7 @@ class Checkpoints:
             with plain(ckpt) as path:
                 self.saver.save(session, path, write_meta_graph=False)
         except (tf.errors.OpError, ValueError, OSError) as error:
-            remove_unfinished(self.folder)  # It may be what fills the disk.
+            remove_unfinished(self.folder)  # The half-written file may be what fills the disk.
             raise unwritten(ckpt, error) from error
         self.last = ckpt
         for old in find(self.folder)[:-keep]:

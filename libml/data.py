@@ -20,7 +20,6 @@ MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; 
 # Batches that one call of Python draws, and their bytes at most: for small networks, a call costs a part of an update.
 CHUNK, CHUNK_BYTES = 64, 4 << 20
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
-SMALL = 4096  # Permutations up to this length are not cached: to draw them again is quick.
 
 
 class Images:
@@ -110,16 +109,10 @@ def order(positions, n, seed, stream):
     return indices
 
 
+@functools.lru_cache(maxsize=16)  # The epochs of a chunk of both streams, unless one has very few images.
 def _permutation(n, seed, stream, epoch):
-    return (_draw if n <= SMALL else _draw_once)(n, seed, stream, epoch)
-
-
-def _draw(n, seed, stream, epoch):
     # The legacy generator is frozen for ever: the same order in every version of NumPy.
     return np.random.RandomState([seed, stream, epoch]).permutation(n).astype(np.int32)
-
-
-_draw_once = functools.lru_cache(maxsize=6)(_draw)  # Two streams, each with the epoch that begins while one ends.
 
 
 def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import sys
-import unicodedata
 
 import numpy as np
 
@@ -217,7 +216,7 @@ def check_classes(names):
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError('classes must be a list of texts')
     for name in names:
-        if not name or any(unicodedata.category(c) in ('Cc', 'Cs') for c in name):
+        if not name or any(map(utils.acts, name)):
             raise ValueError('the class %a is empty, or has characters that are no text' % name)
     if len(set(names)) < len(names):
         raise ValueError('two classes have the same name')

@@ -25,8 +25,9 @@ from libml import data, data_pair, pictures, records, utils
 from libml.pictures import shown
 
 UNLABELED = ('unlabeled', 'unlabelled')
-# A class of such a name is hardly meant: the folder is a part of a dataset.
+# A class of such a name is hardly meant. These are parts of a dataset,
 PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', *UNLABELED})
+NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # and these stand where there is no class.
 BATCH = 256  # Pictures encoded at a time, at most.
 LISTED = 20  # Lines of a list of what is wrong.
 
@@ -90,7 +91,7 @@ def plan_folders(folder, test_fraction=None, seed=0):
         part, own = _place(path, roots)
         if part in UNLABELED:
             plan.parts.setdefault('unlabeled', []).append(Item(path, records.NO_CLASS))
-        elif part in roots and own:
+        elif part in roots and own in folders[part]:
             plan.parts[part].append(Item(path, plan.classes.index(folders[part][own])))
         else:
             unused[path] = BESIDE_CLASSES if part in roots else BESIDE_LAYOUT
@@ -113,7 +114,7 @@ def class_folders(folder):
     """Returns {name of a folder: name of its class}; a class's name is in Unicode's composed form (NFC).
 
     Raises:
-        utils.Error: fewer than two classes, or a name that is not UTF-8.
+        utils.Error: fewer than two classes, or a name that is not UTF-8 or has a control character.
     """
     found = {name: _class_name(name, folder) for name in pictures.folders(folder) if name not in UNLABELED}
     if len(set(found.values())) < 2:
@@ -128,6 +129,9 @@ def _class_name(name, where):
     except UnicodeEncodeError:
         text = '%s holds the class %s, whose name is not UTF-8: rename it'
         raise utils.Error(text % (shown(where), ascii(name))) from None
+    if any(map(utils.acts, name)):
+        text = '%s holds the class %s, whose name has a control character: rename it'
+        raise utils.Error(text % (shown(where), shown(repr(name))))
     return unicodedata.normalize('NFC', ' '.join(name.split()))
 
 
@@ -147,7 +151,7 @@ def _check_classes(folder, classes, folders):
 def warn_of_names(classes):
     """Tells on stderr of classes whose names are hardly meant."""
     for name in classes:
-        if name.lower() in PARTS:
+        if name.lower() in PARTS | NO_NAMES:
             print('Warning: %r is taken for the name of a class' % shown(name), file=sys.stderr)
     for name, times in collections.Counter(map(str.casefold, classes)).items():
         if times > 1:
@@ -224,7 +228,7 @@ def _row(path, line, columns, cells):
     if not file:
         raise utils.Error('%s, line %d: has no file' % (path, line))
     if row.split not in ('', 'train', 'test'):
-        raise utils.Error('%s, line %d: split is %r: it must be train or test' % (path, line, shown(row.split)))
+        raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, shown(repr(row.split))))
     if row.split == 'test' and not row.label:
         raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, shown(file)))
     return row
@@ -264,8 +268,8 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
         plan.parts[part].append(item)
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
-        text = '%s has pictures of group %r both in train and in test: a group must be on one side'
-        raise utils.Error(text % (labels, shown(min(torn))))
+        text = '%s has pictures of group %s both in train and in test: a group must be on one side'
+        raise utils.Error(text % (labels, shown(repr(min(torn)))))
     return _finished(plan, folder, test_fraction, seed)
 
 
@@ -298,7 +302,7 @@ class _Index:
 
     def __init__(self, folder, found):
         self._folder = os.path.abspath(folder)
-        self._exact = {_composed(path): path for path in found}
+        self._exact = {_composed(path): path for path in found} | {path: path for path in found}
         self._loose = collections.defaultdict(list)  # By the file's name, and by that without its ending.
         for path in found:
             name = _composed(os.path.basename(path))
@@ -310,7 +314,8 @@ class _Index:
         for spelling in (file, file.strip(), file.strip().replace('\\', '/')):
             if os.path.isabs(spelling):
                 spelling = os.path.relpath(spelling, self._folder)
-            path = _composed(os.path.normpath(spelling))
+            path = os.path.normpath(spelling)
+            path = path if path in self._exact else _composed(path)
             if path in self._exact:
                 return self._exact[path], ''
             if path in unused:
@@ -455,7 +460,12 @@ def parse_size(text):
 
 
 def parse_augment(text, size):
-    """Returns (mirror, shift) of a text such as 'mirror,shift4' or '', checked against size = (height, width)."""
+    """Returns (mirror, shift) of a text such as 'mirror,shift4' or '', checked against size = (height, width).
+
+    None: mirror, and a shift by an eighth of the smaller side, as for CIFAR and STL-10.
+    """
+    if text is None:
+        return True, min(size) // 8
     match = re.fullmatch(r'(mirror)?,?(?:shift([0-9]{1,4}))?', text)
     if not match:
         raise utils.Error("augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''" % text)
@@ -477,10 +487,15 @@ def parse_range(text):
     return low, high
 
 
-def check_name(data_dir, name):
-    """Raises utils.Error unless a new dataset can bear a name: well-formed, not of the published ones, not taken."""
+def check_new_name(name):
+    """Raises utils.Error unless a dataset of the user's own can bear a name: well-formed, not of the published ones."""
     if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
         raise utils.Error('name %r: letters, digits, - and _, not one of %s' % (name, ', '.join(data_pair.FAMILIES)))
+
+
+def check_name(data_dir, name):
+    """Raises utils.Error unless a new dataset can bear a name: see check_new_name; and no file of it is there."""
+    check_new_name(name)
     paths = [data_pair.record_file(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
     for path in (data_pair.family_file(data_dir, name), *paths):
         if os.path.lexists(path):
@@ -595,8 +610,9 @@ def _check_bad(plan, bad, skip_bad):
             print('%s: %s' % (shown(path), ' '.join(str(error).split())), file=sys.stderr)
     if deep:
         low, high = min(error.low for error in deep.values()), max(error.high for error in deep.values())
+        top = high if low < high else low + 1
         text = '%d pictures have more than 8 bits a value, from %.9g to %.9g, such as %s: give --range=%.9g,%.9g, say'
-        raise utils.Error(text % (len(deep), low, high, shown(next(iter(deep))), low, high))
+        raise utils.Error(text % (len(deep), low, high, shown(next(iter(deep))), low, top))
     if bad and not skip_bad:
         raise utils.Error('%d pictures cannot be read, see above: mend or remove them, or give --skip_bad' % len(bad))
     for part, items in plan.parts.items():

@@ -46,16 +46,6 @@ class MultiModel(train.ClassifySemi):
             self.networks[key].read(getter=None)
         return self.networks[key]
 
-    @property
-    def eval_batch(self):
-        """Images evaluated at a time: at most EVAL_BATCH, and no more than fit into the memory of an update.
-
-        An update keeps all layers of its images for the backward pass; an evaluation holds about four at a time.
-        """
-        images = self.params.batch * (1 + self.params.get('nu', 0))
-        fit = min(images * n.description.kept // (4 * n.description.largest) for n in self.networks.values())
-        return max(1, min(train.EVAL_BATCH, fit))
-
     def weights(self, **size):
         """Returns the trainable variables of a network, which the first call creates; arguments as of `network`."""
         self.network(**size)

@@ -144,13 +144,11 @@ class Description:
     Attributes:
         variables: the arguments of tf.get_variable for each variable, in the order in which the network asks for them.
         flop: int, floating-point operations of classifying one image.
-        kept: int, values of all layers for one image, which an update keeps for its backward pass.
         largest: int, values of the largest layer for one image.
     """
 
     variables: tuple
     flop: int
-    kept: int
     largest: int
 
 
@@ -180,7 +178,7 @@ def describe(arch, shape, nclass, scales, filters, repeat, /):  # Positional onl
         options = tf.profiler.ProfileOptionBuilder(tf.profiler.ProfileOptionBuilder.float_operation())
         flop = tf.profiler.profile(graph, options=options.with_empty_output().build()).total_float_ops
         layer_sizes = [op.outputs[0].shape.num_elements() for op in graph.get_operations() if is_layer(op)]
-    return Description(tuple(variables), flop, sum(layer_sizes), max(layer_sizes))
+    return Description(tuple(variables), flop, max(layer_sizes))
 
 
 def is_layer(op):

@@ -5,6 +5,7 @@ utils only.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ class Option:
     Attributes:
         default: its value where none is given. Its type is the flag's type: bool, int, float or str.
         meaning: one sentence for --help.
-        allowed: what a value must be, in words that continue 'it must be ...'; '' for no limit.
+        allowed: what a value must be, in words that complete 'it must be ...'; '' for no limit.
         valid: function of a value, True where it is allowed.
         choices: the only values allowed; () for no such list.
         type: the type of a value, where the default is None.
@@ -60,6 +61,8 @@ def below(low, high):
     return 'at least %g and below %g' % (low, high), lambda value: low <= value < high
 
 
+SEED = between(0, 2**32 - 1)  # What NumPy's generators take.
+
 flags.disclaim_key_flags()  # --help lists what a script defines here as the script's own.
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
@@ -76,9 +79,8 @@ def define(table, flag_values=flags.FLAGS):
 
 
 def chosen(table, flag_values=flags.FLAGS):
-    """Returns the values of a table's flags as they were parsed, a dict; the ~ of paths is expanded."""
-    values = {name: flag_values[name].value for name in table}
-    return {name: utils.expand(value) if table[name].path else value for name, value in values.items()}
+    """Returns the values of a table's flags as they were parsed, a dict."""
+    return {name: flag_values[name].value for name in table}
 
 
 def parse(table, words):
@@ -94,7 +96,7 @@ def parse(table, words):
 
 
 def fill(table, given):
-    """Returns the values of all options of a table: those given, else the defaults.
+    """Returns the values of all options of a table: those given, else the defaults; the ~ of paths is expanded.
 
     Raises:
         utils.Error: a name is not in the table, or a value is not allowed.
@@ -104,7 +106,7 @@ def fill(table, given):
         raise utils.Error('unknown option %s: known are %s' % (unknown[0], ', '.join(sorted(table))))
     values = {name: given.get(name, option.default) for name, option in table.items()}
     check(table, values)
-    return values
+    return {name: utils.expand(value) if table[name].path else value for name, value in values.items()}
 
 
 def check(table, values):
@@ -116,3 +118,25 @@ def check(table, values):
         if option.choices:
             utils.check(name, value, value in option.choices, 'one of %s' % ', '.join(option.choices))
         utils.check(name, value, option.valid(value), option.allowed)
+
+
+def run(function, table, usage=''):
+    """Runs a script, see utils.run: calls `function` with the words of its command line and the values of its flags.
+
+    Args:
+        function: takes the words by position, ~ expanded, and the options by name. What it returns is dropped.
+        table: the options.
+        usage: what an error says where the words are too few or too many for `function`.
+    """
+    define(table)
+    utils.setup_tf()
+
+    def main(argv):
+        words, values = list(map(utils.expand, argv[1:])), fill(table, chosen(table))
+        try:
+            inspect.signature(function).bind(*words, **values)
+        except TypeError as error:
+            raise utils.Error('%s: %s' % (' '.join(words) or 'no argument', usage)) from error
+        function(*words, **values)
+
+    utils.run(main)

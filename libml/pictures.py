@@ -151,9 +151,10 @@ def _looks_like_a_picture(path):
 
 
 def shown(text):
-    """Returns a path as stdout can print it, whatever bytes it is made of."""
+    """Returns a path as stdout can print it on one line, whatever bytes it is made of."""
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
-    return str(text).encode(encoding, 'backslashreplace').decode(encoding)
+    plain = ''.join(repr(c)[1:-1] if utils.acts(c) else c for c in str(text))
+    return plain.encode(encoding, 'backslashreplace').decode(encoding)
 
 
 # --- One picture ---
@@ -401,11 +402,12 @@ def patient(max_megapixels=MAX_MEGAPIXELS):
                 _patients.pop().close()
 
 
-def convert_all(paths, *args, **kwargs):
-    """Converts pictures on all cores, a few ahead of the one that is asked for.
+def convert_all(paths, *args, ahead=0, **kwargs):
+    """Converts pictures on all cores, ahead of the one that is asked for.
 
     Args:
         paths: iterable of paths.
+        ahead: how many pictures ahead, at least; always some for each core.
         *args, **kwargs: of `convert`.
 
     Yields:
@@ -424,7 +426,7 @@ def convert_all(paths, *args, **kwargs):
     try:
         for path in paths:
             waiting.append(pool.submit(attempt, path))
-            if len(waiting) > 4 * workers:
+            if len(waiting) > max(4 * workers, ahead):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

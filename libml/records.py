@@ -84,11 +84,6 @@ def encode(images):
     return list(_encoder(images.shape[1:])(images)) if len(images) else []
 
 
-def encode_png(image):
-    """Encodes one image, uint8 [H, W, C] with C = 1 or 3, as PNG bytes."""
-    return encode(image[None])[0]
-
-
 def decode(pngs, shape):
     """Decodes PNGs of one known shape, whose headers were checked (png_shape).
 
@@ -183,13 +178,8 @@ def write(path, examples, total=None, desc=None):
     Raises:
         utils.Error: the file exists already, or the disk is full.
     """
-    return write_serialized(path, itertools.starmap(serialize, examples), total, desc)
-
-
-def write_serialized(path, examples, total=None, desc=None):
-    """As `write`, of examples that are serialized already (an iterable of bytes)."""
     with aside(path) as part:
-        return write_part(part, examples, total, desc or os.path.basename(path))
+        return write_part(part, itertools.starmap(serialize, examples), total, desc or os.path.basename(path))
 
 
 def write_part(part, examples, total=None, desc=None):
@@ -376,16 +366,6 @@ def _walk(file, size):
             digest.update(length + around[:4])
             length = around[4:]
     return np.array(begin, np.int64), digest.hexdigest()
-
-
-def raw(path):
-    """Yields the bytes of each record's tf.train.Example in a file; errors as of RecordFile and RecordFile.raw."""
-    yield from RecordFile(path).raw()
-
-
-def read(path, nclass=None, shape=None, unlabeled=False):
-    """Returns the images and the labels of a file, see RecordFile.read."""
-    return RecordFile(path).read(nclass, shape, unlabeled)[:2]
 
 
 def parse(record):

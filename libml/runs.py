@@ -25,7 +25,7 @@ LAST = (1, 10, 20, 50)
 # Arguments that may change when a run goes on.
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt', 'xla', 'devices')
 DATA_ARGS = ('data', 'classes', 'mean', 'std')  # Arguments that say which data a run began with.
-NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # Arguments that TensorBoard's HPARAMS page does not show.
+NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # Arguments that need not agree, and that TensorBoard's HPARAMS page lacks.
 MAX_NAME = 255  # Bytes of a folder's name that file systems allow.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
@@ -63,7 +63,7 @@ class Run:
     def check_args(self, args):
         """Raises utils.Error where the folder holds a run with other arguments."""
         for name, value in self.args.items():
-            if name in args and name not in (*FREE_ARGS, *DATA_ARGS) and args[name] != value:
+            if name in args and name not in NOT_HPARAMS and args[name] != value:
                 text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
                 raise utils.Error(text % (self.folder, name, value, args[name]))
 
@@ -81,7 +81,7 @@ class Run:
         ckpt = utils.find_latest_checkpoint(self.checkpoint_dir)
         if not ckpt or checkpoints.step(ckpt) < train_nimg or any(self.args.get(k) != v for k, v in args.items()):
             return False
-        with contextlib.suppress(checkpoints.Damaged):  # train.Model says so when the run goes on.
+        with contextlib.suppress(checkpoints.Damaged):  # train.Model reports the damage.
             checkpoints.check(ckpt)
             return any(step >= train_nimg for step, _ in accuracies(self.folder))
         return False
@@ -107,7 +107,7 @@ class Run:
             try:
                 yield
             finally:
-                with contextlib.suppress(OSError):  # The lock ends with the process all the same.
+                with contextlib.suppress(OSError):  # The lock is released anyway when the process ends.
                     file.truncate(0)
 
     def take(self, file):
@@ -128,7 +128,7 @@ class Run:
 def try_lock(file, owner):
     """Locks an open file for this process; returns whether no other process holds it.
 
-    Where the disk knows no locks, the file's text decides: a process of this machine that lives holds the lock.
+    Where the file system has no locks, the file's text decides: a living process of this machine holds the lock.
 
     Args:
         file: open for writing.
@@ -145,7 +145,7 @@ def try_lock(file, owner):
                 return False
             if error.errno not in NO_LOCKS:
                 raise
-    text = 'Warning: the disk knows no locks: do not train this run twice at a time, and remove %s if nothing trains it'
+    text = 'Warning: this file system has no locks: train this run once at a time, and remove %s if nothing trains it'
     print(text % file.name, file=sys.stderr)
     match = re.fullmatch(r'process ([1-9]\d{0,8}) on (.*)', owner)
     return not (match and match[2] == socket.gethostname() and is_running(int(match[1])))
@@ -180,7 +180,8 @@ class EventLog:
 
     def __init__(self, folder, graph, step, hparams):
         os.makedirs(folder, exist_ok=True)
-        # TensorBoard reads the files in the order of the times in their names, so these grow even where clocks do not.
+        # TensorBoard reads the files in the order of the times in their names. So each time is later than all others,
+        # even if the clock was set back.
         times = [int(match[1]) + 1 for name in os.listdir(folder) if (match := self.PATTERN.match(name))]
         name = 'events.out.tfevents.%010d.%s' % (max([int(time.time()), *times]), socket.gethostname())
         self.path = os.path.join(folder, name)
@@ -220,6 +221,14 @@ class EventLog:
 
 
 # --- Runs that others left ---
+
+
+def folder_of(path):
+    """Returns the run's folder that a user means: the folder itself, its folder tf, or one of its checkpoints."""
+    path = os.path.abspath(utils.expand(path))
+    if not os.path.isdir(path):
+        return os.path.dirname(os.path.dirname(path))
+    return os.path.dirname(path) if os.path.basename(path) == 'tf' else path
 
 
 def find(folder):
@@ -263,7 +272,7 @@ def accuracies(run):
 
 
 def read_accuracy(run):
-    """As `accuracies`; raises utils.Error where the folder holds no report."""
+    """Returns what `accuracies` returns; raises utils.Error where the folder holds no report."""
     found = accuracies(run)
     if not found:
         raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)

@@ -31,13 +31,7 @@ OPTIONS = dict(
     init_ckpt=Option(
         '', 'Checkpoint, or run, that a new run starts from, weights and step, for example to change --lr.', path=True
     ),
-    seed=Option(
-        None,
-        'Fixes every random choice. Default: a new seed for each run.',
-        '0 to 2^32 - 1',
-        lambda n: 0 <= n < 1 << 32,
-        type=int,
-    ),
+    seed=Option(None, 'Fixes every random choice. Default: a new seed for each run.', *options.SEED, type=int),
     precision=Option(
         'float32',
         (
@@ -231,7 +225,7 @@ class Model:
         if checkpoints.find(self.checkpoint_dir):  # The run has begun: what it began from stays.
             args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
         if first := checkpoints.initial(self.checkpoint_dir, init_ckpt):
-            checkpoints.check_fits(first, self.checkpoints.variables)  # Before anything is written.
+            checkpoints.check_fits(first, self.checkpoints.needed)  # Before anything is written.
         with self.run.lock(), stop_signals() as self.stopped, self.open_session():
             self.print_start(args)
             means = self.resume(init_ckpt)
@@ -531,8 +525,8 @@ class ClassifySemi(Model):
 
     @property
     def eval_batch(self):
-        """Images evaluated at a time."""
-        return EVAL_BATCH
+        """Images evaluated at a time: no more than an update takes, and so no more memory than an update."""
+        return min(EVAL_BATCH, self.params.batch * (1 + self.params.get('nu', 0)))
 
     def guesses(self, batch=None, feed_extra=None, classify_op=None):
         """Returns the likeliest classes of the labelled, validation and test images, three int [n].

@@ -4,17 +4,16 @@
     classifier = trained.load('experiments/birds.1@30-50/AblationMixMatch_T0.5_...')
     print(classifier.guess(['new/1.jpg', 'new/2.png']))
 
-Imports utils, networks, checkpoints and libml's data side, not the trainer.
+Imports utils, options, networks, checkpoints, runs, pictures and libml's data side, not the trainer.
 """
 
-import concurrent.futures
 import itertools
 import os
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from libml import checkpoints, data, data_pair, networks, pictures, utils
+from libml import checkpoints, data, data_pair, networks, pictures, runs, utils
 from libml.options import Option
 
 WEIGHTS = ('averaged', 'raw')
@@ -38,14 +37,13 @@ def read_args(folder):
     Raises:
         utils.Error: it is missing or damaged.
     """
-    path = os.path.join(folder, 'args', 'args.json')
-    if not os.path.isfile(path):
-        raise utils.Error('%s is no run: there is no file %s' % (folder, path))
-    args = utils.read_json(path, default=None)
-    missing = [name for name in NEEDED if name not in args] if isinstance(args, dict) else NEEDED
+    run = runs.Run(folder)
+    if not os.path.isfile(run.args_file):
+        raise utils.Error('%s is no run: there is no file %s' % (folder, run.args_file))
+    missing = [name for name in NEEDED if name not in run.args]
     if missing:
-        raise utils.Error('%s is damaged: it does not say %s' % (path, ', '.join(missing)))
-    return args
+        raise utils.Error('%s is damaged: it does not say %s' % (run.args_file, ', '.join(missing)))
+    return run.args
 
 
 def find_family(args, data_dir=None):
@@ -59,21 +57,13 @@ def find_family(args, data_dir=None):
         utils.Error: the dataset's description is gone, or it is of another number of classes.
     """
     name = data_pair.parse(args['dataset']).name
-    if name not in data_pair.FAMILIES:
-        path = data_pair.family_file(data_pair.find_data_dir(data_dir), name)
-        if not os.path.isfile(path):
-            raise utils.Error('the description of the dataset %s is gone: %s is needed to treat pictures as the run did'
-                              % (name, path))  # fmt: skip
-        family = data_pair.read_family(path)
-    else:
-        family = data_pair.FAMILIES[name]
-    names = args.get('classes') or family.names
-    for what, count in (('the run', args['nclass']), ('args.json', len(names))):
-        if count != family.nclass:
-            text = 'the dataset %s has %d classes now, but %s knows %s: this run is of another dataset of that name'
-            raise utils.Error(text % (name, family.nclass, what, count))
-    if tuple(names) != family.names:
-        raise utils.Error('the classes of the dataset %s are not those that the run learned' % name)
+    family = data_pair.FAMILIES.get(name) or data_pair.known_family(data_pair.find_data_dir(data_dir), name)
+    if not family:
+        text = 'the description of the dataset %s is gone: %s.json is needed to treat pictures as the run did'
+        raise utils.Error(text % (name, name))
+    if (args['nclass'], tuple(args.get('classes') or family.names)) != (family.nclass, family.names):
+        text = 'the dataset %s has %d classes now, and not those that the run learned: it is another one of that name'
+        raise utils.Error(text % (name, family.nclass))
     return family
 
 
@@ -119,28 +109,17 @@ def read_weights(ckpt, description, weights='averaged'):
     Raises:
         utils.Error: the checkpoint is another network's.
     """
-    held, values = checkpoints.read(ckpt), {}
+    sources, needed = {}, {}
     for variable in description.variables:
         name = 'classify/' + variable['name']
-        source = name + AVERAGE if weights == 'averaged' and variable['trainable'] else name
-        shape = tuple(variable['shape'])
-        if source not in held or held[source].shape != shape:
-            found = 'x'.join(map(str, held[source].shape)) if source in held else 'none'
-            text = '%s does not fit the run: as %s the network needs %s, it holds %s'
-            raise utils.Error(text % (ckpt, source, 'x'.join(map(str, shape)), found))
-        values[name] = held[source]
-    return values
+        sources[name] = name + AVERAGE if weights == 'averaged' and variable['trainable'] else name
+        needed[sources[name]] = 'float32 %s' % tf.TensorShape(variable['shape'])
+    checkpoints.check_fits(ckpt, needed)
+    held = checkpoints.read(ckpt, sources.values())
+    return {name: held[source] for name, source in sources.items()}
 
 
 # --- The classifier ---
-
-
-def find_folder(path):
-    """Returns the run's folder that a user means: the folder itself, its folder tf, or one of its checkpoints."""
-    path = os.path.abspath(utils.expand(path))
-    if not os.path.isdir(path):
-        return os.path.dirname(os.path.dirname(path))
-    return os.path.dirname(path) if os.path.basename(path) == 'tf' else path
 
 
 def load(path, ckpt='', weights='averaged', data_dir=None):
@@ -156,7 +135,7 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
         utils.Error: there is no whole checkpoint, no args.json or no description of the dataset, or they do not fit.
     """
     utils.check('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
-    ckpt, folder = checkpoints.resolve(ckpt or path), find_folder(path)
+    ckpt, folder = checkpoints.resolve(ckpt or path), runs.folder_of(path)
     args = read_args(folder)
     family = find_family(args, data_dir)
     whiten = find_normalisation(folder, args, data_dir)
@@ -230,9 +209,11 @@ class Classifier:
         """
         paths, again = itertools.tee(paths)
         family = self.family
-        images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range)
-        for batch, probabilities in ahead(self._classify_some, batches(zip(again, images, strict=True), self.batch)):
-            rows = iter(probabilities)
+        # While the network works on a batch, the pictures of the next one are read.
+        images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, ahead=self.batch)
+        items = zip(again, images, strict=True)
+        while batch := list(itertools.islice(items, self.batch)):
+            rows = iter(self._classify_some(batch))
             for path, image in batch:
                 yield path, explained(image) if isinstance(image, ValueError) else next(rows)
 
@@ -281,23 +262,3 @@ def explained(error):
         return error
     text = 'has values from %.9g to %.9g, but the run learned from pictures of 8 bits: convert it to 8 bits'
     return ValueError(text % (error.low, error.high))
-
-
-def batches(items, size):
-    """Yields lists of `size` items, the last perhaps shorter."""
-    items = iter(items)
-    while batch := list(itertools.islice(items, size)):
-        yield batch
-
-
-def ahead(function, items):
-    """Yields (item, function(item)); the next item is fetched while a thread works on this one."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        begun = []
-        for item in items:
-            begun.append((item, pool.submit(function, item)))
-            if len(begun) > 1:
-                item, result = begun.pop(0)
-                yield item, result.result()
-        for item, result in begun:
-            yield item, result.result()

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+import unicodedata
 import uuid
 
 import tensorflow.compat.v1 as tf
@@ -60,8 +61,8 @@ def run(main):
 class Output:
     """A standard stream that never ends the work: what cannot be written is dropped, and stderr says so once.
 
-    `| head`, a full disk and Ctrl-C on a whole pipeline break a stream; a run must still save its checkpoint. A sign
-    that the stream's encoding lacks becomes `?`.
+    `| head`, a full disk and Ctrl-C on a whole pipeline break a stream; a run must still save its checkpoint. A
+    character that the stream's encoding lacks becomes `?`.
 
     Args:
         stream: sys.stdout or sys.stderr.
@@ -106,11 +107,20 @@ def fail(error, code):
     return code
 
 
+def acts(character):
+    """Returns whether a character does something to a terminal or a text rather than stand in it.
+
+    These are control characters, ends of lines, changes of the direction of writing, and halves of surrogate pairs.
+    """
+    turns = unicodedata.bidirectional(character) in ('LRE', 'RLE', 'LRO', 'RLO', 'PDF', 'LRI', 'RLI', 'FSI', 'PDI')
+    return turns or unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp')
+
+
 def reason(error):
     """Returns what an exception says, as one line."""
     text = getattr(error, 'message', None) or str(error) or type(error).__name__
     if isinstance(error, tf.errors.OpError):
-        # Where in the graph it was, before and after what was wrong.
+        # Cut the place in the graph, which TensorFlow names before and after the message.
         text = re.sub(r"^Graph execution error:(.*\nNode: '[^\n]*')?", '', text, flags=re.DOTALL).split('\n\t [[')[0]
     return ' '.join(text.split())
 
@@ -125,9 +135,12 @@ def setup_tf():
         tf.config.list_physical_devices()
 
 
-def get_config(log_device_placement=False):
-    """Returns the ConfigProto of every session: memory as needed, and devices chosen where an op cannot be placed."""
-    config = tf.ConfigProto(allow_soft_placement=True, log_device_placement=log_device_placement)
+def get_config():
+    """Returns the ConfigProto of every session.
+
+    A GPU's memory is taken as it is needed. An op without a kernel for its device runs on another device.
+    """
+    config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
     # The memory optimiser may swap or recompute across a compiled region, which breaks it.
     config.graph_options.rewrite_options.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT

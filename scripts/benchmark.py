@@ -1,4 +1,4 @@
-"""Measures the program against stated references, in turns (A B A B ...): quote the ratios, as machines are noisy.
+"""Measures the program against stated references, alternately (A B A B ...): quote ratios, as machines are noisy.
 
 python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 
@@ -11,12 +11,16 @@ python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 
 The flags of training say what is measured. Each part runs in a process of its own, whose peak memory is that of all
 that it compares.
+
+To compare with another program, give that program the same batch, nu, network and threads, and run the two alternately,
+several times, on an idle machine. Compare its medians with the labelled images a second of `step`: with those of the
+fixed batch where the other program is timed on a batch in memory.
 """
 
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import copy
 import dataclasses
@@ -46,8 +50,8 @@ OPTIONS = dict(
     parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
     turns=Option(7, 'Times that each is measured, after one that does not count.', *at_least(1)),
     turn=Option(1.0, 'Seconds that one measurement lasts at least.', *at_least(0)),
-    json=Option('', 'File for the figures.'),
-    profile=Option('', "Folder for a trace of an update each, for TensorBoard's profile page."),
+    json=Option('', 'File for the figures.', path=True),
+    profile=Option('', "Folder for a trace of an update each, for TensorBoard's profile page.", path=True),
 )
 
 # Rows of the matrices whose product says what the machine can do: so many that calling it costs nothing.
@@ -390,7 +394,7 @@ def benchmark(**given):
 def write(path, figures):
     """Writes the file that --json asks for."""
     if path:
-        utils.write_json(os.path.abspath(utils.expand(path)), figures)
+        utils.write_json(os.path.abspath(path), figures)
 
 
 def in_a_process(part):
@@ -403,12 +407,5 @@ def in_a_process(part):
         return utils.read_json(file, default={})['parts']
 
 
-def main(argv):
-    utils.check('argument', argv[-1], len(argv) == 1, 'a flag, such as --parts=step')
-    benchmark(**options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(benchmark, OPTIONS, 'give flags only, such as --parts=step')

@@ -9,14 +9,14 @@ counts the pictures that repeat another picture of the same set.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
-import collections
 import hashlib
 
 import numpy as np
+import pandas as pd
 
-from libml import data_pair, options, records, utils
+from libml import data_pair, options, records
 
 OPTIONS = data_pair.OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.
@@ -50,20 +50,17 @@ def conflicts(hashed, labels):
     Returns:
         A list with a dict for each such picture: from each of its classes to the first (name of the set, number) there.
     """
-    entries = [
-        (element, label, (name, number))
-        for name, elements in hashed.items()
-        for number, (element, label) in enumerate(zip(elements, labels[name].tolist(), strict=True))
-        if label != records.NO_CLASS
-    ]
-    first, several = {}, collections.defaultdict(dict)
-    for element, label, _ in entries:
-        if first.setdefault(element, label) != label:
-            several[element] = {}
-    for element, label, place in entries:
-        if element in several:
-            several[element].setdefault(label, place)
-    return list(several.values())
+    pictures = pd.DataFrame(
+        [
+            (element, label, (name, number))
+            for name, elements in hashed.items()
+            for number, (element, label) in enumerate(zip(elements, labels[name].tolist(), strict=True))
+            if label != records.NO_CLASS
+        ],
+        columns=['element', 'label', 'place'],
+    ).drop_duplicates(['element', 'label'])
+    several = pictures[pictures.duplicated('element', keep=False)].groupby('element', sort=False)
+    return [dict(zip(found.label, found.place, strict=True)) for _, found in several]
 
 
 def check_split(name, data_dir=None):
@@ -92,13 +89,5 @@ def check_split(name, data_dir=None):
         print('    ' + ', '.join(places))
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error('which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')
-    check_split(argv[1], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(check_split, OPTIONS, 'which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')

@@ -2,7 +2,7 @@
 
     python scripts/create_datasets.py [--data_dir DIR] [--source DIR] [--noverify] [NAME ...]
 
-Without a name, all of them. What is installed already is skipped; a file bears its name only once it is whole.
+Without a name, all of them. What is installed already is skipped; a file gets its name only when it is complete.
 
     python scripts/create_datasets.py cifar10 --size 16x16 --name cifar10-16
 
@@ -16,7 +16,7 @@ makes a dataset of the user's own pictures; see libml/folders.py for how the fol
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import contextlib
 import functools
@@ -29,7 +29,7 @@ from PIL import Image
 
 from libml import archives, data_pair, folders, options, pictures, records, utils
 from libml.archives import Archive
-from libml.options import Option
+from libml.options import Option, above
 
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
 STANFORD = 'http://ufldl.stanford.edu/housenumbers/'
@@ -312,7 +312,7 @@ def resized(files, shape, size):
 
 def shrunk(image, size):
     """Returns uint8 [*size, C] of uint8 [H, W, C]."""
-    # Area averages, as the studies of smaller pictures take them; to grow, LANCZOS, as BOX would repeat pixels.
+    # Area averages, as the studies of smaller pictures take them; to enlarge, LANCZOS: BOX would repeat pixels.
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
     method = Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS
     pixels = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
@@ -329,7 +329,7 @@ def from_folder(folder, name, data_dir, size='32x32', colors=3, augment=None, ra
         folder: PICTURES; see libml/folders.py.
         name, data_dir, colors: see folders.make.
         size: text, WIDTHxHEIGHT.
-        augment: text, see folders.parse_augment; None: mirror, and a shift by an eighth of the smaller side.
+        augment: text, or None, see folders.parse_augment.
         range: text LOW,HIGH, see pictures.convert; '' for pictures of 8 bits.
         **more: of folders.make.
 
@@ -337,7 +337,6 @@ def from_folder(folder, name, data_dir, size='32x32', colors=3, augment=None, ra
         utils.Error: see folders.make.
     """
     size = folders.parse_size(size)
-    augment = 'mirror,shift%d' % (min(size) // 8) if augment is None else augment  # As the published ones have it.
     augment = folders.parse_augment(augment, size)
     folders.make(folder, name, data_dir, size, colors, augment, range=folders.parse_range(range), **more)
 
@@ -345,17 +344,13 @@ def from_folder(folder, name, data_dir, size='32x32', colors=3, augment=None, ra
 # --- The command ---
 
 OWN = dict(  # Of the user's own pictures.
-    labels=Option('', 'CSV file with the columns file and class, perhaps split (train or test) and group.'),
+    labels=Option('', 'CSV file with the columns file and class, perhaps split (train or test) and group.', path=True),
     colors=Option(3, 'Colours of the pictures: 1 (grey) or 3.', '1 (grey) or 3', lambda n: n in (1, 3)),
     range=Option('', 'LOW,HIGH: what becomes black and white in pictures with more than 8 bits a value.'),
     test_fraction=Option(None, 'Share of the training pictures to set aside, where none are for testing.', type=float),
     skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
-    max_megapixels=Option(
-        float(pictures.MAX_MEGAPIXELS), 'A picture with more is refused.', 'above 0', lambda x: 0 < x < float('inf')
-    ),
-    seed=Option(
-        0, 'Of the order of the pictures, and of what is set aside.', '0 to 4294967295', lambda n: 0 <= n < 2**32
-    ),
+    max_megapixels=Option(float(pictures.MAX_MEGAPIXELS), 'A picture with more is refused.', *above(0)),
+    seed=Option(0, 'Of the order of the pictures, and of what is set aside.', *options.SEED),
 )
 NEW = dict(  # Of a dataset that gets a name of its own.
     name=Option('', 'Name of the dataset made of --from_folder, or of a published one by --size.'),
@@ -364,13 +359,14 @@ NEW = dict(  # Of a dataset that gets a name of its own.
 )
 OPTIONS = dict(
     **data_pair.OPTIONS,
-    source=Option('', 'Folder that holds the published archives already: nothing is downloaded.'),
+    source=Option('', 'Folder that holds the published archives already: nothing is downloaded.', path=True),
     verify=Option(True, "Refuse archives whose length or sha256 differ from the published ones'."),
-    from_folder=Option('', "Folder of the user's own pictures: train/<class>/*, test/<class>/*, unlabeled/**."),
+    from_folder=Option(
+        '', "Folder of the user's own pictures: train/<class>/*, test/<class>/*, unlabeled/**.", path=True
+    ),
     **NEW,
     **OWN,
 )
-PATHS = ('data_dir', 'source', 'from_folder', 'labels')
 
 
 def create(names=(), **given):
@@ -384,7 +380,6 @@ def create(names=(), **given):
         utils.Error: they do not go together; see `install`, `resize` and `from_folder`.
     """
     chosen = options.fill(OPTIONS, given)
-    chosen.update((path, utils.expand(chosen[path])) for path in PATHS)
     check(names, chosen)
     source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
     new = {name: chosen[name] for name in NEW}
@@ -422,11 +417,5 @@ def check(names, chosen):
         folders.parse_size(chosen['size'])
 
 
-def main(argv):
-    create(argv[1:], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(lambda *names, **given: create(names, **given), OPTIONS)

@@ -9,7 +9,7 @@ An existing split is never overwritten.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import collections
 import itertools
@@ -19,17 +19,16 @@ import os
 import numpy as np
 
 from libml import data_pair, options, records, utils
-from libml.options import Option
+from libml.options import Option, at_least
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
     seed=Option(
         0,
         'Seed of the choice of labels; 0: in file order. For stl10 with 1000 labels: line of the published folds.',
-        '0 to 2**32 - 1',
-        lambda seed: 0 <= seed < 2**32,
+        *options.SEED,
     ),
-    size=Option(None, 'How many records keep their labels.', 'at least 1', lambda size: size >= 1, type=int),
+    size=Option(None, 'How many records keep their labels.', *at_least(1), type=int),
     all=Option(False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet."),
 )
 SEEDS = (1, 2, 3, 4, 5)
@@ -100,7 +99,7 @@ def order_unlabeled(labels, stats, labeled):
     """Orders the records that were not picked so that every beginning of the file has the classes in proportion.
 
     Args:
-        labels, stats: as of pick_labeled. Records without a class wait in class 0's queue, where the published script
+        labels, stats: see pick_labeled. Records without a class wait in class 0's queue, where the published script
             has them.
         labeled: positions that were picked.
 
@@ -323,14 +322,5 @@ def _are_files(paths):
     return all(map(os.path.isfile, paths))
 
 
-def main(argv):
-    chosen = options.fill(OPTIONS, options.chosen(OPTIONS))
-    if len(argv) < 2:
-        raise utils.Error('which dataset? Such as: python scripts/create_split.py --seed=3 --size=250 cifar10')
-    make(*map(utils.expand, argv[1:]), **chosen)
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(make, OPTIONS, 'which dataset? Such as: python scripts/create_split.py --seed=3 --size=250 cifar10')

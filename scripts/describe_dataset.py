@@ -9,10 +9,9 @@
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import os
-import re
 
 from libml import data, data_pair, folders, options, records, utils
 from libml.options import Option
@@ -29,7 +28,7 @@ def describe(name, augment=None, classes='', data_dir=None):
 
     Args:
         name: of the dataset.
-        augment: text, see folders.parse_augment; None: mirror, and a shift by an eighth of the smaller side.
+        augment: text, or None, see folders.parse_augment.
         classes: comma-separated names; '': none.
         data_dir: folder of the datasets; None: $ML_DATA.
 
@@ -37,8 +36,7 @@ def describe(name, augment=None, classes='', data_dir=None):
         utils.Error: the name or the records are not what a dataset needs, or NAME.json is there already.
     """
     data_dir = data_pair.find_data_dir(data_dir)
-    if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
-        raise utils.Error('name %r: letters, digits, - and _, not one of %s' % (name, ', '.join(data_pair.FAMILIES)))
+    folders.check_new_name(name)
     with records.aside(data_pair.family_file(data_dir, name)) as part:
         family = describe_records(name, data_dir, augment, tuple(classes.split(',')) if classes else ())
         data_pair.write_family(part, family)
@@ -47,7 +45,7 @@ def describe(name, augment=None, classes='', data_dir=None):
 
 
 def describe_records(name, data_dir, augment, classes):
-    """Returns the data_pair.Family of record files; arguments, and errors, as of `describe`."""
+    """Returns the data_pair.Family of record files. See `describe` for the arguments and for what is raised."""
     parts = tuple(part for part in ('train', 'unlabeled') if part == 'train' or _there(data_dir, name, part))
     train = records.RecordFile(data_pair.record_file(data_dir, name, 'train'))
     shape, labels, _ = train.check(pixels=True)
@@ -59,7 +57,6 @@ def describe_records(name, data_dir, augment, classes):
     if nclass < 2:
         raise utils.Error('%s has records of one class only: at least 2 are needed' % train.path)
     utils.check('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
-    augment = 'mirror,shift%d' % (min(shape[:2]) // 8) if augment is None else augment  # As the published ones have it.
     mirror, shift = folders.parse_augment(augment, shape[:2])
     return data.Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
 
@@ -68,13 +65,5 @@ def _there(data_dir, name, part):
     return os.path.isfile(data_pair.record_file(data_dir, name, part))
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error('which dataset? Such as: python scripts/describe_dataset.py birds')
-    describe(argv[1], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(describe, OPTIONS, 'which dataset? Such as: python scripts/describe_dataset.py birds')

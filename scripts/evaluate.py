@@ -2,35 +2,28 @@
 
     python scripts/evaluate.py RUN [--set=test] [--out FOLDER]
 
-Prints accuracy, balanced accuracy (the mean over the classes of the share of their pictures that is found), and for
-each class precision, recall, F1 and the number of pictures; shares are in percent. FOLDER, <run>/evaluation if not
-given, gets <set>.json with all of this, confusion.png, reliability.png and mistakes.png. Older ones are replaced.
+Prints accuracy, balanced accuracy (the mean of the classes' recalls), and for each class precision, recall, F1 and the
+number of pictures; shares are in percent. FOLDER, <run>/evaluation if not given, gets <set>.json with all of this,
+confusion.png, reliability.png and mistakes.png. Older files of these names are replaced.
 """
 
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import os
-import sys
 import warnings
 
 import numpy as np
+from matplotlib import colors
+from matplotlib.figure import Figure
 from sklearn import metrics
 from tqdm import tqdm
 
 from libml import data, options, trained, utils
 from libml.options import Option
 from libml.pictures import shown
-
-try:
-    from matplotlib import colors
-    from matplotlib.figure import Figure
-except ImportError as error:
-    if __name__ != '__main__':
-        raise
-    sys.exit('Error: %s: the evaluation needs pip install -e .[report]' % error)
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.
 NUMBERED = 20  # Classes up to which the cells of the confusion matrix bear their counts.
@@ -64,7 +57,7 @@ def measure(labels, probabilities, classes):
     table = metrics.precision_recall_fscore_support(labels, guesses, labels=which, zero_division=np.nan)
     names = ('precision', 'recall', 'f1')
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # Of classes that are guessed, but that no picture is of.
+        warnings.simplefilter('ignore')  # sklearn warns of guessed classes that no picture has.
         balanced = metrics.balanced_accuracy_score(labels, guesses)
     bins = calibration(confidence, guesses == labels)
     return dict(
@@ -343,13 +336,5 @@ def write(folder, name, found, figures):
     print('\n%s: %s.json, %s' % (folder, name, ', '.join(kind + '.png' for kind in figures)))
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error('which run? python scripts/evaluate.py RUN [--set=test]')
-    evaluate(argv[1], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(evaluate, OPTIONS, 'which run? python scripts/evaluate.py RUN [--set=test]')

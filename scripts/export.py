@@ -10,7 +10,7 @@ Pixels are normalised inside. --tflite writes OUT/model.tflite, too.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import contextlib
 import os
@@ -87,13 +87,5 @@ def export(run, out, tflite=False, **which):
     print('made from %s (%s weights)' % (classifier.ckpt, classifier.weights))
 
 
-def main(argv):
-    if len(argv) != 3:
-        raise utils.Error('which run, and where to? python scripts/export.py RUN OUT')
-    export(argv[1], utils.expand(argv[2]), **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(export, OPTIONS, 'which run, and where to? python scripts/export.py RUN OUT')

@@ -8,12 +8,12 @@ The paper reports last20.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import os
 import sys
 
-from libml import runs, utils
+from libml import options, runs, utils
 
 
 def extract_accuracy(run):
@@ -31,12 +31,5 @@ def extract_accuracy(run):
     return stats
 
 
-def main(argv):
-    utils.check('arguments', argv[1:], len(argv) > 1, 'one run folder or more')
-    for run in argv[1:]:
-        extract_accuracy(utils.expand(run))
-
-
 if __name__ == '__main__':
-    utils.setup_tf()
-    utils.run(main)
+    options.run(lambda run, *more: [extract_accuracy(r) for r in (run, *more)], {}, 'give one run folder or more')

@@ -1,15 +1,15 @@
-"""Shows what a dataset holds: pictures per class, range, mean and deviation of the pixels, and a sheet to look at.
+"""Shows what a dataset holds: pictures per class; range, mean and standard deviation of the pixels; a sheet to look at.
 
     python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png
 
-The sheet: a row of labelled pictures for each class; under them, each row one unlabelled picture, first as it is, then
-augmented, as the network sees it.
+The sheet has a row of labelled pictures for each class. Below, each row shows one unlabelled picture: the original,
+then augmented copies, as the network sees them.
 """
 
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -56,7 +56,7 @@ def pixel_range(images):
 
 
 def print_pixels(dataset):
-    """Prints range, mean and deviation of the training pictures' pixels."""
+    """Prints range, mean and standard deviation of the training pictures' pixels."""
     sets = dataset.sets['labeled'], dataset.sets['unlabeled']
     low, high = zip(*[pixel_range(images) for images in sets if len(images)], strict=True)
     print('pixels from %d to %d of 255; on the scale from -1 to 1, for each color:' % (min(low), max(high)))
@@ -133,15 +133,7 @@ def inspect(name, png=None, data_dir=None):
         print('sheet: %s' % png)
 
 
-def main(argv):
-    if len(argv) != 2:
-        raise utils.Error(
-            'which dataset? Such as: python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png'
-        )
-    inspect(argv[1], **options.chosen(OPTIONS))
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(
+        inspect, OPTIONS, 'which dataset? Such as: python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png'
+    )

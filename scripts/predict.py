@@ -9,23 +9,21 @@ class, confidence. Corrected by hand, it can be given to scripts/create_datasets
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import collections
 import contextlib
 import csv
 import os
-import sys
 
 import numpy as np
 from tqdm import tqdm
 
-from libml import options, pictures, records, trained, utils
+from libml import folders, options, pictures, records, trained, utils
 from libml.options import Option
 from libml.pictures import shown
 
 DOUBTFUL = 0.5  # Confidence below which a guess is doubtful.
-LISTED = 20  # Unreadable pictures that are named.
 OPTIONS = dict(
     out=Option('', 'CSV file to write.', path=True),
     probabilities=Option(False, 'Write a column p:<class> with the probability of each class, too.'),
@@ -59,7 +57,7 @@ def find(places):
 
 
 def find_all(places):
-    """As pictures.listed, of several folders and files; what is in two of them counts once."""
+    """Returns what pictures.listed returns, for several folders and files; what is in two of them counts once."""
     found, unused = set(), {}
     for place in places:
         if os.path.isdir(place):
@@ -76,71 +74,53 @@ def find_all(places):
 # --- The table ---
 
 
-class Summary:
-    """Counts of what was guessed.
+def summary(classes, labels, confidences, unused):
+    """Yields the lines that say what was guessed.
 
     Args:
         classes: names.
+        labels: list of int, the guesses; confidences: list of float.
+        unused: {path: reason}.
     """
-
-    def __init__(self, classes):
-        self.classes = classes
-        self.counts, self.sums = np.zeros(len(classes), int), np.zeros(len(classes))
-        self.doubtful = self.bad = 0
-
-    def add(self, label, confidence):
-        """Counts a picture."""
-        self.counts[label] += 1
-        self.sums[label] += confidence
-        self.doubtful += confidence < DOUBTFUL
-
-    def add_bad(self, path, error):
-        """Counts a picture that cannot be read, and tells of the first ones on stderr."""
-        self.bad += 1
-        if self.bad <= LISTED:
-            tqdm.write('%s: %s' % (shown(path), utils.reason(error)), file=sys.stderr)
-        elif self.bad == LISTED + 1:
-            tqdm.write('... and more', file=sys.stderr)
-
-    def lines(self, unused):
-        """Yields the lines of the summary; `unused`: {path: reason}."""
-        names = [shown(name) for name in self.classes] + ['all']
-        width = max(map(len, ['class', *names]))
-        yield '%-*s %9s %16s' % (width, 'class', 'pictures', 'mean confidence')
-        counts, sums = np.append(self.counts, self.counts.sum()), np.append(self.sums, self.sums.sum())
-        for name, count, total in zip(names, counts, sums, strict=True):
-            yield '%-*s %9d %16s' % (width, name, count, '%.3f' % (total / count) if count else '-')
-        yield '%d doubtful (confidence below %g)' % (self.doubtful, DOUBTFUL)
-        if self.bad:
-            yield '%d left out: cannot be read' % self.bad
-        for reason, count in collections.Counter(unused.values()).items():
-            example = next(path for path in unused if unused[path] == reason)
-            yield '%d not used: %s, such as %s' % (count, reason, shown(example))
+    counts, sums = (np.bincount(labels, of, len(classes)) for of in (None, confidences))
+    names = [shown(name) for name in classes] + ['all']
+    width = max(map(len, ['class', *names]))
+    yield '%-*s %9s %16s' % (width, 'class', 'pictures', 'mean confidence')
+    for name, count, total in zip(names, [*counts, len(labels)], [*sums, sum(confidences)], strict=True):
+        yield '%-*s %9d %16s' % (width, name, count, '%.3f' % (total / count) if count else '-')
+    yield '%d doubtful (confidence below %g)' % (sum(c < DOUBTFUL for c in confidences), DOUBTFUL)
+    for reason, count in collections.Counter(unused.values()).items():
+        example = next(path for path in unused if unused[path] == reason)
+        yield '%d not used: %s, such as %s' % (count, reason, shown(example))
 
 
 def write_rows(file, classifier, root, paths, probabilities):
-    """Writes the table to an open file, and returns its Summary.
+    """Writes the table to an open file.
 
     Args:
         file: open for text.
         classifier: trained.Classifier.
         root: folder that paths are relative to; paths: list of the pictures.
         probabilities: whether to write those of all classes.
+
+    Returns:
+        labels, list of int; confidences, list of float; {path: reason} of the pictures that cannot be read.
     """
-    rows, summary = csv.writer(file, lineterminator='\n'), Summary(classifier.classes)
+    rows, labels, confidences, bad = csv.writer(file, lineterminator='\n'), [], [], {}
     rows.writerow(['file', 'class', 'confidence', *('p:' + name for name in classifier.classes if probabilities)])
     found = classifier.classify_files(os.path.join(root, path) for path in paths)
     for path, (_, row) in zip(paths, tqdm(found, 'pictures', len(paths), unit='img', leave=False), strict=True):
         error = row if isinstance(row, ValueError) else unwritable(path)
         if error:
-            summary.add_bad(path, error)
+            bad[path] = utils.reason(error)
             continue
-        label = row.argmax()
+        label = int(row.argmax())
+        labels.append(label)
+        confidences.append(float(row[label]))
         rows.writerow(
             [path, classifier.classes[label], *('%.6f' % p for p in [row[label], *row[: len(row) * probabilities]])]
         )
-        summary.add(label, row[label])
-    return summary
+    return labels, confidences, bad
 
 
 def unwritable(path):
@@ -183,26 +163,23 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
     root, paths, unused = find(places)
     classifier = trained.load(run, **which)
     with writing(out) as file:
-        summary = write_rows(file, classifier, root, paths, probabilities)
-        if summary.bad and not skip_bad:
+        labels, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
+        folders.print_list(['%s: %s' % (shown(path), reason) for path, reason in bad.items()])
+        if bad and not skip_bad:
             text = '%d pictures cannot be read, see above: mend or remove them, or give --skip_bad'
-            raise utils.Error(text % summary.bad)
-        if summary.bad == len(paths):
+            raise utils.Error(text % len(bad))
+        if not labels:
             raise utils.Error('no picture can be read, see above')
-    for line in summary.lines(unused):
+    for line in summary(classifier.classes, labels, confidences, unused):
         print(line)
-    print('%s: %d rows, guessed by %s (%s weights)' % (out, summary.counts.sum(), classifier.ckpt, classifier.weights))
-
-
-def main(argv):
-    if len(argv) < 3:
-        raise utils.Error(
-            'which run, and which pictures? python scripts/predict.py RUN PICTURES... --out predictions.csv'
-        )
-    predict(argv[1], argv[2:], **options.chosen(OPTIONS))
+    if bad:
+        print('%d left out: cannot be read' % len(bad))
+    print('%s: %d rows, guessed by %s (%s weights)' % (out, len(labels), classifier.ckpt, classifier.weights))
 
 
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(
+        lambda run, place, *more, **chosen: predict(run, [place, *more], **chosen),
+        OPTIONS,
+        'which run, and which pictures? python scripts/predict.py RUN PICTURES... --out predictions.csv',
+    )

@@ -16,30 +16,23 @@ table.
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import dataclasses
 import functools
 import os
-import sys
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 from scipy import stats
 
 from ablation import ab_mixmatch
 from ablation.ab_mixmatch import PARAMS
 from libml import data_pair, options, runs, utils
 
-try:
-    import pandas as pd
-    from matplotlib.figure import Figure
-except ImportError as error:
-    if __name__ != '__main__':
-        raise
-    sys.exit('Error: %s: the report needs pip install -e .[report]' % error)
-
 OPTIONS = dict(
-    out=options.Option('report', 'Folder of the tables and pictures.'),
+    out=options.Option('report', 'Folder of the tables and pictures.', path=True),
     beside_paper=options.Option(
         0,
         "Show the paper's results with so many labels beside every table, named as those of another setting.",
@@ -397,7 +390,7 @@ def draw_differences(figure, table):
 
 
 def curve(table, row):
-    """Returns kimg [n], mean [n], low [n] and high [n]: a row's test accuracy ± its deviation over runs, in percent.
+    """Returns kimg [n], mean [n], low [n] and high [n]: a row's test accuracy ± standard deviation over runs, in %.
 
     It is taken at the reports that all runs have which count.
     """
@@ -457,7 +450,7 @@ def report(sources, out='report', beside_paper=0):
         beside_paper: int, see OPTIONS.
 
     Raises:
-        utils.Error: as of read_all.
+        utils.Error: see read_all.
     """
     reports, remarks = read_all(sources)
     tables = make_tables(reports, beside_paper)
@@ -473,15 +466,9 @@ def report(sources, out='report', beside_paper=0):
     print('The tables and pictures are in %s' % out)
 
 
-def main(argv):
-    utils.check('arguments', argv[1:], len(argv) > 1, 'one folder of runs or more, such as experiments')
-    chosen = options.chosen(OPTIONS)
-    options.check(OPTIONS, chosen)
-    chosen['out'] = utils.expand(chosen['out'])
-    report([utils.expand(source) for source in argv[1:]], **chosen)
-
-
 if __name__ == '__main__':
-    options.define(OPTIONS)
-    utils.setup_tf()
-    utils.run(main)
+    options.run(
+        lambda source, *more, **chosen: report([source, *more], **chosen),
+        OPTIONS,
+        'give one folder of runs or more, such as experiments',
+    )

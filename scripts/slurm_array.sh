@@ -8,8 +8,8 @@
 #     --concurrent   how many tasks may run at once; default: as many as Slurm has room for
 #
 # A task logs to slurm/<job>_<task>.log. One minute before the time limit, the run saves a checkpoint and ends with exit
-# code 75. The task is then queued again, until the run is done. A run that is preempted or requeued also goes on from its
-# checkpoint. The same file can be submitted again: runs that are finished return at once.
+# code 75. The task is then queued again, until the run is done. A run that is preempted or requeued also continues from
+# its checkpoint. The same file can be submitted again: runs that are finished return at once.
 #
 # A file with more lines than the cluster allows in one array (its MaxArraySize) becomes several arrays, a number a line.
 # With --concurrent, each of them waits for the one before.

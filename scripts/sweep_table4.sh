@@ -10,7 +10,7 @@
 #                 leaves --w_match at 100; the paper's text says 75.
 #
 # Cost: 11 runs a dataset and seed, each of 65,536 kimg, which are 1,048,576 updates of 64 labelled images: 15 hours at
-# 20 updates (1280 images in the progress bar) a second. K = 1, 3 and 4 cost 2/3, 4/3 and 5/3 of that.
+# 20 updates (1280 images in the progress bar) a second. K = 1, 3 and 4 cost 0.64, 1.36 and 1.73 times that.
 # Error to expect: the last two columns of scripts/table4.csv, in percent, with 250 and with 4000 labels. They are the
 # paper's. scripts/report.py sets yours beside them.
 set -euo pipefail

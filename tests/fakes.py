@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from libml import data_pair
+from libml import data_pair, records
 from scripts import create_datasets, create_split
 
 
@@ -102,6 +102,33 @@ def save_picture(path, pixels):
     """Saves uint8 [H, W, C] in the format that the path's ending names."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(path)
+
+
+# --- Record files ---
+
+
+def encode_png(image):
+    """Encodes one image, uint8 [H, W, C], as PNG bytes."""
+    return records.encode(image[None])[0]
+
+
+def write_serialized(path, examples):
+    """Writes a record file of serialized examples; returns their number."""
+    with records.aside(path) as part:
+        return records.write_part(part, examples)
+
+
+def raw_records(path):
+    """Yields the bytes of each record's tf.train.Example."""
+    yield from records.RecordFile(path).raw()
+
+
+def read_records(path, nclass=None, shape=None, unlabeled=False):
+    """Returns the images and the labels of a record file."""
+    return records.RecordFile(path).read(nclass, shape, unlabeled)[:2]
+
+
+# --- Harm ---
 
 
 def cut(path):

@@ -51,7 +51,7 @@ def run(folder, data_dir, **given):
 
 
 def read(data_dir, part, name='birds'):
-    return records.read(data_pair.record_file(str(data_dir), name, part), unlabeled=True)
+    return fakes.read_records(data_pair.record_file(str(data_dir), name, part), unlabeled=True)
 
 
 def table_of(lines):
@@ -135,7 +135,7 @@ def test_classes_may_lie_in_the_folder_itself(tmp_path, capsys):
 def test_what_is_no_part_of_the_layout_is_named(tmp_path, capsys):
     folder = make_folder(tmp_path / 'pictures')
     place(folder, 'val/crow/a.png', 'val/crow/b.png', 'train/loose.png', 'test/loose.png', 'loose.png')
-    place(folder, 'train/crow/@eaDir/x.png/thumb.jpg')
+    place(folder, 'train/crow/@eaDir/x.png/thumb.jpg', 'train/unlabeled/a.png', 'test/unlabelled/a.png')
     os.symlink('/nowhere/eel', os.path.join(folder, 'train', 'eel'))
     with open(os.path.join(folder, 'train', 'crow', 'x.heic'), 'w') as file:
         file.write('x')
@@ -145,7 +145,7 @@ def test_what_is_no_part_of_the_layout_is_named(tmp_path, capsys):
     assert counts['all'] == [18, 6]
     assert unused == {
         folders.BESIDE_LAYOUT: 3,
-        folders.BESIDE_CLASSES: 2,
+        folders.BESIDE_CLASSES: 4,
         pictures.SYSTEM: 1,
         pictures.NOWHERE: 1,
         pictures.UNKNOWN_FORMAT: 1,
@@ -188,12 +188,31 @@ def test_a_name_that_is_not_utf8_is_one_line(tmp_path):
         run(folder, tmp_path / 'data')
 
 
+@pytest.mark.parametrize('name', ['a\nb', 'a\tb', '\x1b[31mred', 'a\u202eb', 'a\u2028b'])
+def test_a_name_that_acts_on_a_terminal_is_refused_before_a_picture_is_read(tmp_path, name, monkeypatch):
+    folder = make_folder(tmp_path / 'pictures')
+    os.rename(os.path.join(folder, 'train', 'crow'), os.path.join(folder, 'train', name))
+    monkeypatch.setattr(pictures, 'convert', None)
+    with pytest.raises(utils.Error) as error:
+        run(folder, tmp_path / 'data')
+    assert 'holds the class %r, whose name has a control character: rename it' % name in str(error.value)
+    assert not os.path.exists(tmp_path / 'data')
+
+
+@pytest.mark.parametrize('name', ['می\u200cخواهم', 'Ünïcode 猫', "it's"])
+def test_a_name_in_any_script_is_kept(tmp_path, name):
+    place(tmp_path / 'pics', *('train/%s/%d.png' % (each, i) for each in (name, 'dog') for i in range(3)))
+    run(tmp_path / 'pics', tmp_path / 'data', test_fraction=0.3)
+    assert set(data_pair.find_family(str(tmp_path / 'data'), 'birds').classes) == {name, 'dog'}
+
+
 def test_names_that_are_hardly_meant_are_told(tmp_path, capsys):
     folder = str(tmp_path / 'pictures')
-    place(folder, *('train/%s/%d.png' % (name, i) for name in ('val', 'Cat', 'cat') for i in range(3)))
+    place(folder, *('train/%s/%d.png' % (name, i) for name in ('val', 'Cat', 'cat', 'nan') for i in range(3)))
     run(folder, tmp_path / 'data', test_fraction=0.3)
     err = capsys.readouterr().err
     assert "Warning: 'val' is taken for the name of a class" in err
+    assert "Warning: 'nan' is taken for the name of a class" in err
     assert "Warning: 2 classes are named 'cat'" in err
 
 
@@ -209,7 +228,7 @@ def test_a_test_set_can_be_set_aside(tmp_path, fraction, each):
         assert np.bincount(read(tmp_path / str(i), 'test')[1]).tolist() == [each] * 3
         assert np.bincount(read(tmp_path / str(i), 'train')[1]).tolist() == [10 - each] * 3
         found.append([data_pair.record_file(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
-    contents = [[list(records.raw(path)) for path in paths] for paths in found]
+    contents = [[list(fakes.raw_records(path)) for path in paths] for paths in found]
     assert contents[0] == contents[1] and contents[0] != contents[2]
 
 
@@ -305,6 +324,19 @@ def test_a_file_is_found_by_what_people_call_it(tmp_path, kaggle, spelling, opti
         assert plan.classes[item.label] == ('cat' if int(item.path[-6:-4]) % 2 else 'dog')
 
 
+@pytest.mark.parametrize('form', ['NFC', 'NFD'])
+def test_two_files_that_differ_in_unicodes_form_alone_are_told_apart(tmp_path, form):
+    names = {form: unicodedata.normalize(form, 'é.png') for form in ('NFC', 'NFD')}
+    for value, name in zip((10, 20), names.values(), strict=True):
+        place(tmp_path / 'pics', name, value=value)
+    place(tmp_path / 'pics', 'a.png', 'b.png', 'c.png')
+    rows = [(names[form], 'cat', ''), ('a.png', 'dog', ''), ('b.png', 'cat', 'test'), ('c.png', 'dog', 'test')]
+    table = write_csv(tmp_path / 'x.csv', rows, ('file', 'class', 'split'))
+    run(tmp_path / 'pics', tmp_path / 'data', labels=table)
+    images, labels = read(tmp_path / 'data', 'train')
+    assert images[labels == 0].max() == {'NFC': 10, 'NFD': 20}[form]
+
+
 def test_predictions_can_be_given_back(tmp_path, kaggle):
     rows = [('images/%02d.png' % i, 'cat' if i % 2 else 'dog', 0.9, 0.9, 0.1) for i in range(30)]
     table = write_csv(tmp_path / 'predictions.csv', rows, ('file', 'class', 'confidence', 'p:cat', 'p:dog'))
@@ -330,7 +362,7 @@ def test_a_table_says_what_is_for_testing(tmp_path, kaggle):
 def groups_of(data_dir, part):
     """Returns the feature `group` of each record, None where there is none."""
     found = []
-    for record in records.raw(data_pair.record_file(str(data_dir), 'birds', part)):
+    for record in fakes.raw_records(data_pair.record_file(str(data_dir), 'birds', part)):
         feature = tf.train.Example.FromString(record).features.feature
         found.append(feature['group'].int64_list.value[0] if 'group' in feature else None)
     return found
@@ -406,6 +438,7 @@ BAD_TABLES = {  # Name: content, words of the line.
     'one class': (b'file,class\na.png,cat\n', 'names 1 classes; at least 2 are needed'),
     'no rows': (b'file,class\n', 'names 0 classes; at least 2 are needed'),
     'no test': (b'file,class\n' + ROWS.encode(), 'names no test pictures in a column `split`: give --test_fraction'),
+    'escape in a split': (b'file,class,split\na.png,cat,\x1bx\n', r"split is '\x1bx': it must"),
     'torn group': (
         b'file,class,split,group\na.png,cat,,p\nb.png,dog,,q\nc.png,cat,test,p\nd.png,dog,test,\n',
         "pictures of group 'p' both in train and in test",
@@ -518,6 +551,13 @@ def test_deep_pictures_are_refused_with_the_range_to_give(tmp_path):
     images, labels = read(tmp_path / 'data', 'train')
     deep = [image for image in images[labels == 1] if image.min() != image.max()]
     assert np.abs(deep[0][0, [0, -1], 0].astype(int) - [1000 / 5095 * 255, 255]).max() <= 1
+
+
+def test_the_range_to_give_is_one_that_is_taken(tmp_path):
+    folder = make_folder(tmp_path / 'pictures')
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(os.path.join(folder, 'train', 'crow', 'deep.png'))
+    with pytest.raises(utils.Error, match=r'from 4000 to 4000, .*--range=4000,4001, say'):
+        run(folder, tmp_path / 'data')
 
 
 # --- Unreadable pictures ---

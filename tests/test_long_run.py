@@ -1,13 +1,15 @@
 """Memory and open files of a process that trains for long, and what a run leaves on disk."""
 
 import os
+import resource
+import sys
 
 import numpy as np
 import pytest
-from conftest import PARAMS, make_model
+from conftest import PARAMS, command, make_dataset, make_model
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import checkpoints
+from libml import checkpoints, utils
 
 UPDATES = 2000
 EVERY = 20  # Updates between reports, each with a checkpoint.
@@ -43,3 +45,30 @@ def test_memory_and_open_files_stay_as_they_are(tmp_path):
     assert all(model.finalized)
     assert len(checkpoints.find(model.checkpoint_dir)) == KEEP
     assert len(os.listdir(model.checkpoint_dir)) == 3 * KEEP + 2  # With TensorFlow's list of them, and one event file.
+
+
+@pytest.mark.parametrize('arch', ['resnet', 'shake'])
+def test_a_report_takes_no_more_memory_than_an_update(tmp_path, arch):
+    done = command(__file__, tmp_path, arch)
+    assert done.returncode == 0, done.stderr
+    update, report = map(int, done.stdout.splitlines()[-1].split())
+    assert report < 1.04 * update
+
+
+def print_peaks(folder, arch):
+    """Prints the largest memory that this process took before a report, and with it."""
+    utils.setup_tf()
+    dataset = make_dataset(64, 64, 3, count=300)  # More than one batch of an evaluation, if that is too large.
+    model = make_model(folder, dataset, arch=arch, scales=3, filters=32, repeat=1, batch=8)
+    with model.open_session():
+        model.resume('')
+        model.session.run(model.init_input_op)
+        for _ in range(3):
+            model.session.run(model.ops.train_op)
+        update = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        model.guesses()
+    print(update, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+if __name__ == '__main__':
+    print_peaks(*sys.argv[1:])

@@ -27,7 +27,7 @@ def write(path, n=5, shape=SHAPE, change=None):
     serialized = [records.serialize(png, label) for label, png in enumerate(records.encode(images))]
     for number, example in (change or {}).items():
         serialized[number] = example
-    records.write_serialized(str(path), serialized)
+    fakes.write_serialized(str(path), serialized)
     return images
 
 
@@ -75,7 +75,7 @@ def test_what_is_written_is_read(n, shape, seed):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'x.tfrecord')
         assert records.write(path, zip(records.encode(images), labels, strict=True)) == n
-        for found in records.read(path, 7, shape), records.read(path):
+        for found in fakes.read_records(path, 7, shape), fakes.read_records(path):
             np.testing.assert_array_equal(found[0], images)
             np.testing.assert_array_equal(found[1], labels)
             assert [x.dtype for x in found] == [np.uint8, np.int32]
@@ -83,7 +83,7 @@ def test_what_is_written_is_read(n, shape, seed):
         order = np.random.RandomState(seed).permutation(n)
         np.testing.assert_array_equal(file.gather(order, shape), images[order])
         np.testing.assert_array_equal(file.check(7)[1], labels)
-        assert [file.serialized(i) for i in range(n)] == list(records.raw(path))
+        assert [file.serialized(i) for i in range(n)] == list(fakes.raw_records(path))
         assert os.listdir(folder) == ['x.tfrecord']
 
 
@@ -91,7 +91,7 @@ def test_records_are_what_the_published_scripts_parse(tmp_path):
     images = write(tmp_path / 'x')
     features = dict(image=tf.FixedLenFeature([], tf.string), label=tf.FixedLenFeature([], tf.int64))
     with tf.Session() as session:
-        for label, record in enumerate(records.raw(str(tmp_path / 'x'))):
+        for label, record in enumerate(fakes.raw_records(str(tmp_path / 'x'))):
             example = tf.parse_single_example(record, features)
             image, found = session.run([tf.image.decode_image(example['image']), example['label']])
             np.testing.assert_array_equal(image, images[label])
@@ -104,30 +104,30 @@ def test_pngs_of_other_writers_are_read(tmp_path):
     palette = Image.fromarray(pixels).quantize()
     change = {1: png(pixels, compress_level=9), 2: png(alpha), 3: png(palette)}
     write(tmp_path / 'x', change={k: records.serialize(v, 0) for k, v in change.items()})
-    images, _ = records.read(str(tmp_path / 'x'))
+    images, _ = fakes.read_records(str(tmp_path / 'x'))
     for image, original in zip(images[1:4], [pixels, pixels, np.asarray(palette.convert('RGB'))], strict=True):
         np.testing.assert_array_equal(image, original)
 
 
 def test_one_picture_is_encoded_as_many_are():
     images = fakes.random_images(3, *SHAPE)
-    assert [records.encode_png(image) for image in images] == records.encode(images)
+    assert [fakes.encode_png(image) for image in images] == records.encode(images)
     assert records.encode(images[:0]) == []
     assert records.decode([], SHAPE).shape == (0, *SHAPE)
 
 
 def test_a_missing_label_is_no_class_where_that_is_allowed(tmp_path):
-    example = tf.train.Example.FromString(records.serialize(records.encode_png(fakes.random_images(1, *SHAPE)[0]), 0))
+    example = tf.train.Example.FromString(records.serialize(fakes.encode_png(fakes.random_images(1, *SHAPE)[0]), 0))
     del example.features.feature['label']
     write(tmp_path / 'x', change={1: example.SerializeToString()})
     path = str(tmp_path / 'x')
-    assert records.read(path, 5, SHAPE, unlabeled=True)[1].tolist() == [0, records.NO_CLASS, 2, 3, 4]
+    assert fakes.read_records(path, 5, SHAPE, unlabeled=True)[1].tolist() == [0, records.NO_CLASS, 2, 3, 4]
     with pytest.raises(utils.Error, match='record 1 has label -1, not one of 0 to 4'):
-        records.read(path, 5, SHAPE)
+        fakes.read_records(path, 5, SHAPE)
 
 
 def test_a_group_is_kept(tmp_path):
-    png = records.encode_png(fakes.random_images(1, *SHAPE)[0])
+    png = fakes.encode_png(fakes.random_images(1, *SHAPE)[0])
     examples = [(png, 0), records.Example(png, 1, 7), records.Example(png, records.NO_CLASS, 0)]
     records.write(str(tmp_path / 'x'), examples)
     file = records.RecordFile(str(tmp_path / 'x'))
@@ -164,7 +164,7 @@ def fingerprint(content):
 
 
 def fingerprint_of(path, examples):
-    records.write_serialized(str(path), examples)
+    fakes.write_serialized(str(path), examples)
     return records.RecordFile(str(path)).fingerprint
 
 
@@ -173,7 +173,7 @@ def fingerprint_of(path, examples):
 def test_a_fingerprint_is_that_of_lengths_and_checksums(examples):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'x')
-        records.write_serialized(path, examples)
+        fakes.write_serialized(path, examples)
         with open(path, 'rb') as f:
             assert records.RecordFile(path, empty=True).fingerprint == fingerprint(f.read())
 
@@ -191,11 +191,11 @@ def test_a_fingerprint_stands_for_pictures_labels_and_order(tmp_path):
 
 
 def other_shape():
-    return records.serialize(records.encode_png(fakes.random_images(1, 7, 5, 3)[0]), 0)
+    return records.serialize(fakes.encode_png(fakes.random_images(1, 7, 5, 3)[0]), 0)
 
 
 def undecodable():
-    content = bytearray(records.encode_png(fakes.random_images(1, *SHAPE)[0]))
+    content = bytearray(fakes.encode_png(fakes.random_images(1, *SHAPE)[0]))
     content[45:55] = bytes(10)
     return records.serialize(bytes(content), 0)
 
@@ -238,22 +238,22 @@ def test_a_bad_record_is_named(tmp_path, name, number):
     path = str(tmp_path / 'bad.tfrecord')
     write(path, change={number: make()})
     with pytest.raises(utils.Error, match='bad.tfrecord: record %d %s' % (number, words)) as error:
-        records.read(path, 5, SHAPE)
+        fakes.read_records(path, 5, SHAPE)
     assert '\n' not in str(error.value)
 
 
 def test_a_bomb_is_refused_where_no_shape_is_expected(tmp_path):
     write(tmp_path / 'x', n=1, change={0: records.serialize(bomb(50000), 0)})
     with pytest.raises(utils.Error, match='record 0 claims a picture of 50000x50000 pixels'):
-        records.read(str(tmp_path / 'x'))
+        fakes.read_records(str(tmp_path / 'x'))
 
 
 def test_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(utils.Error, match=r'x is missing: scripts/create_datasets.py makes it'):
-        records.read(str(tmp_path / 'x'))
+        fakes.read_records(str(tmp_path / 'x'))
     (tmp_path / 'x').write_bytes(b'')
     with pytest.raises(utils.Error, match='x is empty'):
-        records.read(str(tmp_path / 'x'))
+        fakes.read_records(str(tmp_path / 'x'))
 
 
 @pytest.fixture(scope='module')
@@ -270,7 +270,7 @@ def read_bytes(content):
         path = os.path.join(folder, 'x')
         with open(path, 'wb') as f:
             f.write(content)
-        return records.read(path, 5, SHAPE)
+        return fakes.read_records(path, 5, SHAPE)
 
 
 @settings(max_examples=80, deadline=None)
@@ -331,13 +331,13 @@ def test_what_breaks_off_leaves_nothing(tmp_path, error):
         raise error
 
     with pytest.raises(error):
-        records.write_serialized(str(tmp_path / 'x'), examples())
+        fakes.write_serialized(str(tmp_path / 'x'), examples())
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
     with fakes.full_disk(100_000), pytest.raises(utils.Error, match=r'cannot write .*x .*File too large'):
-        records.write_serialized(str(tmp_path / 'x'), (bytes(10_000) for _ in range(100)))
+        fakes.write_serialized(str(tmp_path / 'x'), (bytes(10_000) for _ in range(100)))
     assert os.listdir(tmp_path) == []
 
 

@@ -184,7 +184,7 @@ def fail(number, *_):
 def test_a_disk_without_locks_is_said_and_trained_on(start, whole, tmp_path, number):
     done = start(tmp_path, first=[functools.partial(no_locks, number, number)])
     assert done.returncode == 0, done
-    assert len(re.findall('^Warning: the disk knows no locks', done.stderr, re.MULTILINE)) == 1
+    assert len(re.findall('^Warning: this file system has no locks', done.stderr, re.MULTILINE)) == 1
     assert_same_end(tmp_path, whole)
 
 
