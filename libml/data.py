@@ -1,7 +1,8 @@
 """Images in memory, the endless streams drawn from them, their augmentation. Imports utils and records of libml.
 
-A stream is a pure function of (seed, stream, position): a run that goes on at a position sees exactly what it would
-have seen had it never stopped. Images stay uint8 until they are augmented, and whole batches are gathered.
+A stream's images are a pure function of seed, stream number and position: a run that continues at a position sees
+exactly what it would have seen had it never stopped. Images stay uint8 until they are augmented, and whole batches are
+gathered.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from libml import records, utils
 SETS = ('labeled', 'unlabeled', 'valid', 'test')  # The names of the four sets of images, everywhere.
 TRAINING = dict(labeled=0, unlabeled=1)  # The sets that are streamed, and the numbers of their streams.
 MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; larger files are read as they are used.
-# Batches that one call of Python draws, and their bytes at most: for small networks, a call costs a part of an update.
+# Batches that one call of Python draws, and their bytes at most. A call is slow beside an update of a small network.
 CHUNK, CHUNK_BYTES = 64, 4 << 20
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
 
@@ -147,7 +148,8 @@ def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
         pixels, labels = images.gather(indices), images.labels[indices]
         return pixels.reshape(-1, batch, *images.shape), labels.reshape(-1, batch)
 
-    chunks = tf.data.Dataset.range(start, sys.maxsize - size, size)  # Whole chunks: `order` adds up to `size`.
+    # The range ends early: `draw` adds less than `size` to a position.
+    chunks = tf.data.Dataset.range(start, sys.maxsize - size, size)
     return _arrays(chunks, draw, [size // whole, batch], images.shape).prefetch(1).unbatch()
 
 
@@ -254,7 +256,7 @@ def _reflect(moves, size):
 def mean_std(*sets):
     """Returns the mean and standard deviation of each color over some Images, on the [-1, 1] scale: float32 [C] twice.
 
-    A color that never changes gets the deviation 1, as one divides by it.
+    A color that never changes gets the standard deviation 1, as images are divided by it.
     """
     colors = sets[0].shape[-1]
     counts = np.zeros([colors, 256])

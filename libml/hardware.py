@@ -17,9 +17,9 @@ import tensorflow.compat.v1 as tf
 
 from libml import utils
 
-SMALL_UPDATE = 1e9  # Floating-point operations. Below, threads end their parts before a second thread is awake.
+SMALL_UPDATE = 1e9  # Floating-point operations. Below, an operation is too short to be split between threads.
 WATCH = 5  # Seconds between two looks at the other hosts.
-LARGE_RUN = 1e13  # Floating-point operations. XLA saves a sixth of them, and spends 10 to 15 s on compiling.
+LARGE_RUN = 1e13  # Floating-point operations. XLA saves about a sixth of a run's time, and compiles for 10 to 15 s.
 
 
 def find_devices(wanted=1):
@@ -212,13 +212,13 @@ def choose(flop, updates, xla=None, devices=1):
     if cluster and len(devices) > 1:
         gpus = utils.get_available_gpus()
         utils.check('devices', len(devices), gpus, '1 on each of several hosts without GPUs')
-    share_operations(threads_that_pay(flop))
-    xla = compiling_pays(flop, updates) if xla is None else xla
+    set_operation_threads(operation_threads(flop))
+    xla = xla_is_faster(flop, updates) if xla is None else xla
     return Machine(xla, devices, cluster)
 
 
-def compiling_pays(flop, updates):
-    """Returns whether XLA makes a run faster, its compilation included. Arguments as of `choose`.
+def xla_is_faster(flop, updates):
+    """Returns whether XLA makes a run faster, its compilation included. The arguments are those of `choose`.
 
     Measured on 2 CPU cores by scripts/benchmark.py. Nothing was measured on a GPU: other people report a gain there.
     """
@@ -231,12 +231,12 @@ def compiling_pays(flop, updates):
     return flop * updates > LARGE_RUN
 
 
-def threads_that_pay(flop):
+def operation_threads(flop):
     """Returns how many threads should share an operation of an update of so many operations; 0: one a core."""
     return 1 if flop < SMALL_UPDATE else 0
 
 
-def share_operations(threads):
+def set_operation_threads(threads):
     """Sets how many threads of the CPU share an operation; 0: one a core. The first session of a process decides."""
     config = utils.get_config()
     config.intra_op_parallelism_threads = threads

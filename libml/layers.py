@@ -22,13 +22,13 @@ BN_EPSILON = 1e-3
 
 
 def get_kernel(shape, initializer):
-    """Returns the variable `kernel` of the current scope; it starts from its name and the graph's seed alone.
+    """Returns the variable `kernel` of the current scope; the scope's name and the graph's seed decide its first value.
 
     Args:
         shape: list of ints.
         initializer: one of TF1's initializer classes, or a partial of it; called with `seed`.
     """
-    # A seed of its own: numbered by the graph's size instead, it would change with every op added anywhere.
+    # TensorFlow's own seed of an op counts the ops of the graph: it would change with every op added anywhere.
     seed = zlib.crc32(tf.get_variable_scope().name.encode()) & 0x7FFFFFFF
     return tf.get_variable('kernel', shape, initializer=initializer(seed=seed))
 
@@ -43,9 +43,8 @@ def conv2d(x, filters, size, strides=1, padding='same', use_bias=True, initializ
         use_bias: adds a bias that starts at zero.
         initializer: of the kernel [size, size, C, filters], see get_kernel.
     """
-    if (
-        size == 1 and strides > 1
-    ):  # Equivalent slicing. It avoids a memory bug in oneDNN's gradient where channels are few.
+    # Slicing first gives the same, and avoids a memory bug in oneDNN's gradient where channels are few.
+    if size == 1 and strides > 1:
         x, strides = x[:, ::strides, ::strides], 1
     with tf.variable_scope(None, default_name='conv2d'):
         kernel = get_kernel([size, size, int(x.shape[3]), filters], initializer)
@@ -125,8 +124,8 @@ class Keys:
     """Keys for the random draws of an update, asked for by name: `keys('mixup')`.
 
     A key depends on the run's seed, the update's step and the name alone. So a resumed run draws what it would have
-    drawn, and a new draw elsewhere changes no other. A name that is asked for again gives a further key, as TensorFlow
-    gives `conv2d_1` after `conv2d`. Each replica of a model has keys of its own.
+    drawn, and a new draw elsewhere changes no other draw. A name that is asked for again gives a further key, as
+    TensorFlow gives `conv2d_1` after `conv2d`. Each replica of a model has keys of its own.
 
     Args:
         seed: int, the run's.
@@ -168,9 +167,9 @@ def interleave_offsets(batch, nu):
 
 
 def interleave(xy, batch):
-    """Swaps group i of batch 0 with group i of batch i, for i = 1..nu; applied twice, it changes nothing.
+    """Swaps group i of batch 0 with group i of batch i, for i = 1..nu. A second `interleave` swaps them back.
 
-    Each result holds labelled and unlabelled examples, so that batch norm sees both in every batch.
+    Each new batch holds labelled and unlabelled examples, so that batch norm sees both in every batch.
 
     Args:
         xy: a list of nu + 1 tensors [batch, ...].
@@ -205,7 +204,7 @@ def permutation(n, key):
     return tf.argsort(tf.random.stateless_uniform([n], key), stable=True)
 
 
-X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # Which beta: x's, y's, or the mean of the two.
+X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # The shares of x's and y's beta: one of them, or the mean.
 
 
 MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); None leaves a side unmixed.
@@ -224,9 +223,9 @@ MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); N
 class MixMode:
     """Which images are mixed with which, and by which beta: one row of MIXES.
 
-    Partners come from a permutation of a pool. Where a side stands in its pool, the side's examples take the partners
-    at their own positions, and both sides of `xxy.yxy` share one permutation. Where a side does not stand in its pool
-    (y of `xx.yx`), each of its batches takes a permutation of its own.
+    Partners come from a permutation of a pool. If the pool contains the side itself, each example takes the partner at
+    its own position, and both sides of `xxy.yxy` share one permutation. If the pool does not contain the side (y of
+    `xx.yx`), each batch of the side takes a permutation of its own.
 
     Args:
         mode: one of MixMode.MODES. Raises utils.Error for others.
@@ -254,7 +253,7 @@ class MixMode:
         if key is None:
             key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
         images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
-        # A key for each permutation: of the pools x, y and xy, and of x for y's batches.
+        # One key for each permutation. 'yx' is for y's images that are mixed with x.
         keys = dict(zip(['x', 'y', 'xy', 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
         mixed_images, mixed_labels = [], []
         for side, row in zip('xy', MIXES[self.mode], strict=True):
@@ -262,8 +261,8 @@ class MixMode:
                 mixed_images += images[side]
                 mixed_labels += labels[side]
                 continue
-            pool, whose = row
-            beta = whose[0] * betal[0] + whose[1] * betal[1]
+            pool, share = row
+            beta = share[0] * betal[0] + share[1] * betal[1]
             m, partner = self.draw(side, pool, images, beta, keys[pool if side in pool else side + pool])
             mixed_images += mix(images[side], images[pool], m, partner)
             mixed_labels += mix(labels[side], labels[pool], m, partner)

@@ -7,7 +7,7 @@ from libml.options import Option, between
 
 PARAMS = dict(  # The classifier's hyperparameters.
     arch=Option('resnet', 'Classifier.', choices=networks.MODELS),
-    scales=Option(0, "Stages of the classifier; 0 for ilog2 of the images' width less 2.", *between(0, 10)),
+    scales=Option(0, "Stages of the classifier; 0: log2 of the images' width, rounded up, less 2.", *between(0, 10)),
     filters=Option(32, 'Width of the classifier.', *between(1, 4096)),
     repeat=Option(4, 'Residual blocks a stage.', *between(1, 256)),
 )
@@ -25,7 +25,7 @@ class MultiModel(train.ClassifySemi):
 
     def __init__(self, train_dir, dataset, nclass, **params):
         super().__init__(train_dir, dataset, nclass, **params)
-        self.networks = {}  # By replica and arguments. A method may use several; MixMatch uses one.
+        self.networks = {}  # By replica and size; all sizes share the scope `classify`, so a model has one.
         self.build()
 
     def network(self, arch, scales, filters, repeat):
@@ -43,16 +43,16 @@ class MultiModel(train.ClassifySemi):
                 filters=filters,
                 repeat=repeat,
             )
-            self.networks[key].read(getter=None)
+            self.networks[key].get_variables(getter=None)
         return self.networks[key]
 
     def weights(self, **size):
-        """Returns the trainable variables of a network, which the first call creates; arguments as of `network`."""
+        """Returns the trainable variables of a network, which the first call creates; size: see `network`."""
         self.network(**size)
         return utils.model_vars('classify')
 
     def whiten(self, x):
-        """Normalises images by the mean and deviation of the training images, where --whiten asks for it."""
+        """Normalises images by the mean and standard deviation of the training images, where --whiten asks for it."""
         return (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype)
 
     def classifier(self, x, arch, scales, filters, repeat, training=False, getter=None, moments=None):

@@ -19,7 +19,7 @@ def check_size(arch, x, fits, allowed):
 
 
 def conv_he(x, filters, size, strides=1, use_bias=True):
-    """A convolution whose kernel starts normal, with He's deviation counted over the outputs; see layers.conv2d."""
+    """A convolution whose kernel starts normal, with He's standard deviation for fan-out; see layers.conv2d."""
     deviation = np.sqrt(2 / (size * size * filters))
     normal = functools.partial(tf.random_normal_initializer, stddev=deviation)
     return layers.conv2d(x, filters, size, strides, use_bias=use_bias, initializer=normal)
@@ -210,7 +210,7 @@ class Network:
         self.description = describe(arch, tuple(shape), *counts)
         self.variables = self.description.variables
         self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
-        self.weights = {}  # By getter. Read once an update: the reads finish before the update writes.
+        self.weights = {}  # By getter, for all calls: every forward pass of an update reads before the update writes.
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
         signature = [images, self.noise, weights]
         with tf.Graph().as_default():  # A strategy that is being built would tie what the functions hold to a device.
@@ -229,7 +229,7 @@ class Network:
         logits = self.build(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
         return logits, [value for _, value in moments]
 
-    def read(self, getter):
+    def get_variables(self, getter):
         """Returns the network's variables, which the first call creates, and their values, as two lists."""
         if getter not in self.weights:
             with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
@@ -239,7 +239,7 @@ class Network:
 
     def __call__(self, x, training, key, getter=None, moments=None):
         """See MultiModel.classifier."""
-        variables, values = self.read(getter)
+        variables, values = self.get_variables(getter)
         noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
         logits, statistics = self.functions[training](x, noise, values)
         if training and moments is not None:

@@ -57,14 +57,14 @@ SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report eva
 PREFETCH = 2  # Batches of each kind that wait on the device.
 EVAL_BATCH = 512  # Images evaluated at a time, at most.
 COLLAPSED = 0.1  # Relative entropy of the mean guess; two equally frequent classes of ten have 0.3.
-POINTS = 16  # Of the curves of the losses between two reports.
+POINTS = 16  # Points that each loss curve gets between two reports.
 
 
 class Model:
     """A model, its run and its training loop.
 
-    A subclass's constructor makes what the subclass needs, and calls `build` in the end. `build` calls `model`, which
-    the subclass defines.
+    The constructor of the last class (such as MultiModel) ends by calling `build`, which calls `model`. A method is a
+    subclass that defines `model`.
 
     Args:
         train_dir: folder under which the run's own folder goes.
@@ -155,7 +155,7 @@ class Model:
 
     @classmethod
     def run_dir(cls, train_dir, seed=None, whiten=False, p_unlabeled='', precision='float32', **params):
-        """Returns the folder of the run of such a model; what is at its default here does not join the name."""
+        """Returns the folder of the run of such a model. What has its default here is not part of the name."""
         if seed is not None:
             params['seed'] = seed
         if whiten:
@@ -175,7 +175,7 @@ class Model:
 
     @contextlib.contextmanager
     def open_session(self):
-        """Opens self.session over the model's graph, variables at their first values."""
+        """Opens self.session over the model's graph, with initialised variables."""
         target = self.machine.target
         with self.machine.watching_hosts() as self.over, tf.Session(target, self.graph, self.config) as self.session:
             self.session.run(self.init_op)
@@ -222,7 +222,7 @@ class Model:
         self.run.check_name()
         self.dataset.check_identity(self.run.args, self.train_dir)
         self.run.check_args(args)
-        if checkpoints.find(self.checkpoint_dir):  # The run has begun: what it began from stays.
+        if checkpoints.find(self.checkpoint_dir):  # A resumed run keeps the init_ckpt that it began with.
             args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
         if first := checkpoints.initial(self.checkpoint_dir, init_ckpt):
             checkpoints.check_fits(first, self.checkpoints.needed)  # Before anything is written.
@@ -258,8 +258,8 @@ class Model:
     def loop(self, step, periods, keep_ckpt, means, log, bar):
         """Makes updates, checkpoints and reports from `step` on, until the end or until a signal came.
 
-        A checkpoint is saved before the report of its step, so that nothing that goes wrong in a report costs an
-        update. A run that was stopped in between makes the report when it goes on.
+        A checkpoint is saved before the report of its step, so that no update is lost if the report fails. A run that
+        was stopped in between makes the report when it continues.
 
         Returns:
             The step at which it ended, and whether nothing is left to do.
@@ -270,7 +270,7 @@ class Model:
         while True:
             if report:
                 report = not self.try_report(step, log, bar)
-            stop = self.must_stop()  # A signal from here on waits for the next update.
+            stop = self.must_stop()  # A signal that comes later waits for the next update.
             if stop or step >= periods.train:
                 self.over.set()  # From here on, no host waits for another.
                 if stop and saved < step:
@@ -328,7 +328,7 @@ class Model:
 
     def watch(self, means):
         """Returns the means of a point, and says once where the guesses have become one class."""
-        collapsed = means.get('monitors/weight_l2u') and means['monitors/guess_entropy'] < COLLAPSED
+        collapsed = means.get('monitors/weight_l2u') and means.get('monitors/guess_entropy', 1) < COLLAPSED
         if collapsed and not self.warned:
             self.warned = True
             tqdm.write(
@@ -346,10 +346,10 @@ class Model:
         print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
 
     def check_finite(self, values, step):
-        """Raises utils.Error where a loss is not finite; values are those of self.scalars."""
+        """Raises utils.Error where a loss or monitor is not finite; values are those of self.scalars."""
         if not np.isfinite(values).all():
-            losses = ', '.join('%s %g' % item for item in zip(self.ops.losses, values, strict=False))
-            raise self.diverged('the loss is not finite at step %d (%s)' % (step, losses))
+            shown = ', '.join('%s %g' % item for item in zip(self.scalars, values, strict=True))
+            raise self.diverged('the loss is not finite at step %d (%s)' % (step, shown))
 
     def check_finite_weights(self, step):
         """Raises utils.Error where an update of finite loss has left variables that are not finite."""
@@ -436,13 +436,13 @@ class Means:
 
     Args:
         names: of the values.
-        state: what `state` returned when an earlier process saved; anything else, such as None, for no updates yet.
+        state: what `state` returned in the process before; None: no updates yet.
     """
 
     def __init__(self, names, state=None):
         self.names = list(names)
         self.count, self.sums = 0, np.zeros(len(self.names))
-        with contextlib.suppress(TypeError, ValueError):  # What another version saved, or nothing.
+        with contextlib.suppress(TypeError, ValueError):  # The state is None, or another version wrote it.
             count, sums = int(state[0]), np.array(state[1], np.float64)
             if sums.shape == self.sums.shape:
                 self.count, self.sums = count, sums
@@ -459,7 +459,7 @@ class Means:
         return means
 
     def state(self):
-        """Returns what JSON can hold, to go on from."""
+        """Returns what another process continues from, as JSON can hold it."""
         return [self.count, self.sums.tolist()]
 
 
@@ -507,7 +507,7 @@ class ClassifySemi(Model):
                 stream = stream.apply(tf.data.experimental.prefetch_to_device(gpu, PREFETCH))
             self.iterators.append(tf.data.make_initializable_iterator(stream))
             found = self.iterators[-1].get_next()
-            if gpu:  # TensorFlow cannot gather bytes on a GPU, and would do so on the CPU.
+            if gpu:  # On a GPU, tf.gather has no kernel for uint8.
                 found['image'] = tf.cast(found['image'], tf.float32)
             return found
 
@@ -544,8 +544,8 @@ class ClassifySemi(Model):
                 raise Interrupted
             feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
             guesses.extend(self.session.run(classify_op, feed).argmax(1))
-        ends = np.cumsum([len(images) for images in sets])  # Drop what fills the last batch up.
-        return np.split(guesses, ends)[:-1]
+        ends = np.cumsum([len(images) for images in sets])
+        return np.split(guesses, ends)[:-1]  # The last part is what filled up the last batch.
 
     def accuracies(self, guesses):
         """Returns the accuracies of three arrays of guesses, percent, float [3]; nan for a set without labels."""

@@ -375,7 +375,7 @@ def benchmark(**given):
     family = data_pair.find_family(data_pair.find_data_dir(o.data_dir), data_pair.parse(o.dataset).name)
     params = model_params(o, family)
     flop = AblationMixMatch.flop(family.shape, **params)
-    hardware.share_operations(hardware.threads_that_pay(flop))
+    hardware.set_operation_threads(hardware.operation_threads(flop))
     figures = dict(machine=machine(), flags=dict(params, dataset=o.dataset, precision=o.precision), parts={})
     if len(parts) == 1:
         (part,) = parts

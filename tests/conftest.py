@@ -32,7 +32,7 @@ def pytest_configure():
     # What is compared with NumPy, or bit by bit, is the CPU's: GPUs round convolutions to fewer bits.
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
     utils.setup_tf()
-    hardware.share_operations(threads=1)  # One thread, so that test numbers match those of real small runs.
+    hardware.set_operation_threads(threads=1)  # One thread, so that test numbers match those of real small runs.
 
 
 @pytest.fixture(autouse=True)

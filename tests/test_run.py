@@ -174,7 +174,7 @@ def test_what_is_not_at_its_default_joins_the_name_of_the_folder(more, tmp_path)
 
 
 def compile_always():
-    hardware.compiling_pays = lambda flop, updates: True
+    hardware.xla_is_faster = lambda flop, updates: True
 
 
 def test_a_run_goes_on_compiled_as_it_began_unless_told_otherwise(finished, digits_dir, tmp_path, server):
@@ -282,8 +282,8 @@ def test_a_bad_flag_of_a_process(tmp_path):
 def test_xla_is_chosen_where_it_pays(gpus, avx512, flop, updates, pays, monkeypatch):
     monkeypatch.setattr(utils, 'get_available_gpus', lambda: ['/device:GPU:%d' % i for i in range(gpus)])
     monkeypatch.setattr(hardware, 'has_avx512', lambda: avx512)
-    assert hardware.compiling_pays(flop, updates) is pays
+    assert hardware.xla_is_faster(flop, updates) is pays
 
 
 def test_a_small_network_gets_one_thread_an_operation_a_large_one_all():
-    assert hardware.threads_that_pay(1e8) == 1 and hardware.threads_that_pay(3e11) == 0
+    assert hardware.operation_threads(1e8) == 1 and hardware.operation_threads(3e11) == 0
