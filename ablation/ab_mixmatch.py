@@ -215,7 +215,7 @@ def run(**given):
         o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
     elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
         data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)
-        print('%s is finished: a larger --train_kimg than %d goes on from there' % (saved.folder, o.train_kimg))
+        print('%s is finished: a larger --train_kimg than %d continues from there' % (saved.folder, o.train_kimg))
         return
     else:
         checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)  # Raises what is wrong, before the data is read.

@@ -120,10 +120,10 @@ def _download(archive, part):
                     bar.update(len(chunk))
                 done = f.tell()
     except (urllib.error.URLError, OSError) as error:
-        text = 'cannot download %s (%s): try again, it goes on where it broke, or get it elsewhere and use --source'
+        text = 'cannot download %s (%s): try again to continue where it broke off, or get it elsewhere and use --source'
         raise utils.Error(text % (archive.url, error)) from error
     if done < total:
-        raise utils.Error('%s broke off after %d of %d bytes: try again, it goes on there' % (archive.url, done, total))
+        raise utils.Error('%s broke off after %d of %d bytes: try again to continue there' % (archive.url, done, total))
     return sha
 
 
@@ -202,7 +202,7 @@ def _refuse_hostile(path, member):
 
 
 def contents(path, names):
-    """Returns {base name: bytes} of the members `names` of a tar archive; errors as of `members`."""
+    """Returns {base name: bytes} of the members `names` of a tar archive; raises what `members` raises."""
     found = {}
     with reading(path):
         for name, size, f in members(path, names):

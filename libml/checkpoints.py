@@ -16,7 +16,7 @@ import tensorflow.compat.v1 as tf
 from libml import utils
 
 NAME = 'model.ckpt'
-NOTE = '.note.json'  # Behind a prefix: what the loop needs to go on exactly, besides the variables.
+NOTE = '.note.json'  # Behind a prefix: what the loop needs to continue exactly, besides the variables.
 PATTERN = re.compile(re.escape(NAME) + r'-(\d+)\.index')
 ASIDE = 'damaged-'  # Before the name of a damaged checkpoint's files.
 UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
@@ -268,12 +268,12 @@ class Checkpoints:
         ckpt, damage = newest_whole(self.folder)
         for error, bad in zip(damage, reversed(find(self.folder)), strict=False):
             put_aside(bad)
-            print('Going on without a damaged checkpoint, which is kept as %s*: %s' % (ASIDE, error))
+            print('Continuing without a damaged checkpoint, which is kept as %s*: %s' % (ASIDE, error))
         if not ckpt and init_ckpt:
             ckpt = resolve(init_ckpt)
         if ckpt:
             self.restore(session, ckpt)
-            print('Going on from %s' % ckpt)
+            print('Continuing from %s' % ckpt)
 
     @property
     def is_own(self):
@@ -334,5 +334,5 @@ def remove_unfinished(folder):
 
 def unwritten(path, error):
     """Returns the utils.Error of a run that cannot write one of its files."""
-    text = 'cannot write %s (%s): once it can, the same command goes on from the newest checkpoint'
+    text = 'cannot write %s (%s): once it can, the same command continues from the newest checkpoint'
     return utils.Error(text % (path, utils.reason(error)))

@@ -124,7 +124,7 @@ def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
         batch: int.
         seed, stream_id: see `order`.
         start: position of the first image: an int, or a scalar int64 tensor that is read when the iterator is
-            initialised, so that one graph can go on anywhere.
+            initialised, so that one graph can continue anywhere.
         part: (r, n): of batches of n * batch images, each is the r-th part, counted from 0.
 
     Returns:

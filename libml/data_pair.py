@@ -114,7 +114,7 @@ def family_file(data_dir, name):
 
 
 def train_files(data_dir, name):
-    """Returns the record files that a dataset's splits are made of; errors as of find_family."""
+    """Returns the record files that a dataset's splits are made of; raises what find_family raises."""
     family = find_family(data_dir, name)
     return [record_file(data_dir, family.source or name, part) for part in family.parts]
 
@@ -162,7 +162,7 @@ def find_family(data_dir, name):
 
 
 def known_family(data_dir, name):
-    """Returns the Family of a name, None where it is unknown; errors as of read_family."""
+    """Returns the Family of a name, None where it is unknown; raises what read_family raises."""
     path = family_file(data_dir, name)
     if name not in FAMILIES and re.fullmatch(NAME, name) and os.path.isfile(path):
         return read_family(path)

@@ -25,7 +25,7 @@ from libml import data, data_pair, pictures, records, utils
 from libml.pictures import shown
 
 UNLABELED = ('unlabeled', 'unlabelled')
-# A class of such a name is hardly meant. These are parts of a dataset,
+# A class of such a name is probably a mistake. These are parts of a dataset,
 PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', *UNLABELED})
 NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # and these stand where there is no class.
 BATCH = 256  # Pictures encoded at a time, at most.
@@ -136,7 +136,7 @@ def _class_name(name, where):
 
 
 def _check_classes(folder, classes, folders):
-    """Raises utils.Error where test has a class that train lacks; tells of names that are hardly meant."""
+    """Raises utils.Error where test has a class that train lacks; warns of names that are probably a mistake."""
     for part, found in folders.items():
         unknown = sorted(set(found.values()) - set(classes))
         if unknown:
@@ -149,7 +149,7 @@ def _check_classes(folder, classes, folders):
 
 
 def warn_of_names(classes):
-    """Tells on stderr of classes whose names are hardly meant."""
+    """Warns on stderr of classes whose names are probably a mistake."""
     for name in classes:
         if name.lower() in PARTS | NO_NAMES:
             print('Warning: %r is taken for the name of a class' % shown(name), file=sys.stderr)
@@ -241,7 +241,7 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
         folder: PICTURES; laid out in any way.
         labels: path of the table, see `read_labels`. A file is relative to PICTURES. Without a folder it may lie
             in any, and its ending may be left out, if only one picture is of that name.
-        test_fraction, seed: as of `plan_folders`; test_fraction is needed where the table names no test pictures.
+        test_fraction, seed: those of `plan_folders`; test_fraction is needed where the table names no test pictures.
         skip_bad: pass over rows of files that cannot be read.
 
     Raises:
@@ -274,7 +274,7 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
 
 
 def _matched(labels, folder, rows, found, unused, skip_bad):
-    """Returns {path of a picture: its Row}; errors as of `plan_table`."""
+    """Returns {path of a picture: its Row}; raises what `plan_table` raises."""
     index, by_path, wrong = _Index(folder, found), {}, []
     for row in rows:
         path, reason = index.find(row.file, unused)

@@ -178,7 +178,7 @@ class Machine:
 
     def lost(self, host):
         """Returns the utils.Error of a host that no longer answers."""
-        text = 'host %d (%s) no longer answers: start all hosts again to go on from the newest checkpoint'
+        text = 'host %d (%s) no longer answers: start all hosts again to continue from the newest checkpoint'
         return utils.Error(text % (host, self.addresses[host]))
 
     def check_hosts(self, text):

@@ -324,7 +324,7 @@ class RecordFile:
         return shape, labels, groups
 
     def gather(self, numbers, shape):
-        """Returns the decoded images of some records, uint8 [k, *shape]; errors as of `read`."""
+        """Returns the decoded images of some records, uint8 [k, *shape]; raises what `read` raises."""
         return self.decode([parse(self.serialized(number)).png for number in numbers], shape, numbers)
 
     def decode(self, pngs, shape, numbers):
@@ -343,7 +343,7 @@ class RecordFile:
         return np.full([len(self)], NO_CLASS, np.int32), np.full([len(self)], NO_GROUP, np.int64)
 
     def _batches(self, nclass, shape, unlabeled):
-        """Yields (range of the numbers, shape, list of Example) of batches; arguments and errors as of `examples`."""
+        """Yields (range of the numbers, shape, list of Example) of batches; takes and raises what `examples` does."""
         examples, first = self.examples(nclass, shape, unlabeled), 0
         while batch := list(itertools.islice(examples, batch_size(shape) if shape else 1)):
             shape = tuple(shape or png_shape(batch[0].png))

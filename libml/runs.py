@@ -22,7 +22,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from libml import checkpoints, utils
 
 LAST = (1, 10, 20, 50)
-# Arguments that may change when a run goes on.
+# Arguments that may change when a run continues.
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt', 'xla', 'devices')
 DATA_ARGS = ('data', 'classes', 'mean', 'std')  # Arguments that say which data a run began with.
 NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # Arguments that need not agree, and that TensorBoard's HPARAMS page lacks.
@@ -163,7 +163,7 @@ def is_running(pid):
 
 
 class EventLog:
-    """TensorBoard's event file of a run that starts or goes on at `step`; used in a `with`.
+    """TensorBoard's event file of a run that starts or continues at `step`; used in a `with`.
 
     Each write is flushed, and a write that fails raises utils.Error. (tf.summary.FileWriter writes in a thread that
     does not report a full disk, and two of them that start within a second write one file.)
@@ -173,7 +173,7 @@ class EventLog:
         graph: tf.Graph, for the graph page.
         step: int, in images; what an earlier process logged after it is forgotten, as those updates are made again.
         hparams: dict of numbers, bools and strings, for the HPARAMS page. TensorBoard keeps what the first event file
-            of a folder says, so these must not change when a run goes on.
+            of a folder says, so these must not change when a run continues.
     """
 
     PATTERN = re.compile(r'events\.out\.tfevents\.(\d+)\.')

@@ -52,7 +52,7 @@ OPTIONS = dict(
     log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
 )
 
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command goes on from there.
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
 PREFETCH = 2  # Batches of each kind that wait on the device.
 EVAL_BATCH = 512  # Images evaluated at a time, at most.
@@ -203,7 +203,7 @@ class Model:
     # The loop.
 
     def train(self, train_nimg, report_nimg, save_nimg=None, keep_ckpt=50, init_ckpt=''):
-        """Trains until so many labelled images have been seen, going on from the newest whole checkpoint.
+        """Trains until so many labelled images have been seen, continuing from the newest whole checkpoint.
 
         Args:
             train_nimg: int, duration in images.
@@ -247,7 +247,7 @@ class Model:
                 periods = Periods(self.params.batch, train_nimg, report_nimg, save_nimg)
                 step, finished = self.loop(step, periods, keep_ckpt, means, log, bar)
         if not finished:
-            print('Stopped by %s at step %d; the same command goes on from there.' % (self.stopped[0], step))
+            print('Stopped by %s at step %d; the same command continues from there.' % (self.stopped[0], step))
             raise SystemExit(EXIT_INTERRUPTED)
 
     def resume(self, init_ckpt):
@@ -357,10 +357,10 @@ class Model:
             raise self.diverged('the weights are not finite at step %d' % step)
 
     def diverged(self, what):
-        """Returns the utils.Error that advises what to change, and to go on from the last good checkpoint."""
+        """Returns the utils.Error that advises what to change, and to continue from the last good checkpoint."""
         if not self.checkpoints.last:
             return utils.Error('%s, and there is no checkpoint yet: start with %s' % (what, self.remedy()))
-        text = '%s; the last good checkpoint is %s: go on from it in a run of its own by %s --init_ckpt=%s'
+        text = '%s; the last good checkpoint is %s: continue from it in a run of its own by %s --init_ckpt=%s'
         return utils.Error(text % (what, self.checkpoints.last, self.remedy(), self.checkpoints.last))
 
     def remedy(self):

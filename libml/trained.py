@@ -127,7 +127,7 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
 
     Args:
         path: the run's folder, or one of its checkpoints.
-        ckpt: checkpoint to take; '': `path`, the newest whole one where that is a folder. Damaged ones are told of.
+        ckpt: checkpoint to take; '': `path`, the newest whole one where that is a folder. Damaged ones are named.
         weights: one of WEIGHTS.
         data_dir: folder of the datasets; None: $ML_DATA. A run on a published dataset needs none.
 

@@ -356,7 +356,7 @@ def test_an_archive_is_downloaded_once(server, archive, tmp_path):
 @pytest.mark.parametrize('ranges', [True, False])
 def test_a_broken_download_goes_on(server, archive, tmp_path, ranges):
     server.ranges, server.limit = ranges, 30_000
-    with pytest.raises(utils.Error, match=r'x.bin .*try again, it goes on'):
+    with pytest.raises(utils.Error, match=r'x.bin .*try again to continue'):
         archives.download(archive, str(tmp_path))
     assert not os.path.exists(tmp_path / 'x.bin')
     server.limit = None

@@ -129,7 +129,7 @@ def test_a_run_on_two_devices_is_repeatable_also_after_a_kill(start, tmp_path):
     done, folder = start(tmp_path / 'killed', '--devices=2', '--train_kimg=3', first=first)
     assert done.returncode == -signal.SIGKILL
     done, folder = start(tmp_path / 'killed', '--devices=2', '--train_kimg=3')
-    assert done.returncode == 0 and 'Going on from' in done.stdout
+    assert done.returncode == 0 and 'Continuing from' in done.stdout
     expected, found = values(whole), values(folder)
     assert expected['global_step'] == 3 << 10 and set(found) == set(expected)
     for name, value in expected.items():
@@ -142,7 +142,7 @@ def test_a_run_goes_on_on_any_number_of_devices(start, tmp_path):
     for kimg, devices in enumerate((1, 2, 1), 1):
         done, folder = start(tmp_path, '--devices=%d' % devices, '--train_kimg=%d' % kimg)
         assert done.returncode == 0, done.stderr
-        assert kimg == 1 or 'Going on from %s/tf/model.ckpt-%010d' % (folder, kimg - 1 << 10) in done.stdout
+        assert kimg == 1 or 'Continuing from %s/tf/model.ckpt-%010d' % (folder, kimg - 1 << 10) in done.stdout
         with open(os.path.join(folder, 'args', 'args.json')) as file:
             assert json.load(file)['devices'] == devices
         layouts.append({name: value.shape for name, value in values(folder).items()})
@@ -225,7 +225,7 @@ def test_two_hosts_train_like_two_devices_though_one_is_stopped_and_killed(start
     assert_one_line_error(alive, 'host 1 (127.0.0.1:', 'no longer answers')
     resumed = start_hosts('--train_kimg=2')
     assert [done.returncode for done in resumed] == [0, 0], resumed
-    assert 'Going on from' in resumed[0].stdout and not resumed[1].stdout
+    assert 'Continuing from' in resumed[0].stdout and not resumed[1].stdout
     (folder,) = runs.find(str(tmp_path / 'hosts'))
     expected, found = values(whole), values(folder)
     assert expected['global_step'] == 2 << 10 and set(found) == set(expected)

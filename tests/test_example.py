@@ -1,4 +1,4 @@
-"""The example of docs/methods.md: another method trains, goes on, and is evaluated, and the page shows it as it is."""
+"""The example of docs/methods.md: another method trains, continues and is evaluated, and the page shows it as it is."""
 
 import os
 

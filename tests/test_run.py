@@ -244,7 +244,7 @@ def test_a_stopped_and_killed_run_ends_like_one_that_was_not(start, finished, di
 
     third = server.run(SCRIPT, *args, '--train_kimg=%d' % KIMG)
     assert third.returncode == 0, third.stderr
-    assert 'Going on from' in third.stdout and os.path.basename(cut) in third.stdout
+    assert 'Continuing from' in third.stdout and os.path.basename(cut) in third.stdout
     expected, found = values(finished[1]), values(folder)
     assert set(found) == set(expected)
     for name, value in expected.items():

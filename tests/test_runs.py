@@ -34,7 +34,7 @@ def hparams(run):
     return found
 
 
-# --- Going on ---
+# --- Continuing ---
 
 
 def test_hparams_are_the_arguments_and_the_same_when_the_run_goes_on(tmp_path):
@@ -125,7 +125,7 @@ def test_a_finished_run_started_again_needs_no_data(tmp_path):
     done = command('ablation/ab_mixmatch.py', *args, env=env)
     assert (done.returncode, done.stderr) == (0, '')
     (run,) = runs.find(str(tmp_path / 'runs'))
-    assert done.stdout == '%s is finished: a larger --train_kimg than 1 goes on from there\n' % run
+    assert done.stdout == '%s is finished: a larger --train_kimg than 1 continues from there\n' % run
     done = command('ablation/ab_mixmatch.py', *args, '--train_kimg=2', env=env)
     assert done.returncode == 1 and 'is not installed' in done.stderr
 

@@ -101,8 +101,8 @@ def test_a_sweep_is_arrays_whose_runs_go_on_when_they_are_stopped(cluster, tmp_p
     for task, train_dir, name in (requeued, 'requeued', 'SIGTERM'), (limit, 'elsewhere/limit', 'SIGUSR1'):
         text = log(task)
         stopped = int(re.search('Stopped by %s at step ([0-9]+);' % name, text)[1])
-        went_on = int(re.search(r'Going on from .*/model.ckpt-([0-9]{10})\n', text)[1])
-        assert 0 < stopped == went_on < 12 << 10
+        resumed_at = int(re.search(r'Continuing from .*/model.ckpt-([0-9]{10})\n', text)[1])
+        assert 0 < stopped == resumed_at < 12 << 10
         assert checkpoint(train_dir) == 12 << 10
         assert states[task][-1] == ('COMPLETED', '0:0')
         assert not {state for state, _ in states[task]} - {'PENDING', 'COMPLETED'}  # Requeued, then done; never failed.

@@ -115,7 +115,7 @@ def test_a_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_pat
     done = start(tmp_path, first=[functools.partial(stop, train.ClassifySemi, 'check_finite', 40, name)])
     assert done.returncode == train.EXIT_INTERRUPTED, done
     assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))] == [40 * 32]
-    assert 'Going on from' in start(tmp_path).stdout
+    assert 'Continuing from' in start(tmp_path).stdout
     checkpoints.remove(checkpoints.find(tf_dir(tmp_path))[0])  # The only one that `whole` has not.
     assert_same_end(tmp_path, whole)
 
@@ -140,7 +140,7 @@ def test_a_run_in_any_folder_goes_on_and_ends(start, whole, tmp_path, name):
     for path in checkpoints.files(checkpoints.find(tf_dir(whole))[-1]):
         os.remove(os.path.join(folder, os.path.relpath(tf_dir(whole), whole), os.path.basename(path)))
     done = start(folder)
-    assert (done.returncode, 'Going on from' in done.stdout) == (0, True), done
+    assert (done.returncode, 'Continuing from' in done.stdout) == (0, True), done
     done = start(folder)
     assert (done.returncode, 'is finished' in done.stdout) == (0, True), done
     inside = tmp_path / 'plain'
@@ -157,7 +157,7 @@ def test_a_home_is_expanded(start, whole, tmp_path):
     more = '--init_ckpt=~/tf', '--train_kimg=%d' % (TRAIN_KIMG + 1)
     done = start('~/runs', *more, first=[functools.partial(live_in, str(tmp_path))])
     assert done.returncode == 0, done
-    assert 'Going on from %s' % ckpt in done.stdout
+    assert 'Continuing from %s' % ckpt in done.stdout
     assert (tmp_path / 'runs').is_dir() and not os.path.exists('~')
 
 
@@ -238,7 +238,7 @@ def test_a_checkpoint_is_known_by_what_belongs_to_it(start, whole, tmp_path, fla
     path = spelling.format(run=os.path.dirname(tf_dir(whole)), ckpt=ckpt)
     done = start(tmp_path / 'runs', '--%s=%s' % (flag, path), '--train_kimg=%d' % TRAIN_KIMG)
     assert done.returncode == 0, done
-    assert 'tuned_ema' in done.stdout if flag == 'eval_ckpt' else 'Going on from %s' % ckpt in done.stdout
+    assert 'tuned_ema' in done.stdout if flag == 'eval_ckpt' else 'Continuing from %s' % ckpt in done.stdout
 
 
 @pytest.mark.parametrize('flag', ['eval_ckpt', 'init_ckpt'])

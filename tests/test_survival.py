@@ -1,4 +1,4 @@
-"""Runs that are killed, damaged, or have no room left: they go on as if nothing had happened, or say why they do not.
+"""Runs that are killed, damaged, or have no room left: they continue as if nothing had happened, or say why not.
 
 Real command lines on the digits, in forks (see forked.py). --kills=400 kills 200 processes, and lets the disk of 200
 fail (see faults.c).
@@ -172,8 +172,8 @@ def storm(start, whole, folder, count, harms):
 
             holds = snapshot(train_dir)
             assert all(holds.get(ckpt) == content for ckpt, content in held.items()), done
-            assert 'Going on without' not in done.stdout
-            assert not held or 'Going on from' not in done.stdout or next(reversed(held)) in done.stdout
+            assert 'Continuing without' not in done.stdout
+            assert not held or 'Continuing from' not in done.stdout or next(reversed(held)) in done.stdout
             if step := int(reached.read_text() or 0) if reached.exists() else 0:
                 assert step - max(map(checkpoints.step, holds), default=0) <= SAVE_KIMG << 10
             reached.unlink(missing_ok=True)
@@ -229,8 +229,8 @@ def test_damaged_checkpoints_are_skipped(start, whole, copy, newest, before):
     assert done.returncode == 0, done.stderr
     for ckpt in ckpts[-2:]:
         (line,) = [line for line in done.stdout.splitlines() if '%s is not a whole checkpoint: ' % ckpt in line]
-        assert line.startswith('Going on without a damaged checkpoint, which is kept as damaged-*: ')
-    assert 'Going on from %s\n' % ckpts[-3] in done.stdout
+        assert line.startswith('Continuing without a damaged checkpoint, which is kept as damaged-*: ')
+    assert 'Continuing from %s\n' % ckpts[-3] in done.stdout
     assert_same_end(copy, whole)
 
 
@@ -355,7 +355,7 @@ def test_a_run_that_diverges_says_how_to_go_on_and_that_works(start, whole, tmp_
     shutil.rmtree(tmp_path)
     done = start(tmp_path, '--lr=.001', advice[1])
     assert done.returncode == 0
-    assert 'Going on from %s\n' % ckpt in done.stdout
+    assert 'Continuing from %s\n' % ckpt in done.stdout
     assert utils.get_latest_global_step(tf_dir(tmp_path)) == TRAIN_KIMG << 10
     assert min(step for step, _ in scalars(tf_dir(tmp_path))['accuracy']) > checkpoints.step(ckpt)
 
