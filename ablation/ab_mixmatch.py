@@ -193,6 +193,23 @@ def what_next(folder, data_dir):
     )
 
 
+def join_hosts(machine, given, seeded):
+    """Makes sure that all hosts of a run were started alike. Host 0 prints for all from here on.
+
+    Args:
+        machine: hardware.Machine.
+        given: dict of OPTIONS.
+        seeded: whether the seed is given, or the run has one already.
+
+    Raises:
+        utils.Error: hosts differ, or each would draw a seed of its own.
+    """
+    machine.check_hosts(repr(sorted(given.items())))
+    utils.check('seed', given['seed'], seeded or machine.hosts == 1, 'given, the same on all hosts')
+    if machine.host:
+        sys.stdout = utils.nowhere()
+
+
 def run(**given):
     """Trains a run, or evaluates a checkpoint.
 
@@ -223,11 +240,7 @@ def run(**given):
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
     machine = hardware.choose(AblationMixMatch.flop(family.shape, **params), updates, xla, o.devices)
     AblationMixMatch.check(machine.replicas, **params)
-    machine.check_hosts(repr(sorted(o.items())))
-    if machine.hosts > 1:
-        utils.check('seed', o.seed, o.seed is not None or saved.args, 'given, the same on all hosts')
-    if machine.host:
-        sys.stdout = utils.nowhere()  # Host 0 speaks for all.
+    join_hosts(machine, o, seeded=o.seed is not None or bool(saved.args))
     print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(split, data_dir, seed=o.seed or 0, needs_unlabeled=o.w_match > 0, **chosen)
     model = AblationMixMatch(train_dir, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
