@@ -108,7 +108,8 @@ class Model:
     def build(self):
         """Builds the graph: the model's inputs, networks, update and evaluation; then what saves and starts it."""
         strategy = self.machine.strategy
-        part = dict(self.params, batch=self.params.batch // self.machine.replicas)
+        count = self.machine.replicas
+        part = dict(self.params, batch=self.params.batch // count) if count > 1 else self.params
         with strategy.scope():
             self.ops = merge(strategy, strategy.run(self.model, kwargs=part))
             if self.machine.hosts > 1:
@@ -170,7 +171,7 @@ class Model:
     def check(cls, devices=1, **params):
         """Raises utils.Error where an argument of the model is not what PARAMS allows, or devices cannot share it."""
         options.check(cls.PARAMS, params)
-        batch = params['batch']
+        batch = params.get('batch', 0)  # A model that is only applied needs none.
         utils.check('batch', batch, batch % devices == 0, 'a multiple of devices=%d, which share it equally' % devices)
 
     @contextlib.contextmanager
