@@ -139,7 +139,7 @@ class Machine:
     def gpu(self):
         """Name of the GPU of the replica that is being built, on which its batches wait; None on a CPU."""
         device = self.devices[utils.replica() % len(self.devices)]
-        return device if 'GPU' in device else None
+        return device if device in utils.get_available_gpus() else None
 
     def config(self):
         """Returns the ConfigProto of the model's session."""

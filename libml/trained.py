@@ -193,8 +193,8 @@ class Classifier:
             raise ValueError(
                 'needs uint8 [n, %d, %d, %d], got %s %s' % (*self.family.shape, images.dtype, images.shape)
             )
-        starts = range(0, max(1, len(images)), self.batch)
-        return np.concatenate([self._run(images[start : start + self.batch]) for start in starts])
+        found = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
+        return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *found])
 
     def classify_files(self, paths):
         """Classifies picture files of any format and size, treated as the dataset's pictures were.
