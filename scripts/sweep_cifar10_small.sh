@@ -7,6 +7,9 @@
 #     scripts/sweep_cifar10_small.sh | bash
 #     python scripts/report.py experiments/cifar10-16 --out=report --beside_paper=250
 #
+# What came out is in docs/study.md: without sharpening or MixUp the error is 2 points higher, settled by five splits. Two
+# runs at a time, as by `parallel -j 2`, take about an hour on 2 idle cores.
+#
 # Each of these can be repeated: what is there already is left as it is, and the runs continue from their checkpoints.
 set -euo pipefail
 # --w_match, --warmup_kimg: the weight of the unlabelled loss is still growing at the end of a run, and is 23 by then. With
