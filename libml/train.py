@@ -584,7 +584,7 @@ class ClassifySemi(Model):
             which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)
             results = {name: self.eval_stats(classify_op=op) for name, op in which.items()}
             self.tune(16384)
-            self.over.set()
+            self.over.set()  # As in `loop`: no host waits for another.
             results.update({'tuned_' + name: self.eval_stats(classify_op=op) for name, op in which.items()})
         print('%-12s' % 'accuracy' + ''.join('%8s' % name for name in SUBSETS))
         for name, accuracies in results.items():

@@ -1,9 +1,10 @@
-"""Small archives in the layouts of the published ones, folders of pictures, data to train on, harm to files."""
+"""Small archives in the layouts of the published ones, pictures, data to train on, hosts, harm to files."""
 
 import contextlib
 import io
 import os
 import resource
+import socket
 import tarfile
 
 import numpy as np
@@ -167,3 +168,10 @@ def digits(folder, seed=1, size=20):
     create_datasets.install('digits', folder)
     source = create_split.Source('digits', data_pair.train_files(folder, 'digits'))
     create_split.create(source, data_pair.split_files(os.path.join(folder, 'SSL'), 'digits', seed, size), size, seed)
+
+
+def addresses(count):
+    """Returns addresses of this machine, `<name>:<port>`, whose ports are free."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(('127.0.0.1', 0))) for _ in range(count)]
+        return ['127.0.0.1:%d' % s.getsockname()[1] for s in sockets]

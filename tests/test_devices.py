@@ -7,10 +7,10 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 from functools import partial
 
+import fakes
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -112,9 +112,10 @@ def start(server, digits_dir):
     return start
 
 
-def kill(n, *_):
-    if n == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
+def send(number, signal_number, n, *_):
+    """Sends this process a signal at the call of that number; for forked.before."""
+    if n == number:
+        os.kill(os.getpid(), signal_number)
 
 
 def values(folder):
@@ -122,19 +123,24 @@ def values(folder):
     return checkpoints.read(utils.find_latest_checkpoint(os.path.join(folder, 'tf')))
 
 
+def assert_same_end(folder, whole, kimg):
+    """Asserts that two runs ended at kimg with the same variables, bit for bit, and have the same curves."""
+    expected, found = values(whole), values(folder)
+    assert expected['global_step'] == kimg << 10 and set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert scalars(os.path.join(folder, 'tf')) == scalars(os.path.join(whole, 'tf'))
+
+
 def test_a_run_on_two_devices_is_repeatable_also_after_a_kill(start, tmp_path):
     done, whole = start(tmp_path / 'whole', '--devices=2', '--train_kimg=3')
     assert done.returncode == 0, done.stderr
-    first = [partial(before, checkpoints.Checkpoints, 'save', kill)]
+    first = [partial(before, checkpoints.Checkpoints, 'save', partial(send, 2, signal.SIGKILL))]
     done, folder = start(tmp_path / 'killed', '--devices=2', '--train_kimg=3', first=first)
     assert done.returncode == -signal.SIGKILL
     done, folder = start(tmp_path / 'killed', '--devices=2', '--train_kimg=3')
     assert done.returncode == 0 and 'Continuing from' in done.stdout
-    expected, found = values(whole), values(folder)
-    assert expected['global_step'] == 3 << 10 and set(found) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert scalars(os.path.join(folder, 'tf')) == scalars(os.path.join(whole, 'tf'))
+    assert_same_end(folder, whole, kimg=3)
 
 
 def test_a_run_goes_on_on_any_number_of_devices(start, tmp_path):
@@ -179,10 +185,7 @@ def start_hosts(server, digits_dir, tmp_path):
     started = []
 
     def start_hosts(*flags, more=(), first=()):
-        sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
-        addresses = ['127.0.0.1:%d' % s.getsockname()[1] for s in sockets]
-        for s in sockets:
-            s.close()
+        addresses = fakes.addresses(2)
         where = '--data_dir=%s' % digits_dir, '--train_dir=%s' % (tmp_path / 'hosts')
         outputs = [[str(tmp_path / ('%s%d' % (name, host))) for name in ('stdout', 'stderr')] for host in range(2)]
         pair = []
@@ -205,13 +208,8 @@ def start_hosts(server, digits_dir, tmp_path):
         process.join()
 
 
-def at_update(number, signal_number, n, *_):
-    if n == number:
-        os.kill(os.getpid(), signal_number)
-
-
 def signalled(number, signal_number):
-    return [partial(before, train.Model, 'must_stop', partial(at_update, number, signal_number))]
+    return [partial(before, train.Model, 'must_stop', partial(send, number, signal_number))]
 
 
 def test_two_hosts_train_like_two_devices_though_one_is_stopped_and_killed(start, start_hosts, tmp_path):
@@ -227,11 +225,7 @@ def test_two_hosts_train_like_two_devices_though_one_is_stopped_and_killed(start
     assert [done.returncode for done in resumed] == [0, 0], resumed
     assert 'Continuing from' in resumed[0].stdout and not resumed[1].stdout
     (folder,) = runs.find(str(tmp_path / 'hosts'))
-    expected, found = values(whole), values(folder)
-    assert expected['global_step'] == 2 << 10 and set(found) == set(expected)
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert scalars(os.path.join(folder, 'tf')) == scalars(os.path.join(whole, 'tf'))
+    assert_same_end(folder, whole, kimg=2)
 
 
 def test_hosts_with_other_flags_are_refused(start_hosts, tmp_path):

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -112,10 +111,7 @@ def test_a_sweep_is_arrays_whose_runs_go_on_when_they_are_stopped(cluster, tmp_p
 @needs_slurm
 def test_one_run_trains_on_both_nodes(cluster, tmp_path):
     fakes.digits(tmp_path / 'data')
-    sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]
-    addresses = ['127.0.0.1:%d' % s.getsockname()[1] for s in sockets]  # The nodes' names are no hosts' names here.
-    for s in sockets:
-        s.close()
+    addresses = fakes.addresses(2)  # The nodes' names are no hosts' names here.
     config = json.dumps(dict(cluster=dict(worker=addresses), task=dict(type='worker', index='RANK')))
     line = 'TF_CONFIG=%s exec %s %s/ablation/ab_mixmatch.py --data_dir=data --train_dir=runs --dataset=digits.1@20-100'
     line %= shlex.quote(config).replace('"RANK"', "'$SLURM_PROCID'"), sys.executable, ROOT
