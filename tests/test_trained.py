@@ -301,7 +301,7 @@ def test_calibration_against_a_loop():
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
     bins = evaluate.calibration(confidence, right)
-    assert sum(b['count'] * abs(b['accuracy'] - b['confidence']) for b in bins) / 500 == pytest.approx(100 * expected)
+    assert (bins['count'] * (bins.accuracy - bins.confidence).abs()).sum() / 500 == pytest.approx(100 * expected)
 
 
 @pytest.mark.parametrize('nclass', [2, 21, 100])
