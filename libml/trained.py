@@ -4,11 +4,14 @@
     classifier = trained.load('experiments/birds.1@30-50/AblationMixMatch_T0.5_...')
     print(classifier.guess(['new/1.jpg', 'new/2.png']))
 
-Imports utils, options, networks, checkpoints, runs, pictures and libml's data side, not the trainer.
+Imports utils, options, networks, checkpoints, runs, pictures and libml's data side, not the trainer. Everywhere here,
+`args` is what a run's args.json holds, and `data_dir` the folder of the datasets; None: $ML_DATA.
 """
 
+import contextlib
 import itertools
 import os
+import shutil
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -23,7 +26,7 @@ OPTIONS = dict(  # Of the scripts that take a run.
     **data_pair.OPTIONS,
 )
 AVERAGE = '/ExponentialMovingAverage'  # Behind a variable's name: its moving average in a checkpoint.
-NEEDED = ('dataset', 'arch', 'nclass', 'scales', 'filters', 'repeat')  # Of args.json.
+SIZES = ('nclass', 'scales', 'filters', 'repeat')  # Of a network.
 MEMORY = 1 << 28  # Bytes of layers that a batch may take.
 BATCH = 256  # Pictures classified at a time, at most.
 
@@ -32,15 +35,11 @@ BATCH = 256  # Pictures classified at a time, at most.
 
 
 def read_args(folder):
-    """Returns the contents of a run's args.json.
-
-    Raises:
-        utils.Error: it is missing or damaged.
-    """
+    """Returns the args of a run; raises utils.Error where args.json is missing or damaged."""
     run = runs.Run(folder)
     if not os.path.isfile(run.args_file):
         raise utils.Error('%s is no run: there is no file %s' % (folder, run.args_file))
-    missing = [name for name in NEEDED if name not in run.args]
+    missing = [name for name in ('dataset', 'arch', *SIZES) if name not in run.args]
     if missing:
         raise utils.Error('%s is damaged: it does not say %s' % (run.args_file, ', '.join(missing)))
     return run.args
@@ -48,10 +47,6 @@ def read_args(folder):
 
 def find_family(args, data_dir=None):
     """Returns the data.Family of a run's dataset; its classes are those that the run knew.
-
-    Args:
-        args: contents of args.json.
-        data_dir: folder of the datasets; None: $ML_DATA. Published datasets need none.
 
     Raises:
         utils.Error: the dataset's description is gone, or it is of another number of classes.
@@ -68,11 +63,7 @@ def find_family(args, data_dir=None):
 
 
 def read_dataset(folder, args, data_dir=None):
-    """Returns the data.DataSet that a run learns from, its images not normalised.
-
-    Args:
-        folder: the run's; args: contents of its args.json.
-        data_dir: folder of the datasets; None: $ML_DATA.
+    """Returns the data.DataSet that the run in a folder learns from, its images not normalised.
 
     Raises:
         utils.Error: see data_pair.read_dataset; or the data are not those of the run.
@@ -86,7 +77,7 @@ def read_dataset(folder, args, data_dir=None):
 def find_normalisation(folder, args, data_dir=None):
     """Returns the mean and the deviation by which a run's network normalises images, float32 [C] or numbers.
 
-    Args and errors: see read_dataset, which only older runs need.
+    Older runs need their dataset for it, see read_dataset.
     """
     if not args.get('whiten'):
         return 0, 1
@@ -102,9 +93,7 @@ def read_weights(ckpt, description, weights='averaged'):
     Batch norm's moving averages are the same for raw and averaged weights.
 
     Args:
-        ckpt: path prefix.
-        description: networks.Description.
-        weights: one of WEIGHTS.
+        ckpt: path prefix; description: networks.Description; weights: one of WEIGHTS.
 
     Raises:
         utils.Error: the checkpoint is another network's.
@@ -129,7 +118,7 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
         path: the run's folder, or one of its checkpoints.
         ckpt: checkpoint to take; '': `path`, the newest whole one where that is a folder. Damaged ones are named.
         weights: one of WEIGHTS.
-        data_dir: folder of the datasets; None: $ML_DATA. A run on a published dataset needs none.
+        data_dir: a run on a published dataset needs none.
 
     Raises:
         utils.Error: there is no whole checkpoint, no args.json or no description of the dataset, or they do not fit.
@@ -148,8 +137,7 @@ class Classifier:
     It has a graph and a session of its own, and works with eager execution too.
 
     Attributes:
-        folder: the run's.
-        args: contents of the run's args.json.
+        folder, args: the run's.
         family: data.Family of the dataset: how pictures are treated.
         classes: names, in the order of the columns of probabilities.
         ckpt: path prefix of the checkpoint; weights: which of its weights, one of WEIGHTS.
@@ -161,7 +149,7 @@ class Classifier:
     def __init__(self, folder, args, family, ckpt, weights, whiten=(0, 1)):
         self.folder, self.args, self.family, self.ckpt, self.weights = folder, args, family, ckpt, weights
         self.classes = family.names
-        sizes = [args[name] for name in ('nclass', 'scales', 'filters', 'repeat')]
+        sizes = [args[name] for name in SIZES]
         description = networks.describe(args['arch'], family.shape, *sizes)
         values = read_weights(ckpt, description, weights)
         self.batch = max(1, min(BATCH, MEMORY // (4 * 4 * description.largest)))  # Four layers at a time, 4 bytes each.
@@ -169,30 +157,22 @@ class Classifier:
         tf.config.experimental.enable_tensor_float_32_execution(False)
         with tf.Graph().as_default() as self.graph:
             self.images = tf.placeholder(tf.uint8, [None, *family.shape], 'images')
-            self.probabilities = tf.nn.softmax(
-                logits(self.images, args['arch'], sizes, values, whiten), name='probabilities'
-            )
+            found = logits(self.images, args['arch'], sizes, values, whiten)
+            self.probabilities = tf.nn.softmax(found, name='probabilities')
             self.class_names = tf.constant(self.classes, name='classes')  # For `export`.
             self.session = tf.Session(config=utils.get_config())
         self._run = self.session.make_callable(self.probabilities, [self.images])
 
     def classify(self, images):
-        """Classifies pictures of the network's size.
+        """Returns the probabilities of the classes, float32 [n, nclass], of pictures of the network's size.
 
         Args:
-            images: uint8 [n, H, W, C].
-
-        Returns:
-            float32 [n, nclass], the probabilities of the classes.
-
-        Raises:
-            ValueError: the images are of another shape or type.
+            images: uint8 [n, H, W, C]; others raise ValueError.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.family.shape:
-            raise ValueError(
-                'needs uint8 [n, %d, %d, %d], got %s %s' % (*self.family.shape, images.dtype, images.shape)
-            )
+            text = 'needs uint8 [n, %d, %d, %d], got %s %s'
+            raise ValueError(text % (*self.family.shape, images.dtype, images.shape))
         found = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
         return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *found])
 
@@ -213,13 +193,10 @@ class Classifier:
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, ahead=self.batch)
         items = zip(again, images, strict=True)
         while batch := list(itertools.islice(items, self.batch)):
-            rows = iter(self._classify_some(batch))
+            readable = [image for _, image in batch if not isinstance(image, ValueError)]
+            rows = iter(self.classify(np.stack(readable)) if readable else [])
             for path, image in batch:
                 yield path, explained(image) if isinstance(image, ValueError) else next(rows)
-
-    def _classify_some(self, batch):
-        images = [image for _, image in batch if not isinstance(image, ValueError)]
-        return self.classify(np.stack(images)) if images else []
 
     def guess(self, paths):
         """Returns the (class, confidence) of each of some picture files; raises ValueError where one cannot be read."""
@@ -232,20 +209,16 @@ class Classifier:
 
 
 def logits(images, arch, sizes, values, whiten):
-    """Builds a network whose weights are constants.
+    """Builds a network whose weights are constants; returns its logits, float32 [None, nclass].
 
     Args:
         images: uint8 [None, H, W, C].
         arch: one of networks.MODELS.
-        sizes: nclass, scales, filters, repeat.
+        sizes: values of SIZES.
         values: {name: array} of the variables.
         whiten: mean and deviation that images on the scale from -1 to 1 are normalised by.
-
-    Returns:
-        float32 [None, nclass].
     """
-    size = dict(zip(('nclass', 'scales', 'filters', 'repeat'), sizes, strict=True))
-    mean, deviation = whiten
+    size, (mean, deviation) = dict(zip(SIZES, sizes, strict=True)), whiten
     return networks.build(
         arch,
         data.to_float(images),
@@ -262,3 +235,24 @@ def explained(error):
         return error
     text = 'has values from %.9g to %.9g, but the run learned from pictures of 8 bits: convert it to 8 bits'
     return ValueError(text % (error.low, error.high))
+
+
+@contextlib.contextmanager
+def result(path):
+    """Gives the name of a file or folder to make beside `path`. It takes that name once whole, else it is removed.
+
+    Raises:
+        utils.Error: `path` exists already, or cannot be written.
+    """
+    if os.path.lexists(path):
+        raise utils.Error('%s exists already and is never overwritten: remove it, or choose another name' % path)
+    part = utils.part(os.path.abspath(path))
+    try:
+        yield part
+        os.rename(part, path)
+    except (OSError, tf.errors.OpError) as error:
+        raise utils.Error('cannot write %s (%s)' % (path, utils.reason(error))) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.remove(part)

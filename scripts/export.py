@@ -12,36 +12,15 @@ from libml import quiet
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
-import contextlib
 import os
-import shutil
 
 import tensorflow.compat.v1 as tf
 
-from libml import options, trained, utils
+from libml import options, trained
 from libml.options import Option
 
 OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite, too.'), **trained.OPTIONS)
 SIGNATURE = tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
-
-
-@contextlib.contextmanager
-def folder_aside(path):
-    """Gives the name of a folder to make beside `path`; it takes the name `path` once it is whole, else it is removed.
-
-    Raises:
-        utils.Error: `path` exists already, or cannot be written.
-    """
-    if os.path.lexists(path):
-        raise utils.Error('%s exists already and is never overwritten: remove it, or choose another OUT' % path)
-    part = utils.part(os.path.abspath(path))
-    try:
-        yield part
-        os.rename(part, path)
-    except (OSError, tf.errors.OpError) as error:
-        raise utils.Error('cannot write %s (%s)' % (path, utils.reason(error))) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def save(classifier, folder):
@@ -77,7 +56,7 @@ def export(run, out, tflite=False, **which):
         utils.Error: the run cannot be used (see trained.load), or OUT exists or cannot be written. Nothing half-written
             is left.
     """
-    with folder_aside(out) as part:
+    with trained.result(out) as part:
         classifier = trained.load(run, **which)
         save(classifier, part)
         if tflite:

@@ -12,14 +12,13 @@ if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import collections
-import contextlib
 import csv
 import os
 
 import numpy as np
 from tqdm import tqdm
 
-from libml import folders, options, pictures, records, trained, utils
+from libml import folders, options, pictures, trained, utils
 from libml.options import Option
 from libml.pictures import shown
 
@@ -30,9 +29,6 @@ OPTIONS = dict(
     skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
     **trained.OPTIONS,
 )
-
-
-# --- Which pictures ---
 
 
 def find(places):
@@ -47,31 +43,21 @@ def find(places):
     Raises:
         utils.Error: a place does not exist, or there is no picture.
     """
-    if len(places) == 1 and os.path.isdir(places[0]):
-        root, (found, unused) = places[0], pictures.listed(places[0])
-    else:
-        root, (found, unused) = '', find_all(places)
-    if not found:
-        raise utils.Error('there are no pictures in %s' % shown(', '.join(places)))
-    return root, found, unused
-
-
-def find_all(places):
-    """Returns what pictures.listed returns, for several folders and files; what is in two of them counts once."""
-    found, unused = set(), {}
+    root = places[0] if len(places) == 1 and os.path.isdir(places[0]) else ''
+    found, unused = set(), {}  # What is in two places counts once.
     for place in places:
         if os.path.isdir(place):
             some, rest = pictures.listed(place)
-            found.update(os.path.join(place, path) for path in some)
-            unused.update((os.path.join(place, path), reason) for path, reason in rest.items())
+            within = '' if root else place
+            found.update(os.path.join(within, path) for path in some)
+            unused.update({os.path.join(within, path): reason for path, reason in rest.items()})
         elif os.path.lexists(place):
             found.add(place)
         else:
             raise utils.Error('%s does not exist: name folders of pictures, or picture files' % shown(place))
-    return sorted(found), unused
-
-
-# --- The table ---
+    if not found:
+        raise utils.Error('there are no pictures in %s' % shown(', '.join(places)))
+    return root, sorted(found), unused
 
 
 def summary(classes, labels, confidences, unused):
@@ -110,9 +96,10 @@ def write_rows(file, classifier, root, paths, probabilities):
     rows.writerow(['file', 'class', 'confidence', *('p:' + name for name in classifier.classes if probabilities)])
     found = classifier.classify_files(os.path.join(root, path) for path in paths)
     for path, (_, row) in zip(paths, tqdm(found, 'pictures', len(paths), unit='img', leave=False), strict=True):
-        error = row if isinstance(row, ValueError) else unwritable(path)
-        if error:
-            bad[path] = utils.reason(error)
+        if path.encode(errors='ignore').decode() != path:
+            row = ValueError('its name is not UTF-8: rename it')
+        if isinstance(row, ValueError):
+            bad[path] = utils.reason(row)
             continue
         label = int(row.argmax())
         labels.append(label)
@@ -121,25 +108,6 @@ def write_rows(file, classifier, root, paths, probabilities):
             [path, classifier.classes[label], *('%.6f' % p for p in [row[label], *row[: len(row) * probabilities]])]
         )
     return labels, confidences, bad
-
-
-def unwritable(path):
-    """Returns the ValueError of a path that a table cannot hold, None for others."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return ValueError('its name is not UTF-8: rename it')
-    return None
-
-
-@contextlib.contextmanager
-def writing(path):
-    """Gives a file, open for text, that takes the name `path` once it is whole; raises utils.Error where it cannot."""
-    try:
-        with records.aside(path) as part, open(part, 'w', encoding='utf-8', newline='') as file:
-            yield file
-    except OSError as error:
-        raise utils.Error('cannot write %s (%s)' % (path, utils.reason(error))) from error
 
 
 def predict(run, places, out, probabilities=False, skip_bad=False, **which):
@@ -158,11 +126,9 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
     """
     if not out:
         raise utils.Error('where shall the table go? Give --out, such as --out predictions.csv')
-    if os.path.lexists(out):
-        raise utils.Error('%s exists already and is never overwritten: remove it, or give another --out' % out)
     root, paths, unused = find(places)
-    classifier = trained.load(run, **which)
-    with writing(out) as file:
+    with trained.result(out) as part, open(part, 'w', encoding='utf-8', newline='') as file:
+        classifier = trained.load(run, **which)
         labels, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
         folders.print_list(['%s: %s' % (shown(path), reason) for path, reason in bad.items()])
         if bad and not skip_bad:
