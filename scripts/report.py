@@ -21,6 +21,7 @@ if __name__ == '__main__':
 import dataclasses
 import functools
 import os
+import pathlib
 
 import numpy as np
 import pandas as pd
@@ -80,12 +81,10 @@ def show_flags(values):
 
 
 def read_run(path):
-    """Returns the reports of the run in a folder.
+    """Returns the reports of the run in a folder, a DataFrame of the columns REPORT, a line a report.
 
-    Returns:
-        DataFrame, a line a report, with the columns REPORT: those that name the run; train_kimg, the run's duration;
-        kimg and error, the report's place and its test error in percent. A run without reports has one line: kimg 0,
-        error nan.
+    Those are what names the run; train_kimg, the run's duration; kimg and error, the report's place and its test error
+    in percent. A run without reports has one line: kimg 0, error nan.
 
     Raises:
         utils.Error: its args.json does not say what it is.
@@ -106,10 +105,7 @@ def read_run(path):
         seed=run.args['seed'],
         train_kimg=float(run.args['train_kimg']),
     )
-    try:
-        step, accuracy = np.array(runs.read_accuracy(path), float).T
-    except utils.Error:
-        step, accuracy = np.array([[0], [np.nan]])
+    step, accuracy = np.array(runs.accuracies(path) or [(0, np.nan)], float).T
     return pd.DataFrame({**about, 'kimg': step / 1024, 'error': (100 - accuracy).round(4)})
 
 
@@ -185,38 +181,37 @@ def summarise(reports):
     return table
 
 
-def difference(errors, base):
-    """Compares a row with MixMatch over the splits that both have.
+def differences(errors):
+    """Compares rows with MixMatch, each over the splits that both have.
 
     Args:
-        errors, base: Series, errors in percent by split; nan where there is none.
+        errors: DataFrame, a line a row, a column a split; in percent, nan where there is none.
 
     Returns:
-        dict: splits, how many both have; difference, the mean of errors - base; low and high, its 95 % interval by
-        Student's t, nan where there are less than two splits; verdict: 'worse' or 'better' where the interval leaves
-        out 0, else 'not settled'; '' without any split.
+        DataFrame, a line a row but MixMatch: splits, how many both have; difference, the mean error minus MixMatch's;
+        low and high, its 95 % interval by Student's t, nan where there are less than two splits; verdict: 'worse' or
+        'better' where the interval leaves out 0, else 'not settled'; '' without any split.
     """
-    gaps = (errors - base).dropna()  # By split.
-    mean, half = gaps.mean(), stats.t.ppf(0.975, len(gaps) - 1) * gaps.sem()
-    verdict = 'worse' if mean - half > 0 else 'better' if mean + half < 0 else 'not settled' if len(gaps) else ''
-    return dict(splits=len(gaps), difference=mean, low=mean - half, high=mean + half, verdict=verdict)
+    gaps = (errors - errors.loc[BASE]).drop(BASE)
+    splits, mean = gaps.count(axis=1), gaps.mean(axis=1)
+    half = stats.t.ppf(0.975, splits - 1) * gaps.sem(axis=1)
+    verdict = np.select([mean - half > 0, mean + half < 0, splits > 0], ['worse', 'better', 'not settled'], '')
+    return pd.DataFrame(dict(splits=splits, difference=mean, low=mean - half, high=mean + half, verdict=verdict))
 
 
 def compare(table):
     """Returns a DataFrame indexed by row, the paper's first, from that of summarise.
 
     Its columns are error and deviation: the mean and the sample's standard deviation over splits, after the mean over
-    seeds; runs and finished: how many; and for all but MixMatch those of difference(), made from finished runs alone.
+    seeds; runs and finished: how many; and for all but MixMatch those of `differences`, made from finished runs alone.
     """
     names = [*paper_rows(), *sorted(set(table.row) - set(paper_rows()))]
     counted, finished = (
         table[chosen].pivot_table(index='row', columns='split', values='error').reindex(names)
         for chosen in (table.counts, table.finished)
     )
-    number = table.groupby('row').finished.agg(runs='size', finished='sum')
-    rows = pd.DataFrame(dict(error=counted.mean(axis=1), deviation=counted.std(axis=1))).join(number)
-    compared = [difference(finished.loc[name], finished.loc[BASE]) for name in names[1:]]
-    rows = rows.join(pd.DataFrame(compared, index=names[1:]))
+    rows = pd.DataFrame(dict(error=counted.mean(axis=1), deviation=counted.std(axis=1)))
+    rows = rows.join([table.groupby('row').finished.agg(runs='size', finished='sum'), differences(finished)])
     return rows.fillna(dict(runs=0, finished=0, splits=0, verdict='')).astype(dict(runs=int, finished=int, splits=int))
 
 
@@ -299,9 +294,9 @@ def findings(table):
 
 def missing(table):
     """Returns paragraphs, lines, on what is missing and unfinished in a table."""
-    has = {row: set(table.runs[table.runs.row == row].split) for row in table.rows.index}
-    lacking = {row: sorted(set(table.runs.split) - splits) for row, splits in has.items()}
-    texts = ['%s (split %s)' % (row, ', '.join(map(str, splits))) for row, splits in lacking.items() if splits]
+    counts = pd.crosstab(table.runs.row, table.runs.split).reindex(table.rows.index, fill_value=0)
+    lacking = {row: count.index[count == 0] for row, count in counts.iterrows()}
+    texts = ['%s (split %s)' % (row, ', '.join(map(str, splits))) for row, splits in lacking.items() if len(splits)]
     unfinished = [
         '%s, split %d, at %g of %g kimg' % (run.row, run.split, run.kimg, run.train_kimg)
         for run in table.runs[~table.runs.finished].itertuples()
@@ -336,9 +331,8 @@ def markdown(tables, remarks):
 
 def comma_separated(tables):
     """Returns the tables as CSV."""
-    keys = [(table.dataset, table.flags) for table in tables]
-    rows = pd.concat([table.rows for table in tables], keys=keys, names=['dataset', 'flags', 'row'])
-    return rows.to_csv(float_format='%.2f')
+    rows = {(table.dataset, table.flags): table.rows for table in tables}
+    return pd.concat(rows, names=['dataset', 'flags', 'row']).to_csv(float_format='%.2f')
 
 
 # --- Pictures ---
@@ -430,7 +424,7 @@ def draw_curves(figure, table):
 
 
 def save_figure(path, draw, tables, width, heights):
-    """Draws tables one below the other and writes a PNG; width and heights, a table each, are in inches."""
+    """Draws tables one below the other and writes a PNG; width and heights, one for each table, are in inches."""
     figure = Figure(figsize=(width, sum(heights)), layout='constrained', dpi=150)
     parts = figure.subfigures(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, table in zip(parts, tables, strict=True):
@@ -454,15 +448,16 @@ def report(sources, out='report', beside_paper=0):
     """
     reports, remarks = read_all(sources)
     tables = make_tables(reports, beside_paper)
-    path = functools.partial(os.path.join, out)
-    os.makedirs(out, exist_ok=True)
-    texts = [markdown(tables, remarks), comma_separated(tables), reports.to_csv(index=False)]
-    for name, text in zip(('table4.md', 'table4.csv', 'runs.csv'), texts, strict=True):
-        with open(path(name), 'w', encoding='utf-8') as file:
-            file.write(text)
-    save_figure(path('table4.png'), draw_differences, tables, 9, [1.6 + 0.32 * len(table.rows) for table in tables])
-    save_figure(path('curves.png'), draw_curves, tables, 10.5, [0.8 + 1.9 * panel_lines(table) for table in tables])
-    print(texts[0])
+    folder, text = pathlib.Path(out), markdown(tables, remarks)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'table4.md').write_text(text, encoding='utf-8')
+    (folder / 'table4.csv').write_text(comma_separated(tables), encoding='utf-8')
+    (folder / 'runs.csv').write_text(reports.to_csv(index=False), encoding='utf-8')
+    heights = [1.6 + 0.32 * len(table.rows) for table in tables]
+    save_figure(folder / 'table4.png', draw_differences, tables, 9, heights)
+    heights = [0.8 + 1.9 * panel_lines(table) for table in tables]
+    save_figure(folder / 'curves.png', draw_curves, tables, 10.5, heights)
+    print(text)
     print('The tables and pictures are in %s' % out)
 
 

@@ -105,9 +105,9 @@ def test_a_run_that_went_on_counts_each_report_once(tmp_path):
 def test_the_interval_is_that_of_a_paired_t_test():
     base = np.array([40.0, 44.0, 39.0, 47.0, 41.0])
     row = base + [3, 1, 2, 6, 3]  # The mean is 3, the deviation 1.8708, and Student's t for 4 degrees is 2.7764.
-    found = report.difference(pd.Series(numbered(row)), pd.Series(numbered(base)))
-    assert (found['splits'], found['verdict']) == (5, 'worse')
-    np.testing.assert_allclose([found[key] for key in ('difference', 'low', 'high')], [3, 0.677, 5.323], atol=1e-3)
+    found = report.differences(pd.DataFrame([base, row], ['MixMatch', 'K = 3'])).loc['K = 3']
+    assert (found.splits, found.verdict) == (5, 'worse')
+    np.testing.assert_allclose([found.difference, found.low, found.high], [3, 0.677, 5.323], atol=1e-3)
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -136,9 +136,9 @@ def test_differences_equal_scipys_on_random_errors(seed):
     ],
 )
 def test_a_row_is_worse_or_better_where_the_interval_leaves_out_0(differences, verdict):
-    base = pd.Series(numbered([40.0, 60.0, 50.0]))
-    errors = pd.Series(numbered(differences), dtype=float) + base[: len(differences)]
-    assert report.difference(errors, base)['verdict'] == verdict
+    base = pd.Series([40.0, 60.0, 50.0])
+    errors = pd.DataFrame({'MixMatch': base, 'K = 3': base + pd.Series(differences, dtype=float)}).T
+    assert report.differences(errors).verdict['K = 3'] == verdict
 
 
 def test_only_splits_that_both_have_are_compared():
