@@ -38,13 +38,9 @@ class Damaged(utils.Error):
 
 
 def find(folder):
-    """Returns the prefixes of the checkpoints in a folder, oldest first; [] where there is no such folder.
-
-    Raises:
-        OSError: it cannot be listed. (os.path.isdir is not asked: it is False for such a folder too.)
-    """
+    """Returns the prefixes of the checkpoints in a folder, oldest first; [] where there is no such folder."""
     try:
-        names = os.listdir(folder)
+        names = os.listdir(folder)  # Not os.path.isdir, which is False for a folder that cannot be read now, too.
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = sorted((int(match[1]), name) for name in names if (match := PATTERN.fullmatch(name)))
@@ -71,7 +67,7 @@ def resolve(path):
         check(ckpt)
         return ckpt
     ckpt, damage = newest_whole(path if find(path) else os.path.join(path, 'tf'))
-    for error in damage:
+    for error in damage.values():
         print('Warning: an older checkpoint is taken: %s' % error, file=sys.stderr)
     if not ckpt:
         raise utils.Error('%s holds no whole checkpoint: name a run, or one of its checkpoints' % path)
@@ -79,10 +75,9 @@ def resolve(path):
 
 
 def initial(folder, init_ckpt):
-    """Returns the whole checkpoint that a run begins with, '' where it has one of its own or starts afresh.
+    """Returns the whole checkpoint that a run begins with, '' where it has one of its own in `folder` or starts afresh.
 
     Args:
-        folder: of the run's own checkpoints.
         init_ckpt: see resolve, which says what is raised; '' for none.
     """
     return resolve(init_ckpt) if init_ckpt and not find(folder) else ''
@@ -127,7 +122,8 @@ def check(ckpt):
         error = failure(ckpt)
         if not error:
             return
-    if not is_damage(error):
+    text = str(error)
+    if not DAMAGE.search(text) or any(words in text for words in SYSTEM):
         raise unreadable(ckpt, error) from error
     raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, utils.reason(error))) from error
 
@@ -137,21 +133,15 @@ def read_through(ckpt):
     try:
         paths = files(ckpt)
         for path in paths:
-            read_bytes(path)
+            with open(path, 'rb', buffering=0) as file:
+                while file.read(CHUNK):
+                    pass
     except (FileNotFoundError, NotADirectoryError):
         paths = []
     except OSError as error:
         raise unreadable(ckpt, error) from error
     if ckpt + '.index' not in paths:
         raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (ckpt, ckpt))
-
-
-def read_bytes(path):
-    """Reads a file, and keeps nothing of it."""
-    with utils.naming(path), open(path, 'rb', buffering=0) as file:
-        position = 0
-        while chunk := os.pread(file.fileno(), CHUNK, position):
-            position += len(chunk)
 
 
 def failure(ckpt):
@@ -166,12 +156,6 @@ def failure(ckpt):
     return None
 
 
-def is_damage(error):
-    """Returns whether an exception of TensorFlow's reader says that a file is cut, missing or otherwise changed."""
-    text = str(error)
-    return bool(DAMAGE.search(text)) and not any(words in text for words in SYSTEM)
-
-
 def unreadable(ckpt, error):
     """Returns the utils.Error of a checkpoint that cannot be read, though it may be whole."""
     return utils.Error(
@@ -181,52 +165,51 @@ def unreadable(ckpt, error):
 
 
 def newest_whole(folder):
-    """Returns the newest whole checkpoint of a folder, None where there is none; and the errors of damaged newer ones.
+    """Returns the newest whole checkpoint of a folder, None where there is none; and {damaged newer one: error}.
 
     Raises:
         utils.Error: a checkpoint cannot be read, and may be whole.
     """
-    damage = []
+    damage = {}
     for ckpt in reversed(find(folder)):
         try:
             check(ckpt)
             return ckpt, damage
         except Damaged as error:
-            damage.append(error)
+            damage[ckpt] = error
     return None, damage
 
 
 @contextlib.contextmanager
-def reader(ckpt):
-    """Gives TensorFlow's reader of a checkpoint that `check` found whole; raises utils.Error where it fails now."""
-    with plain(ckpt) as path, whole(ckpt):
-        yield tf.train.load_checkpoint(path)
+def opened(ckpt):
+    """Gives the name by which TensorFlow finds a checkpoint that `check` found whole.
 
-
-@contextlib.contextmanager
-def whole(ckpt):
-    """Turns what TensorFlow raises on reading a checkpoint that was found whole into utils.Error."""
+    Raises:
+        utils.Error: TensorFlow cannot read the checkpoint now.
+    """
     try:
-        yield
+        with plain(ckpt) as path:
+            yield path
     except FAILURES as error:
         raise unreadable(ckpt, error) from error
 
 
 def read(ckpt, names=None):
     """Returns variables of a whole checkpoint, {name: array}; names: which ones, None for all."""
-    with reader(ckpt) as file:
-        return {name: file.get_tensor(name) for name in names or file.get_variable_to_shape_map()}
+    with opened(ckpt) as path:
+        reader = tf.train.load_checkpoint(path)
+        return {name: reader.get_tensor(name) for name in names or reader.get_variable_to_shape_map()}
 
 
 def check_fits(ckpt, needed):
     """Raises utils.Error where a whole checkpoint lacks a variable, or has it in another shape or type.
 
     Args:
-        ckpt: prefix.
         needed: {name: type and shape}, such as {'global_step': 'int64 ()'}.
     """
-    with reader(ckpt) as file:
-        shapes, types = file.get_variable_to_shape_map(), file.get_variable_to_dtype_map()
+    with opened(ckpt) as path:
+        reader = tf.train.load_checkpoint(path)
+        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name, kind in needed.items():
         held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
         if held != kind:
@@ -237,11 +220,7 @@ def check_fits(ckpt, needed):
 
 
 class Checkpoints:
-    """The checkpoints of a graph's variables in one folder.
-
-    Args:
-        folder: where they are.
-    """
+    """The checkpoints of the current graph's variables in one folder."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -253,20 +232,17 @@ class Checkpoints:
     def restore(self, session, ckpt):
         """Takes all variables from a whole checkpoint; raises utils.Error where it does not fit."""
         check_fits(ckpt, self.needed)
-        with plain(ckpt) as path, whole(ckpt):
+        with opened(ckpt) as path:
             self.saver.restore(session, path)
         self.last = ckpt
 
     def resume(self, session, init_ckpt=''):
-        """Restores the newest whole checkpoint, or else init_ckpt where it is given.
+        """Restores the newest whole checkpoint, or else init_ckpt where it is given; see newest_whole and restore.
 
         Damaged newer checkpoints are renamed: nothing overwrites them.
-
-        Raises:
-            utils.Error: a checkpoint cannot be read, or does not fit.
         """
         ckpt, damage = newest_whole(self.folder)
-        for error, bad in zip(damage, reversed(find(self.folder)), strict=False):
+        for bad, error in damage.items():
             put_aside(bad)
             print('Continuing without a damaged checkpoint, which is kept as %s*: %s' % (ASIDE, error))
         if not ckpt and init_ckpt:
@@ -285,12 +261,9 @@ class Checkpoints:
         return utils.read_json(self.last + NOTE, default=None) if self.is_own else None
 
     def save(self, session, at, keep, note):
-        """Writes the checkpoint of a step and removes the oldest ones over `keep`.
+        """Writes the checkpoint of step `at` and removes the oldest ones over `keep`.
 
         Args:
-            session: tf.Session.
-            at: int, the step.
-            keep: int, checkpoints kept.
             note: what JSON can hold, saved beside the checkpoint.
 
         Raises:
@@ -313,9 +286,9 @@ def put_aside(ckpt):
     """Renames the files of a damaged checkpoint, the index last, so that nothing finds or overwrites them."""
     folder, name = os.path.split(ckpt)
     number = sum(file.startswith(ASIDE) and file.endswith(name + '.index') for file in os.listdir(folder))
+    before = '%s%d-' % (ASIDE, number) if number else ASIDE
     for path in files(ckpt):
-        aside = '%s%s%s' % (ASIDE, '%d-' % number if number else '', os.path.basename(path))
-        os.replace(path, os.path.join(folder, aside))
+        os.replace(path, os.path.join(folder, before + os.path.basename(path)))
 
 
 def remove(ckpt):

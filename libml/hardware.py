@@ -33,17 +33,14 @@ def find_devices(wanted=1):
     """
     gpus = utils.get_available_gpus()
     count = max(1, len(gpus)) if wanted == 'all' else int(wanted)
-    if not gpus:
-        return tuple('/device:CPU:%d' % i for i in range(count))
-    utils.check('devices', wanted, count <= len(gpus), 'at most %d, the GPUs of this machine' % len(gpus))
-    return tuple(gpus[:count])
+    utils.check('devices', wanted, not gpus or count <= len(gpus), 'at most %d, the GPUs of this machine' % len(gpus))
+    return tuple(gpus[:count] or ['/device:CPU:%d' % i for i in range(count)])
 
 
 def find_cluster():
-    """Returns the ClusterResolver of a run on several hosts, by TF_CONFIG or by srun's variables; None on one host.
+    """Returns the ClusterResolver of a run on several hosts, None on one host.
 
-    Raises:
-        utils.Error: they do not describe workers.
+    TF_CONFIG or srun's variables describe the hosts; utils.Error is raised where they do not describe workers.
     """
     resolvers = tf.distribute.cluster_resolver
     try:
@@ -57,12 +54,12 @@ def find_cluster():
         spec = found.cluster_spec().as_dict() if found else {}
         if sum(map(len, spec.values())) < 2:
             return None
-        if set(spec) == {'worker'} and found.task_type == 'worker' and 0 <= found.task_id < len(spec['worker']):
-            return found
-        reason = 'the cluster must have workers alone, and this process be one of them'
+        if set(spec) != {'worker'} or found.task_type != 'worker' or not 0 <= found.task_id < len(spec['worker']):
+            raise ValueError('the cluster must have workers alone, and this process be one of them')
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        reason = utils.reason(error)
-    raise utils.Error('TF_CONFIG, or what srun says, describes no cluster for a run: %s' % reason)
+        text = 'TF_CONFIG, or what srun says, describes no cluster for a run: %s'
+        raise utils.Error(text % utils.reason(error)) from error
+    return found
 
 
 def answers(address):
@@ -88,14 +85,14 @@ class Machine:
     cluster: Any = None
 
     @property
-    def hosts(self):
-        """The number of hosts."""
-        return len(self.addresses) if self.cluster else 1
-
-    @property
     def addresses(self):
         """The `<name>:<port>` of each host of a cluster."""
         return self.cluster.cluster_spec().as_dict()['worker']
+
+    @property
+    def hosts(self):
+        """The number of hosts."""
+        return len(self.addresses) if self.cluster else 1
 
     @property
     def host(self):
@@ -110,9 +107,10 @@ class Machine:
     @functools.cached_property
     def strategy(self):
         """The tf.distribute.Strategy of the devices; TensorFlow's default for one."""
+        if self.replicas == 1:
+            return tf.distribute.get_strategy()
         if not self.cluster:
-            several = len(self.devices) > 1
-            return tf.distribute.MirroredStrategy(self.devices) if several else tf.distribute.get_strategy()
+            return tf.distribute.MirroredStrategy(self.devices)
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
             self.cluster.cluster_spec(),
             task_type='worker',
@@ -152,8 +150,7 @@ class Machine:
     def watching_hosts(self):
         """Ends the process with one line inside, where another host no longer answers. (TensorFlow may wait for ever.)
 
-        Yields:
-            threading.Event, to be set when the hosts no longer wait for each other.
+        Gives a threading.Event, to be set when the hosts no longer wait for each other.
         """
         over = threading.Event()
         if self.hosts > 1:
@@ -196,16 +193,13 @@ class Machine:
 
 
 def choose(flop, updates, xla=None, devices=1):
-    """Decides how a run uses the hardware; to be called once in a process, before its first session.
+    """Returns the Machine of a run; to be called once in a process, before its first session.
 
     Args:
         flop: floating-point operations of an update.
         updates: int, updates that the run will make.
         xla: whether XLA compiles the networks; None: where that is faster.
         devices: see find_devices, which says what is raised.
-
-    Returns:
-        Machine.
     """
     cluster = find_cluster()
     devices = find_devices(devices)
@@ -213,22 +207,19 @@ def choose(flop, updates, xla=None, devices=1):
         gpus = utils.get_available_gpus()
         utils.check('devices', len(devices), gpus, '1 on each of several hosts without GPUs')
     set_operation_threads(operation_threads(flop))
-    xla = xla_is_faster(flop, updates) if xla is None else xla
-    return Machine(xla, devices, cluster)
+    return Machine(xla_is_faster(flop, updates) if xla is None else xla, devices, cluster)
 
 
 def xla_is_faster(flop, updates):
     """Returns whether XLA makes a run faster, its compilation included. The arguments are those of `choose`.
 
     Measured on 2 CPU cores by scripts/benchmark.py. Nothing was measured on a GPU: other people report a gain there.
+    For a small update, one thread an operation is faster. TensorFlow's own convolutions use 512-bit vectors, XLA's do
+    not.
     """
     if utils.get_available_gpus():
         return True
-    if flop < SMALL_UPDATE:  # One thread an operation is faster.
-        return False
-    if has_avx512():  # TensorFlow's own convolutions use 512-bit vectors, XLA's do not.
-        return False
-    return flop * updates > LARGE_RUN
+    return flop >= SMALL_UPDATE and flop * updates > LARGE_RUN and not has_avx512()
 
 
 def operation_threads(flop):

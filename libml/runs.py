@@ -31,11 +31,7 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of fi
 
 
 class Run:
-    """A run's folder.
-
-    Args:
-        folder: its path.
-    """
+    """The folder of a run."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -45,7 +41,7 @@ class Run:
 
     @functools.cached_property
     def args(self):
-        """The contents of args.json, read once; {} where there is none or, with a warning, it cannot be read.
+        """The contents of args.json, read once; {} where there is none or, with a warning, it holds no arguments.
 
         Raises:
             utils.Error: its seed is no seed.
@@ -72,10 +68,9 @@ class Run:
         utils.write_json(self.args_file, args)
 
     def is_finished(self, train_nimg, **args):
-        """Returns whether a run has nothing left to do. Reads neither images nor graph.
+        """Returns whether a run of train_nimg images has nothing left to do. Reads neither images nor graph.
 
         Args:
-            train_nimg: int, duration in images.
             **args: saved arguments that must match. Where one differs, train.Model.train says what is wrong.
         """
         ckpt = utils.find_latest_checkpoint(self.checkpoint_dir)
@@ -100,9 +95,8 @@ class Run:
         """
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, 'lock')
-        with contextlib.ExitStack() as stack:
+        with open(path, 'ab+', buffering=0) as file:
             with utils.naming(path):
-                file = stack.enter_context(open(path, 'ab+', buffering=0))
                 self.take(file)
             try:
                 yield
@@ -162,7 +156,7 @@ def is_running(pid):
     return pid != os.getpid()
 
 
-class EventLog:
+class EventLog(contextlib.AbstractContextManager):
     """TensorBoard's event file of a run that starts or continues at `step`; used in a `with`.
 
     Each write is flushed, and a write that fails raises utils.Error. (tf.summary.FileWriter writes in a thread that
@@ -212,9 +206,6 @@ class EventLog:
         except (tf.errors.OpError, OSError) as error:
             raise checkpoints.unwritten(self.path, error) from error
 
-    def __enter__(self):
-        return self
-
     def __exit__(self, *_):
         with contextlib.suppress(tf.errors.OpError):  # Nothing is left to be written, if all went well.
             self.file.close()
@@ -232,31 +223,24 @@ def folder_of(path):
 
 
 def find(folder):
-    """Returns the run folders in and below a folder, sorted.
-
-    Raises:
-        utils.Error: there is no such folder.
-    """
+    """Returns the run folders in and below a folder, sorted; raises utils.Error where there is no such folder."""
     if not os.path.isdir(folder):
         raise utils.Error('%s is no folder' % folder)
     return sorted(path for path, inside, _ in os.walk(folder) if 'tf' in inside or 'args' in inside)
 
 
 def damaged_events(run):
-    """Returns a line for each event file of a run that cannot be read, or not to its end."""
-    found = []
+    """Yields a line for each event file of a run that cannot be read, or not to its end."""
     for path in sorted(glob.glob(os.path.join(glob.escape(run), 'tf', 'events.*'))):
         count = 0
         try:
             with checkpoints.plain(path) as name:
                 for _ in tf.python_io.tf_record_iterator(name):
                     count += 1
-        except tf.errors.OpError:
-            found.append('%s is damaged after %d records: the rest of it is ignored' % (path, count))
-        else:
             if not count:
-                found.append('%s is empty: it is ignored' % path)
-    return found
+                yield '%s is empty: it is ignored' % path
+        except tf.errors.OpError:
+            yield '%s is damaged after %d records: the rest of it is ignored' % (path, count)
 
 
 def accuracies(run):
@@ -269,14 +253,6 @@ def accuracies(run):
     if 'accuracy' not in events.Tags()['scalars']:
         return []
     return [(event.step, event.value) for event in events.Scalars('accuracy')]
-
-
-def read_accuracy(run):
-    """Returns what `accuracies` returns; raises utils.Error where the folder holds no report."""
-    found = accuracies(run)
-    if not found:
-        raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
-    return found
 
 
 def medians(values):

@@ -126,9 +126,8 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
     utils.check('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
     ckpt, folder = checkpoints.resolve(ckpt or path), runs.folder_of(path)
     args = read_args(folder)
-    family = find_family(args, data_dir)
     whiten = find_normalisation(folder, args, data_dir)
-    return Classifier(folder, args, family, ckpt, weights, whiten)
+    return Classifier(folder, args, find_family(args, data_dir), ckpt, weights, whiten)
 
 
 class Classifier:
@@ -140,13 +139,13 @@ class Classifier:
         folder, args: the run's.
         family: data.Family of the dataset: how pictures are treated.
         classes: names, in the order of the columns of probabilities.
-        ckpt: path prefix of the checkpoint; weights: which of its weights, one of WEIGHTS.
+        ckpt: path prefix of the checkpoint; weights: one of WEIGHTS.
         batch: int, pictures classified at a time.
         graph: tf.Graph, which holds the weights as constants; session: its tf.Session.
         images, probabilities, class_names: its tensors, uint8 [None, H, W, C], float32 [None, nclass], string [nclass].
     """
 
-    def __init__(self, folder, args, family, ckpt, weights, whiten=(0, 1)):
+    def __init__(self, folder, args, family, ckpt, weights, whiten):
         self.folder, self.args, self.family, self.ckpt, self.weights = folder, args, family, ckpt, weights
         self.classes = family.names
         sizes = [args[name] for name in SIZES]
@@ -179,7 +178,7 @@ class Classifier:
     def classify_files(self, paths):
         """Classifies picture files of any format and size, treated as the dataset's pictures were.
 
-        Reads ahead on all cores while the network works, and holds few pictures at a time.
+        While the network works on a batch, the pictures of the next one are read, on all cores.
 
         Args:
             paths: iterable of paths.
@@ -187,9 +186,7 @@ class Classifier:
         Yields:
             For each path, in order: (path, float32 [nclass]), or (path, ValueError) where the file cannot be read.
         """
-        paths, again = itertools.tee(paths)
-        family = self.family
-        # While the network works on a batch, the pictures of the next one are read.
+        (paths, again), family = itertools.tee(paths), self.family
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, ahead=self.batch)
         items = zip(again, images, strict=True)
         while batch := list(itertools.islice(items, self.batch)):

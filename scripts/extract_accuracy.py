@@ -22,7 +22,10 @@ def extract_accuracy(run):
     Raises:
         utils.Error: the folder holds no report.
     """
-    stats = runs.medians([value for _, value in runs.read_accuracy(run)])
+    values = [value for _, value in runs.accuracies(run)]
+    if not values:
+        raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
+    stats = runs.medians(values)
     for line in runs.damaged_events(run):
         print(line, file=sys.stderr)
     path = os.path.join(run, 'stats', 'accuracy.json')

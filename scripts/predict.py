@@ -64,9 +64,7 @@ def summary(classes, labels, confidences, unused):
     """Yields the lines that say what was guessed.
 
     Args:
-        classes: names.
-        labels: list of int, the guesses; confidences: list of float.
-        unused: {path: reason}.
+        classes: names; labels: list of int, the guesses; confidences: list of float; unused: {path: reason}.
     """
     counts, sums = (np.bincount(labels, of, len(classes)) for of in (None, confidences))
     names = [shown(name) for name in classes] + ['all']
@@ -84,8 +82,7 @@ def write_rows(file, classifier, root, paths, probabilities):
     """Writes the table to an open file.
 
     Args:
-        file: open for text.
-        classifier: trained.Classifier.
+        file: open for text; classifier: trained.Classifier.
         root: folder that paths are relative to; paths: list of the pictures.
         probabilities: whether to write those of all classes.
 
@@ -104,9 +101,8 @@ def write_rows(file, classifier, root, paths, probabilities):
         label = int(row.argmax())
         labels.append(label)
         confidences.append(float(row[label]))
-        rows.writerow(
-            [path, classifier.classes[label], *('%.6f' % p for p in [row[label], *row[: len(row) * probabilities]])]
-        )
+        numbers = [row[label], *row] if probabilities else [row[label]]
+        rows.writerow([path, classifier.classes[label], *('%.6f' % number for number in numbers)])
     return labels, confidences, bad
 
 

@@ -436,15 +436,9 @@ def save_figure(path, draw, tables, width, heights):
 
 
 def report(sources, out='report', beside_paper=0):
-    """Prints the tables of runs, and writes tables, pictures and runs.csv.
+    """Prints the tables of runs, and writes tables, pictures and runs.csv into the folder `out`.
 
-    Args:
-        sources: folders and files, see read_all.
-        out: folder, made where it is missing.
-        beside_paper: int, see OPTIONS.
-
-    Raises:
-        utils.Error: see read_all.
+    Sources and errors: see read_all. beside_paper: int, see OPTIONS.
     """
     reports, remarks = read_all(sources)
     tables = make_tables(reports, beside_paper)

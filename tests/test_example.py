@@ -25,7 +25,7 @@ def test_another_method_trains_two_updates_and_is_evaluated(tmp_path):
     model.train(train_nimg=8, report_nimg=8)
     ckpt = utils.find_latest_checkpoint(model.checkpoint_dir)
     assert ckpt.endswith('-%010d' % 8)
-    (report,) = runs.read_accuracy(model.train_dir)
+    (report,) = runs.accuracies(model.train_dir)
     results = make(tmp_path).eval_checkpoint(ckpt)
     assert set(results) == {'raw', 'ema', 'tuned_raw', 'tuned_ema'}
     assert results['ema'][2] == pytest.approx(report[1])

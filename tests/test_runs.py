@@ -53,7 +53,7 @@ def test_each_step_is_reported_once(tmp_path):
     for path in glob.glob(os.path.join(glob.escape(run), 'tf', 'model.ckpt-*12*')):
         os.remove(path)  # As if it had been killed before the last checkpoint.
     train_model(tmp_path, 20)
-    assert [step for step, _ in runs.read_accuracy(run)] == [4, 8, 12, 16, 20]
+    assert [step for step, _ in runs.accuracies(run)] == [4, 8, 12, 16, 20]
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(tmp_path):
