@@ -97,21 +97,17 @@ class Run:
         path = os.path.join(self.folder, 'lock')
         with open(path, 'ab+', buffering=0) as file:
             with utils.naming(path):
-                self.take(file)
+                file.seek(0)
+                owner = file.read().decode(errors='replace').strip()
+                if not try_lock(file, owner):
+                    raise utils.Error('%s is being trained by %s' % (self.folder, owner or 'another process'))
+                file.truncate(0)
+                file.write(b'process %d on %s\n' % (os.getpid(), os.fsencode(socket.gethostname())))
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):  # The lock is released anyway when the process ends.
                     file.truncate(0)
-
-    def take(self, file):
-        """Takes the lock of an open file, and writes who has it; raises utils.Error where another process does."""
-        file.seek(0)
-        owner = file.read().decode(errors='replace').strip()
-        if not try_lock(file, owner):
-            raise utils.Error('%s is being trained by %s' % (self.folder, owner or 'another process'))
-        file.truncate(0)
-        file.write(b'process %d on %s\n' % (os.getpid(), os.fsencode(socket.gethostname())))
 
     def remove_unfinished(self):
         """Removes what a killed or failed process left half-written; the run must be locked."""

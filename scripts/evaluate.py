@@ -126,7 +126,7 @@ def draw_confusion(found, title):
     many = len(names) > NUMBERED  # Then the cells are too small for numbers.
     side = max(12, 0.14 * len(names)) if many else max(5, 3 + 0.45 * len(names))  # Inches.
     size = 6 if many else 9
-    figure = new_figure(side + 1, side, title, 'compressed')
+    figure = new_figure(side + 1, side, 'Confusions: ' + title, 'compressed')
     axis = figure.subplots()
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)  # [true, guessed]
     image = axis.imshow(shares, cmap='Blues', norm=colors.PowerNorm(0.5, 0, 100))
@@ -148,14 +148,14 @@ def draw_confusion(found, title):
 
 def frequent_mistakes(counts, names, most=30):
     """Returns the most frequent mistakes of a confusion matrix, int [n, n], as lines of text."""
-    mistakes = pd.DataFrame(counts - np.diag(np.diag(counts)), names, names).stack().nlargest(most)
-    lines = ['%4d  %s → %s' % (count, *pair) for pair, count in mistakes.items() if count]
+    mistakes = pd.DataFrame(counts - np.diag(np.diag(counts))).stack().nlargest(most)
+    lines = ['%4d  %s → %s' % (count, names[i], names[j]) for (i, j), count in mistakes.items() if count]
     return '\n'.join(['most frequent mistakes', '', *lines])
 
 
 def draw_reliability(found, title):
     """Draws how often guesses of about the same confidence are right, over how many of them there are."""
-    figure = new_figure(5.6, 6.2, title)
+    figure = new_figure(5.6, 6.2, 'Reliability: ' + title)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     bins, width = pd.DataFrame(found['reliability']), 100 / BINS
     middle = (bins.low + bins.high) / 2
@@ -176,19 +176,19 @@ def draw_reliability(found, title):
     return figure
 
 
-def draw_mistakes(images, labels, probabilities, classes, title):
+def draw_mistakes(images, probabilities, classes, title):
     """Draws the mistakes that the network was surest of, each between its guessed and its true class.
 
     Args:
-        images: data.Images; labels, probabilities, classes: see `measure`.
+        images: data.Images; probabilities, classes: see `measure`.
     """
-    guesses, confidence = probabilities.argmax(1), probabilities.max(1)
+    labels, guesses, confidence = images.labels, probabilities.argmax(1), probabilities.max(1)
     wrong = np.flatnonzero(guesses != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind='stable')][: MISTAKES[0] * MISTAKES[1]]
     columns = min(MISTAKES[1], max(4, len(worst)))
     rows = max(1, -(-len(worst) // columns))
     ratio = min(3.0, max(1 / 3, images.shape[0] / images.shape[1]))
-    figure = new_figure(1.55 * columns, (1.45 * ratio + 0.5) * rows + 0.85, title)
+    figure = new_figure(1.55 * columns, (1.45 * ratio + 0.5) * rows + 0.85, 'Surest mistakes: ' + title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set(xticks=[], yticks=[])
@@ -245,11 +245,9 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     out = out or os.path.join(classifier.folder, 'evaluation')
     with matplotlib.rc_context({'text.parse_math': False}):  # The name of a class may hold dollar signs.
         figures = dict(
-            confusion=draw_confusion(found, 'Confusions: ' + title),
-            reliability=draw_reliability(found, 'Reliability: ' + title),
-            mistakes=draw_mistakes(
-                images, images.labels, probabilities, classifier.classes, 'Surest mistakes: ' + title
-            ),
+            confusion=draw_confusion(found, title),
+            reliability=draw_reliability(found, title),
+            mistakes=draw_mistakes(images, probabilities, classifier.classes, title),
         )
         write(out, set, {**source, **found}, figures)
     return found

@@ -106,16 +106,8 @@ def test_the_folder_is_known_before_the_model_is_built(tmp_path, seed):
 
 def test_a_finished_run_started_again_needs_no_data(tmp_path):
     fakes.digits(tmp_path / 'data')
-    args = [
-        '--batch=4',
-        '--filters=2',
-        '--repeat=1',
-        '--nu=1',
-        '--train_kimg=1',
-        '--report_kimg=1',
-        '--dataset=digits.1@20-100',
-    ]
-    args += ['--data_dir=%s' % (tmp_path / 'data'), '--train_dir=%s' % (tmp_path / 'runs')]
+    args = ['--batch=4', '--filters=2', '--repeat=1', '--nu=1', '--train_kimg=1', '--report_kimg=1']
+    args += ['--dataset=digits.1@20-100', '--data_dir=%s' % (tmp_path / 'data'), '--train_dir=%s' % (tmp_path / 'runs')]
     env = dict(os.environ, PYTHONPATH=ROOT)
     done = command('ablation/ab_mixmatch.py', *args, env=env)
     assert done.returncode == 0, done.stderr

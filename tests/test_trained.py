@@ -257,10 +257,8 @@ def test_evaluation_of_a_run(world, tmp_path, capsys):
 
 @pytest.mark.parametrize('set', ['valid', 'labeled', 'unlabeled'])
 def test_other_sets(set, world):
-    assert (
-        evaluate.evaluate(world.run, set, data_dir=str(world.data))['pictures']
-        == dict(valid=3, labeled=9, unlabeled=15)[set]
-    )
+    found = evaluate.evaluate(world.run, set, data_dir=str(world.data))
+    assert found['pictures'] == dict(valid=3, labeled=9, unlabeled=15)[set]
     assert os.path.isfile(os.path.join(world.run, 'evaluation', set + '.json'))
     shutil.rmtree(os.path.join(world.run, 'evaluation'))
 
@@ -318,7 +316,7 @@ def test_drawings(nclass, shape, wrong, tmp_path):
         for figure in (
             evaluate.draw_confusion(found, 'title'),
             evaluate.draw_reliability(found, 'title'),
-            evaluate.draw_mistakes(images, labels, probabilities, names, 'title'),
+            evaluate.draw_mistakes(images, probabilities, names, 'title'),
         ):
             evaluate.save(figure, str(tmp_path / 'figure.png'))
             assert os.listdir(tmp_path) == ['figure.png']
@@ -350,20 +348,15 @@ def test_the_newest_whole_checkpoint_is_taken_and_said(copy, world, capsys):
     damage(copy, 2048)
     assert trained.load(copy, data_dir=str(world.data)).ckpt.endswith('1024')
     assert 'Warning: an older checkpoint is taken' in capsys.readouterr().err
-    assert sorted(map(os.path.basename, checkpoints.find(os.path.join(copy, 'tf')))) == [
-        'model.ckpt-0000001024',
-        'model.ckpt-0000002048',
-    ]
+    assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(os.path.join(copy, 'tf'))] == [1024, 2048]
 
 
 def test_a_run_is_named_by_its_folder_or_a_checkpoint(copy, world):
     for path in (copy, os.path.join(copy, 'tf'), os.path.join(copy, 'tf', 'model.ckpt-0000002048.index')):
         found = trained.load(str(path), data_dir=str(world.data))
         assert (os.path.samefile(found.folder, copy), found.ckpt[-4:]) == (True, '2048')
-    assert (
-        trained.load(copy, ckpt=os.path.join(copy, 'tf', 'model.ckpt-0000001024'), data_dir=str(world.data)).ckpt[-4:]
-        == '1024'
-    )
+    ckpt = os.path.join(copy, 'tf', 'model.ckpt-0000001024')
+    assert trained.load(copy, ckpt=ckpt, data_dir=str(world.data)).ckpt == ckpt
 
 
 # --- Bad input: one line, nothing half-written ---
