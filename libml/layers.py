@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from libml import utils
+from libml import replicas, utils
 
 BN_MOMENTUM = 0.999
 BN_EPSILON = 1e-3
@@ -138,7 +138,7 @@ class Keys:
 
     def __call__(self, name):
         """Returns the next key of a name, int64 [2]."""
-        replica = utils.replica()
+        replica = replicas.number()
         number = zlib.crc32(('%s_%d' % (name, self.counts[replica, name])).encode())
         self.counts[replica, name] += 1
         root = tf.random.fold_in(self.root, tf.constant(replica, tf.int64)) if replica else self.root
@@ -327,7 +327,7 @@ def guess_monitors(p):
     Args:
         p: float32 [B, nclass], guesses.
     """
-    mean = utils.mean_of_replicas(tf.reduce_mean(p, axis=0))  # [nclass]
+    mean = replicas.mean(tf.reduce_mean(p, axis=0))  # [nclass]
     entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
     confidence = tf.reduce_mean(tf.reduce_max(p, axis=1))
     return {'monitors/guess_confidence': confidence, 'monitors/guess_entropy': entropy}

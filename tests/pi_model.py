@@ -5,7 +5,7 @@ import functools
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import layers, models, utils
+from libml import layers, models, replicas, utils
 from libml.options import Option, above, at_least, below, between
 
 PARAMS = dict(
@@ -38,7 +38,7 @@ class PiModel(models.MultiModel):
         loss_l2u = layers.unlabeled_loss(tf.nn.softmax(logits_1), logits_2)
         loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
         train_op = utils.in_order(
-            lambda: tf.train.AdamOptimizer(lr).minimize(utils.share_of_replica(loss), var_list=weights),
+            lambda: tf.train.AdamOptimizer(lr).minimize(replicas.part_of_loss(loss), var_list=weights),
             lambda: average.apply(weights),
             lambda: layers.update_moments(moments),
             lambda: self.advance(batch),
