@@ -1,4 +1,4 @@
-"""Images in memory, the endless streams drawn from them, their augmentation. Imports utils and records of libml.
+"""Images in memory, the endless streams drawn from them, their augmentation.
 
 A stream's images are a pure function of seed, stream number and position: a run that continues at a position sees
 exactly what it would have seen had it never stopped. Images stay uint8 until they are augmented, and whole batches are
@@ -28,8 +28,8 @@ class Images:
     """Pictures and their classes, held in memory once.
 
     Attributes:
-        labels: int32 [n]; records.NO_CLASS where a picture has no class.
-        groups: int64 [n]; records.NO_GROUP where a picture belongs to no group.
+        labels: int32 [n]; records.NO_CLASS if a picture has no class.
+        groups: int64 [n]; records.NO_GROUP if a picture belongs to no group.
         shape: (H, W, C).
     """
 
@@ -317,8 +317,8 @@ class Family:
         parts: the record files that splits are made of, `<source>-<part>.tfrecord`. The test set is always
             `<name>-test.tfrecord`.
         source: the name that the parts bear, if it is another's.
-        classes: names of the classes, where they are kept.
-        range: (lowest, highest) value of the pictures that were deeper than 8 bits; () where none was.
+        classes: names of the classes; () if they have none.
+        range: (lowest, highest) value of the pictures that were deeper than 8 bits; () if none was.
     """
 
     height: int
@@ -338,7 +338,7 @@ class Family:
 
     @property
     def names(self):
-        """The names of the classes; their numbers where they have no names."""
+        """The names of the classes; their numbers if they have no names."""
         return self.classes or tuple(map(str, range(self.nclass)))
 
 
@@ -359,7 +359,7 @@ class DataSet:
         mean, std: float32 [C] of the training images on the [-1, 1] scale if `whiten`, otherwise zeros and ones.
         whiten, p_unlabeled: how the images are normalised and were chosen, for the record.
         fingerprints: dict(label, unlabel, test) of the fingerprints of the record files, see records.RecordFile; None
-            where the images come from no files.
+            if the images come from no files.
 
     The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
     dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
@@ -385,7 +385,7 @@ class DataSet:
         return found
 
     def check_identity(self, args, run):
-        """Raises utils.Error where a run began with other data; args: its args.json. Older runs do not say so."""
+        """Raises utils.Error if a run began with other data; args: its args.json. Older runs do not say so."""
         before = args.get('data') or {}
         changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
         if changed:

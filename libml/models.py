@@ -79,7 +79,7 @@ class MultiModel(train.ClassifySemi):
         return utils.model_vars('classify')
 
     def whiten(self, x):
-        """Normalises images by the mean and standard deviation of the training images, where --whiten asks for it."""
+        """Normalises images by the mean and standard deviation of the training images, if --whiten asks for it."""
         return (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype)
 
     def classifier(self, x, arch, scales, filters, repeat, training=False, getter=None, moments=None):
@@ -88,7 +88,7 @@ class MultiModel(train.ClassifySemi):
         Args:
             x: float32 [N, H, W, C] in [-1, 1].
             arch: one of MODELS; scales, filters and repeat: its size, see networks.resnet.
-            training: True normalises by the batch's own statistics, and draws at random where the network does so.
+            training: True normalises by the batch's own statistics, and draws at random if the network does so.
             getter: a custom getter for the variables, such as utils.getter_ema with its average filled in.
             moments: a list that collects batch norm's statistics in training, see layers.batch_norm.
 

@@ -41,7 +41,7 @@ OPTIONS = dict(
         choices=PRECISIONS,
     ),
     xla=Option(
-        None, 'Compile the networks with XLA. Default: where it is faster; a resumed run keeps its choice.', type=bool
+        None, 'Compile the networks with XLA. Default: if that is faster; a resumed run keeps its choice.', type=bool
     ),
     devices=Option(
         '1',
@@ -52,6 +52,7 @@ OPTIONS = dict(
     log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
 )
 
+UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')  # They join a run's name if they differ.
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
 PREFETCH = 2  # Batches of each kind that wait on the device.
@@ -98,9 +99,7 @@ class Model:
         self.session = None
         with self.machine.strategy.scope():
             self.step = tf.train.get_or_create_global_step()  # Counts labelled images, not updates.
-        self.update_key = tf.identity(
-            self.step, name='update_key'
-        )  # The step that random draws depend on; `tune` feeds another.
+        self.update_key = tf.identity(self.step, name='update_key')  # What random draws depend on; `tune` feeds it.
         self.keys = layers.Keys(self.seed, self.update_key)
         self.iterators = []
         self.warned = False
@@ -166,17 +165,10 @@ class Model:
         return '_'.join([cls.__name__] + ['%s%s' % item for item in sorted(params.items())])
 
     @classmethod
-    def run_dir(cls, train_dir, seed=None, whiten=False, p_unlabeled='', precision='float32', **params):
-        """Returns the folder of the run of such a model. What has its default here is not part of the name."""
-        if seed is not None:
-            params['seed'] = seed
-        if whiten:
-            params['whiten'] = whiten
-        if p_unlabeled:
-            params['p_unlabeled'] = p_unlabeled
-        if precision != 'float32':
-            params['precision'] = precision
-        return os.path.join(train_dir, cls.experiment_name(**params))
+    def run_dir(cls, train_dir, seed=None, **params):
+        """Returns the folder of the run of such a model. What has its value in UNNAMED is not part of the name."""
+        named = {name: value for name, value in dict(params, seed=seed).items() if UNNAMED.get(name, ...) != value}
+        return os.path.join(train_dir, cls.experiment_name(**named))
 
     @classmethod
     def check(cls, devices=1, **params):
@@ -360,13 +352,13 @@ class Model:
         print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
 
     def check_finite(self, values, step):
-        """Raises utils.Error where a loss or monitor is not finite; values are those of self.scalars."""
+        """Raises utils.Error if a loss or monitor is not finite; values are those of self.scalars."""
         if not np.isfinite(values).all():
             shown = ', '.join('%s %g' % item for item in zip(self.scalars, values, strict=True))
             raise self.diverged('the loss is not finite at step %d (%s)' % (step, shown))
 
     def check_finite_weights(self, step):
-        """Raises utils.Error where an update of finite loss has left variables that are not finite."""
+        """Raises utils.Error if an update of finite loss has left variables that are not finite."""
         if not all(np.isfinite(value).all() for value in self.session.run(self.floats)):
             raise self.diverged('the weights are not finite at step %d' % step)
 
@@ -382,7 +374,7 @@ class Model:
         return '--lr=%g' % (self.params.lr / 2)
 
     def report(self, step):
-        """Evaluates, prints a line, and returns scalars for TensorBoard; raises Interrupted where a signal came."""
+        """Evaluates, prints a line, and returns scalars for TensorBoard; raises Interrupted if a signal came."""
         raise NotImplementedError
 
 
