@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import sys
 import tempfile
 
@@ -20,7 +21,6 @@ NOTE = '.note.json'  # Behind a prefix: what the loop needs to continue exactly,
 PATTERN = re.compile(re.escape(NAME) + r'-(\d+)\.index')
 ASIDE = 'damaged-'  # Before the name of a damaged checkpoint's files.
 UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
-CHUNK = 1 << 22  # Bytes read at a time.
 # What TensorFlow's reader says of damage: a checksum, or a file that is cut or missing.
 DAMAGE = re.compile('checksum|sstable|corrupt|truncated|less bytes than requested|No such file', re.IGNORECASE)
 # What TensorFlow's reader says of errors of the system, which are no damage.
@@ -117,43 +117,44 @@ def check(ckpt):
         Damaged: it is certainly damaged.
         utils.Error: there is none, or it cannot be read now; what is in it may be whole.
     """
-    for _ in range(2):  # A reading that fails once, and then succeeds, is no damage.
-        read_through(ckpt)
-        error = failure(ckpt)
-        if not error:
-            return
-    text = str(error)
-    if not DAMAGE.search(text) or any(words in text for words in SYSTEM):
-        raise unreadable(ckpt, error) from error
-    raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, utils.reason(error))) from error
-
-
-def read_through(ckpt):
-    """Reads the bytes of a checkpoint's files. TensorFlow's reader does not tell damage from a disk that fails."""
-    try:
-        paths = files(ckpt)
-        for path in paths:
-            with open(path, 'rb', buffering=0) as file:
-                while file.read(CHUNK):
-                    pass
-    except (FileNotFoundError, NotADirectoryError):
-        paths = []
-    except OSError as error:
-        raise unreadable(ckpt, error) from error
-    if ckpt + '.index' not in paths:
-        raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (ckpt, ckpt))
-
-
-def failure(ckpt):
-    """Returns the exception with which TensorFlow's reader ends, None where it reads all tensors."""
-    try:
-        with plain(ckpt) as path:
+    with opened(ckpt) as path:
+        try:
             reader = tf.train.load_checkpoint(path)
             for name in reader.get_variable_to_shape_map():
                 reader.get_tensor(name)
-    except FAILURES as error:
-        return error
-    return None
+        except FAILURES as error:
+            why = utils.reason(error).replace(path, ckpt)
+            if not DAMAGE.search(why) or any(words in why for words in SYSTEM):
+                raise
+            raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, why)) from error
+
+
+@contextlib.contextmanager
+def opened(ckpt):
+    """Gives the prefix of a copy of a checkpoint, for TensorFlow's reader.
+
+    Where a disk fails, this reader may end the process, or speak of damage. What it reads was therefore read before.
+
+    Raises:
+        utils.Error: there is no checkpoint, or it cannot be read now.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            paths = files(ckpt)
+            for path in paths:
+                shutil.copyfile(path, os.path.join(place, os.path.basename(path)))
+        except (FileNotFoundError, NotADirectoryError):
+            paths = []
+        except OSError as error:
+            raise unreadable(ckpt, error) from error
+        if ckpt + '.index' not in paths:
+            raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (ckpt, ckpt))
+        try:
+            yield os.path.join(place, os.path.basename(ckpt))
+        except utils.Error:
+            raise
+        except FAILURES as error:
+            raise unreadable(ckpt, error) from error
 
 
 def unreadable(ckpt, error):
@@ -178,20 +179,6 @@ def newest_whole(folder):
         except Damaged as error:
             damage[ckpt] = error
     return None, damage
-
-
-@contextlib.contextmanager
-def opened(ckpt):
-    """Gives the name by which TensorFlow finds a checkpoint that `check` found whole.
-
-    Raises:
-        utils.Error: TensorFlow cannot read the checkpoint now.
-    """
-    try:
-        with plain(ckpt) as path:
-            yield path
-    except FAILURES as error:
-        raise unreadable(ckpt, error) from error
 
 
 def read(ckpt, names=None):

@@ -98,6 +98,14 @@ TRANSFER_AT(READ, pread64, void)
 TRANSFER_AT(WRITE, pwrite, const void)
 TRANSFER_AT(WRITE, pwrite64, const void)
 
+#define SEND(name)                                                             \
+  ssize_t name(int to, int from, off_t *offset, size_t count) {                \
+    if (fails(READ, is_watched(from))) return -1;                              \
+    return NEXT(ssize_t (*)(int, int, off_t *, size_t), #name)(to, from, offset, count); \
+  }
+SEND(sendfile)
+SEND(sendfile64)
+
 size_t fwrite(const void *bytes, size_t size, size_t count, FILE *file) {
   if (fails(WRITE, is_watched(fileno(file)))) return 0;
   return NEXT(size_t (*)(const void *, size_t, size_t, FILE *), "fwrite")(bytes, size, count, file);

@@ -72,8 +72,11 @@ def test_a_damaged_checkpoint(damage, tmp_path):
 )
 def test_what_the_system_refuses_is_no_damage(words, tmp_path, monkeypatch):
     ckpt, _ = some_checkpoint(tmp_path)
-    error = tf.errors.OpError(None, None, 'the file is corrupt? %s.index; %s' % (ckpt, words), 0)
-    monkeypatch.setattr(checkpoints, 'failure', lambda ckpt: error)
+
+    def fail(path):
+        raise tf.errors.OpError(None, None, 'the file is corrupt? %s.index; %s' % (path, words), 0)
+
+    monkeypatch.setattr(tf.train, 'load_checkpoint', fail)
     with pytest.raises(utils.Error, match='cannot be read') as raised:
         checkpoints.check(ckpt)
     assert not isinstance(raised.value, checkpoints.Damaged)

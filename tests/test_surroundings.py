@@ -121,7 +121,7 @@ def test_a_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_pat
 
 
 def test_a_signal_during_a_report_leaves_the_report_to_the_resumed_run(start, whole, tmp_path):
-    done = start(tmp_path, first=[functools.partial(stop, train.ClassifySemi, 'guesses', 1, 'SIGTERM')])
+    done = start(tmp_path, first=[functools.partial(stop, train.ClassifySemi, 'predictions', 1, 'SIGTERM')])
     assert done.returncode == train.EXIT_INTERRUPTED, done
     assert 'kimg 2 ' not in done.stdout
     assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))] == [2 << 10]
