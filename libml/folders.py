@@ -30,6 +30,8 @@ PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'vali
 NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # and these stand where there is no class.
 BATCH = 256  # Pictures encoded at a time, at most.
 LISTED = 20  # Lines of a list of what is wrong.
+LONGEST_NAME = 255  # Letters of a class: more cannot name a folder, and are probably a text from another column.
+COLUMN = 40  # Letters of a class's name in a table, at most.
 
 BESIDE_LAYOUT = 'beside train, in no folder of the layout'
 BESIDE_CLASSES = 'beside the class folders'
@@ -132,7 +134,14 @@ def _class_name(name, where):
     if any(map(utils.acts, name)):
         text = '%s holds the class %s, whose name has a control character: rename it'
         raise utils.Error(text % (shown(where), shown(repr(name))))
+    if len(name) > LONGEST_NAME:
+        text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
+        raise utils.Error(text % (shown(where), len(name), LONGEST_NAME, shown(_shortened(name))))
     return unicodedata.normalize('NFC', ' '.join(name.split()))
+
+
+def _shortened(name):
+    return name if len(name) <= COLUMN else name[: COLUMN // 2] + '…' + name[1 - COLUMN // 2 :]
 
 
 def _check_classes(folder, classes, folders):
@@ -304,8 +313,10 @@ class _Index:
         self._folder = os.path.abspath(folder)
         self._exact = {_composed(path): path for path in found} | {path: path for path in found}
         self._loose = collections.defaultdict(list)  # By the file's name, and by that without its ending.
+        self._any_case = {}  # By the path and by the file's name, in small letters.
         for path in found:
             name = _composed(os.path.basename(path))
+            self._any_case |= {name.casefold(): path, _composed(path).casefold(): path}
             for key in {name, os.path.splitext(name)[0]}:
                 self._loose[key].append(path)
 
@@ -323,7 +334,10 @@ class _Index:
         several = self._loose.get(path, ()) if os.sep not in path else ()
         if len(several) == 1:
             return several[0], ''
-        return None, 'is the name of %d pictures: say in which folder' % len(several) if several else 'is not there'
+        if several:
+            return None, 'is the name of %d pictures: say in which folder' % len(several)
+        near = self._any_case.get(path.casefold())
+        return None, 'is not there' + (', but %s is: capital letters differ' % shown(near) if near else '')
 
 
 def _composed(path):
@@ -344,7 +358,23 @@ def _finished(plan, folder, test_fraction, seed):
     plan.unused.update((item.path, OF_TEST_GROUPS) for item in unlabeled if item.group in testing)
     if rest := [item for item in unlabeled if item.group not in testing]:
         plan.parts['unlabeled'] = rest
+    _warn_of_shared_files(plan, folder)
     return plan
+
+
+def _warn_of_shared_files(plan, folder):
+    """Warns on stderr of files that links bring both into test and into training."""
+    tests = {_identity(folder, item): item.path for item in plan.parts['test']}
+    others = [item for part in set(plan.parts) - {'test'} for item in plan.parts[part]]
+    pairs = [(item.path, tests[file]) for item in others if (file := _identity(folder, item)) in tests]
+    if pairs:
+        text = 'Warning: %d test pictures train as well, through links: %s and %s are one file, for example'
+        print(text % (len(pairs), *map(shown, min(pairs))), file=sys.stderr)
+
+
+def _identity(folder, item):
+    found = os.stat(os.path.join(folder, item.path))
+    return found.st_dev, found.st_ino
 
 
 def _check_parts(plan, folder, parts):
@@ -430,7 +460,7 @@ def table(plan, bad=()):
         part: collections.Counter(item.label for item in items if item.path not in bad)
         for part, items in plan.parts.items()
     }
-    names = [shown(name) for name in plan.classes] + ['unlabelled', 'all']
+    names = [shown(_shortened(name)) for name in plan.classes] + ['unlabelled', 'all']
     width = max(map(len, names))
     yield '%-*s %8s %8s' % (width, 'class', 'train', 'test')
     for label, name in enumerate(names[:-2]):

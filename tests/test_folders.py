@@ -163,6 +163,22 @@ def test_a_class_without_a_picture_says_what_was_not_used(tmp_path):
         run(folder, tmp_path / 'data')
 
 
+@pytest.mark.parametrize('link', [os.symlink, os.link])
+@pytest.mark.parametrize(
+    ('new', 'old'),
+    [('train/robin/z.png', 'test/crow/test0.png'), ('test/robin/z.png', 'train/crow/train0.png')]
+    + [('unlabeled/z.png', 'test/crow/test0.png')],
+)
+def test_a_file_in_train_and_in_test_is_told(tmp_path, capsys, link, new, old):
+    folder = make_folder(tmp_path / 'pictures', unlabeled=1)
+    link(os.path.join(folder, old), os.path.join(folder, new))
+    os.symlink(os.path.join(folder, 'train/crow/train1.jpg'), os.path.join(folder, 'unlabeled/harmless.jpg'))
+    folders.plan_folders(folder)
+    err = capsys.readouterr().err
+    assert err.startswith('Warning: 1 test pictures train as well, through links: ') and err.count('\n') == 1
+    assert new in err and old in err
+
+
 # --- Names of classes ---
 
 
@@ -197,6 +213,15 @@ def test_a_name_that_acts_on_a_terminal_is_refused_before_a_picture_is_read(tmp_
         run(folder, tmp_path / 'data')
     assert 'holds the class %r, whose name has a control character: rename it' % name in str(error.value)
     assert not os.path.exists(tmp_path / 'data')
+
+
+def test_a_long_name_does_not_widen_the_table(tmp_path):
+    long = 'Animalia_' + 'x' * 200 + '_Lumbricus'
+    place(tmp_path / 'pics', *('%s/%d.png' % (name, i) for name in (long, 'dog') for i in range(3)))
+    plan = folders.plan_folders(str(tmp_path / 'pics'), 0.3)
+    lines = list(folders.table(plan))
+    assert max(map(len, lines)) < 80 and lines[1].startswith('Animalia_xxx') and 'xx_Lumbricus' in lines[1]
+    assert plan.classes == (long, 'dog')
 
 
 @pytest.mark.parametrize('name', ['می\u200cخواهم', 'Ünïcode 猫', "it's"])
@@ -396,6 +421,10 @@ def test_rows_without_a_file_are_listed_and_stop_the_command(tmp_path, kaggle, c
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith('x.csv, line 2: 00.png is the name of 2 pictures: say in which folder')
     assert lines[1].endswith('x.csv, line 32: 30.png is not there') and lines[-1] == '... and 11 more'
+    for name in ('images/00.PNG', 'Images/00.png'):
+        with pytest.raises(utils.Error, match='1 rows of'):
+            folders.plan_table(kaggle[0], write_csv(tmp_path / 'x.csv', [(name, 'cat')]), 0.2)
+        assert '%s is not there, but images/00.png is: capital letters differ' % name in capsys.readouterr().err
     assert not os.path.exists(tmp_path / 'data')
 
 
@@ -439,6 +468,7 @@ BAD_TABLES = {  # Name: content, words of the line.
     'no rows': (b'file,class\n', 'names 0 classes; at least 2 are needed'),
     'no test': (b'file,class\n' + ROWS.encode(), 'names no test pictures in a column `split`: give --test_fraction'),
     'escape in a split': (b'file,class,split\na.png,cat,\x1bx\n', r"split is '\x1bx': it must"),
+    'long class': (b'file,class\na.png,' + b'x' * 5000, r'whose name has 5000 letters, at most 255 are allowed: xxx'),
     'torn group': (
         b'file,class,split,group\na.png,cat,,p\nb.png,dog,,q\nc.png,cat,test,p\nd.png,dog,test,\n',
         "pictures of group 'p' both in train and in test",
