@@ -105,7 +105,7 @@ def _check_flat(folder, names, test_fraction):
     train = os.path.join(folder, 'train')
     parts = [name for name in names if name.lower() in PARTS and name not in UNLABELED]
     if parts:
-        text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/'
+        text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/, all in small letters'
         raise utils.Error(text % (shown(train), shown(parts[0])))
     if test_fraction is None:
         text = '%s is missing: pictures go to PICTURES/train/<class>/; or, with --test_fraction, to PICTURES/<class>/'
@@ -220,8 +220,8 @@ def _columns(path, header):
     for name in Row._fields[1:]:
         name = {'label': 'class'}.get(name, name)
         if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
-            text = '%s has %d columns named %r: its first line must be a header, such as file,class'
-            raise utils.Error(text % (path, columns.count(name), name))
+            text = '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s'
+            raise utils.Error(text % (path, columns.count(name), name, shown(repr(_shortened(','.join(header))))))
     return columns
 
 
@@ -313,12 +313,11 @@ class _Index:
         self._folder = os.path.abspath(folder)
         self._exact = {_composed(path): path for path in found} | {path: path for path in found}
         self._loose = collections.defaultdict(list)  # By the file's name, and by that without its ending.
-        self._any_case = {}  # By the path and by the file's name, in small letters.
         for path in found:
-            name = _composed(os.path.basename(path))
-            self._any_case |= {name.casefold(): path, _composed(path).casefold(): path}
-            for key in {name, os.path.splitext(name)[0]}:
+            for key in set(_names(path)):
                 self._loose[key].append(path)
+        self._similar = {name.casefold(): paths[0] for name, paths in self._loose.items()}
+        self._similar.update((_composed(path).casefold(), path) for path in found)
 
     def find(self, file, unused):
         """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
@@ -336,8 +335,16 @@ class _Index:
             return several[0], ''
         if several:
             return None, 'is the name of %d pictures: say in which folder' % len(several)
-        near = self._any_case.get(path.casefold())
-        return None, 'is not there' + (', but %s is: capital letters differ' % shown(near) if near else '')
+        for name in (path, *_names(path)):
+            if similar := self._similar.get(name.casefold()):
+                return None, 'is not there, but %s is' % shown(similar)
+        return None, 'is not there'
+
+
+def _names(path):
+    """Returns the name of a file, and its name without its ending."""
+    name = _composed(os.path.basename(path))
+    return name, os.path.splitext(name)[0]
 
 
 def _composed(path):
