@@ -20,7 +20,6 @@ from tqdm import tqdm
 from libml import utils
 
 CHUNK = 1 << 20
-MAX_MEMBER = 1 << 28  # Bytes of a member read whole; the largest here are 150 MB.
 TIMEOUT = 60  # Seconds without an answer.
 
 
@@ -172,7 +171,7 @@ def reading(path):
 
 
 def members(path, names):
-    """Yields (base name, size, binary file) of the members of a tar archive whose base names are in `names`.
+    """Yields (base name, binary file) of the members of a tar archive whose base names are in `names`.
 
     They come in the archive's order, and each is to be read before the next is asked for.
 
@@ -187,7 +186,7 @@ def members(path, names):
             name = member.name.rsplit('/', 1)[-1]
             if name in missing and member.isfile():
                 missing.remove(name)
-                yield name, member.size, tar.extractfile(member)
+                yield name, tar.extractfile(member)
                 if not missing:
                     return
     raise utils.Error('%s lacks %s: it is not the published archive' % (path, ', '.join(sorted(missing))))
@@ -203,18 +202,13 @@ def _refuse_hostile(path, member):
 
 def contents(path, names):
     """Returns {base name: bytes} of the members `names` of a tar archive; raises what `members` raises."""
-    found = {}
     with reading(path):
-        for name, size, f in members(path, names):
-            if size > MAX_MEMBER:
-                raise utils.Error('%s: %s is too large (%d bytes): not the published archive' % (path, name, size))
-            found[name] = f.read()
-    return found
+        return {name: f.read() for name, f in members(path, names)}
 
 
 def chunks(path, name, size):
     """Yields the bytes of one member of a tar archive, `size` at a time (the last: what is left)."""
     with reading(path):
-        for _, _, f in members(path, [name]):
+        for _, f in members(path, [name]):
             while chunk := f.read(size):
                 yield chunk

@@ -85,8 +85,8 @@ def plan_folders(folder, test_fraction=None, seed=0):
     elif 'test' not in names and test_fraction is None:
         what = shown(os.path.join(folder, 'test'))
         raise utils.Error('%s is missing: give --test_fraction=.2, say, to set pictures of train aside' % what)
-    roots = {part: part if 'train' in names else '' for part in ('train', 'test') if part in (*names, 'train')}
-    folders = {part: class_folders(os.path.join(folder, root)) for part, root in roots.items()}
+    roots = {part: part for part in ('train', 'test') if part in names} or {'train': ''}
+    folders = {part: _class_folders(os.path.join(folder, root)) for part, root in roots.items()}
     plan = Plan(tuple(sorted(set(folders['train'].values()))), {part: [] for part in ('train', 'test')}, unused)
     _check_classes(folder, plan.classes, folders)
     for path in found:
@@ -112,20 +112,17 @@ def _check_flat(folder, names, test_fraction):
         raise utils.Error(text % shown(train))
 
 
-def class_folders(folder):
-    """Returns {name of a folder: name of its class}; a class's name is in Unicode's composed form (NFC).
-
-    Raises:
-        utils.Error: fewer than two classes, or a name that is not UTF-8 or has a control character.
-    """
+def _class_folders(folder):
+    """Returns {name of a folder: name of its class}."""
     found = {name: _class_name(name, folder) for name in pictures.folders(folder) if name not in UNLABELED}
-    if len(set(found.values())) < 2:
-        text = '%s holds %d classes (folders); at least 2 are needed'
-        raise utils.Error(text % (shown(folder), len(set(found.values()))))
+    count = len(set(found.values()))
+    if count < 2:
+        raise utils.Error('%s holds %d classes (folders); at least 2 are needed' % (shown(folder), count))
     return found
 
 
 def _class_name(name, where):
+    """Returns a class's name in Unicode's composed form (NFC); utils.Error where it is no name. `where` it stands."""
     try:
         name.encode('utf-8')
     except UnicodeEncodeError:
@@ -217,8 +214,7 @@ def read_labels(path):
 
 def _columns(path, header):
     columns = [name.strip().lower() for name in header]
-    for name in Row._fields[1:]:
-        name = {'label': 'class'}.get(name, name)
+    for name in ('file', 'class', 'split', 'group'):
         if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
             text = '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s'
             raise utils.Error(text % (path, columns.count(name), name, shown(repr(_shortened(','.join(header))))))
@@ -229,17 +225,15 @@ def _row(path, line, columns, cells):
     if any(cells[len(columns) :]):
         text = '%s, line %d: has more cells than the header: a comma inside a cell needs quotes around the cell'
         raise utils.Error(text % (path, line))
-    cell = dict(zip(columns, (' '.join(text.split()) for text in cells), strict=False))
-    file = dict(zip(columns, cells, strict=False)).get('file', '')
-    row = Row(
-        line, file, _class_name(cell.get('class', ''), path), cell.get('split', '').lower(), cell.get('group', '')
-    )
-    if not file:
+    cell = collections.defaultdict(str, zip(columns, cells, strict=False))
+    label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
+    row = Row(line, cell['file'], _class_name(label, path), split.lower(), group)
+    if not row.file:
         raise utils.Error('%s, line %d: has no file' % (path, line))
     if row.split not in ('', 'train', 'test'):
         raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, shown(repr(row.split))))
     if row.split == 'test' and not row.label:
-        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, shown(file)))
+        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, shown(row.file)))
     return row
 
 
@@ -269,12 +263,11 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
     if not testing and test_fraction is None:
         raise utils.Error('%s names no test pictures in a column `split`: give --test_fraction=.2, say' % labels)
     plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused)
-    numbers = {name: label for label, name in enumerate(classes)}
     for path in found:
-        row = by_path.get(path)
-        part = (row.split or 'train') if row and row.label else 'unlabeled'
-        item = Item(path, numbers[row.label] if row and row.label else records.NO_CLASS, (row and row.group) or None)
-        plan.parts[part].append(item)
+        row = by_path.get(path) or Row(0, path, '', '', '')
+        label = classes.index(row.label) if row.label else records.NO_CLASS
+        part = row.split or 'train' if row.label else 'unlabeled'
+        plan.parts[part].append(Item(path, label, row.group or None))
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
@@ -419,29 +412,29 @@ def set_aside(items, classes, fraction, seed):
         if wanted[label] >= count:
             text = 'class %s has %d pictures: too few to set %g aside'
             raise utils.Error(text % (shown(classes[label]), count, fraction))
-    groups = collections.defaultdict(list)
-    for i, item in enumerate(items):
-        groups[i if item.group is None else item.group].append(i)
-    order = _shuffled_by_class(items, seed)
-    keys = list(dict.fromkeys(i if items[i].group is None else items[i].group for i in order))
-    taken, have = set(), collections.Counter()
-    brought = {key: collections.Counter(items[i].label for i in groups[key]) for key in keys}
-    for key in keys:
+    keys = [i if item.group is None else item.group for i, item in enumerate(items)]
+    brought, taken, have = collections.defaultdict(collections.Counter), set(), collections.Counter()
+    for key, item in zip(keys, items, strict=True):
+        brought[key][item.label] += 1
+
+    def take(key):
+        taken.add(key)
+        have.update(brought[key])
+
+    order = dict.fromkeys(keys[i] for i in _shuffled_by_class(items, seed))
+    for key in order:
         gain = sum(abs(wanted[x] - have[x]) - abs(wanted[x] - have[x] - n) for x, n in brought[key].items())
         if gain > 0 and _leaves_some(brought[key], have, counts):
-            taken.add(key)
-            have += brought[key]
+            take(key)
     for label in sorted(counts):  # A class whose groups are all larger than what was wanted.
         if not have[label]:
-            able = [key for key in keys if label in brought[key] and _leaves_some(brought[key], have, counts)]
+            able = [key for key in order if label in brought[key] and _leaves_some(brought[key], have, counts)]
             if not able:
                 text = 'class %s has too few groups to set one aside for testing'
                 raise utils.Error(text % shown(classes[label]))
-            key = min(able, key=lambda key: brought[key].total())
-            taken.add(key)
-            have += brought[key]
-    aside = {i for key in taken for i in groups[key]}
-    return [x for i, x in enumerate(items) if i not in aside], [items[i] for i in sorted(aside)]
+            take(min(able, key=lambda key: brought[key].total()))
+    pairs = list(zip(keys, items, strict=True))
+    return [item for key, item in pairs if key not in taken], [item for key, item in pairs if key in taken]
 
 
 def _shuffled_by_class(items, seed):
@@ -462,27 +455,25 @@ def table(plan, bad=()):
         plan: Plan.
         bad: paths of pictures that could not be read, and were left out.
     """
-    bad = set(bad)
-    counts = {
-        part: collections.Counter(item.label for item in items if item.path not in bad)
-        for part, items in plan.parts.items()
-    }
-    names = [shown(_shortened(name)) for name in plan.classes] + ['unlabelled', 'all']
-    width = max(map(len, names))
-    yield '%-*s %8s %8s' % (width, 'class', 'train', 'test')
-    for label, name in enumerate(names[:-2]):
-        yield '%-*s %8d %8d' % (width, name, counts['train'][label], counts['test'][label])
-    if 'unlabeled' in counts:
-        yield '%-*s %8d' % (width, 'unlabelled', counts['unlabeled'].total())
-    train = counts['train'].total() + counts.get('unlabeled', collections.Counter()).total()
-    yield '%-*s %8d %8d' % (width, 'all', train, counts['test'].total())
-    unused = collections.defaultdict(list)
-    for path, reason in itertools.chain(plan.unused.items(), ((path, UNREADABLE) for path in sorted(bad))):
-        unused[reason].append(path)
+    bad = dict.fromkeys(sorted(bad), UNREADABLE)
+    counts = {part: collections.Counter() for part in ('train', 'test', 'unlabeled')}
+    for part, items in plan.parts.items():
+        counts[part].update(item.label for item in items if item.path not in bad)
+    rows = [('class', 'train', 'test')]
+    for label, name in enumerate(plan.classes):
+        rows.append((shown(_shortened(name)), counts['train'][label], counts['test'][label]))
+    if 'unlabeled' in plan.parts:
+        rows.append(('unlabelled', counts['unlabeled'].total(), ''))
+    rows.append(('all', counts['train'].total() + counts['unlabeled'].total(), counts['test'].total()))
+    width = max(len(name) for name, _, _ in rows)
+    for row in rows:
+        yield ('%-*s %8s %8s' % (width, *row)).rstrip()
+    unused = plan.unused | bad
     if unused:
-        yield 'not used: %d' % sum(map(len, unused.values()))
-    for reason, paths in unused.items():
-        yield '%8d %s, such as %s' % (len(paths), reason, shown(paths[0]))
+        yield 'not used: %d' % len(unused)
+    for reason, count in collections.Counter(unused.values()).items():
+        example = next(path for path, why in unused.items() if why == reason)
+        yield '%8d %s, such as %s' % (count, reason, shown(example))
 
 
 # --- What is asked for ---
@@ -546,79 +537,71 @@ def check_name(data_dir, name):
 # --- The records ---
 
 
-def make(folder, name, data_dir, size, colors, augment, labels='', test_fraction=None, seed=0, skip_bad=False, **more):
+def make(folder, name, data_dir, size, colors, augment, range, labels, test_fraction, seed, skip_bad, max_megapixels):
     """Writes the records of a folder of pictures and `<name>.json`, which makes the name a dataset.
 
     Args:
         folder: PICTURES, see the module.
         name: of the dataset.
         data_dir: where the records go.
-        size: (height, width) of the pictures; colors: 1 or 3.
-        augment: (mirror, shift), see data.augment.
+        size, augment, range: texts, see `parse_size`, `parse_augment`, `parse_range`.
+        colors: 1 or 3.
         labels: path of a table, see `plan_table`; '': classes are folders, see `plan_folders`.
         test_fraction: share of each class to set aside for testing.
         seed: of the order of the records and of what is set aside.
         skip_bad: leave unreadable pictures out rather than fail.
-        **more: of `write`.
+        max_megapixels: see pictures.convert.
 
     Raises:
         utils.Error: the folder is not laid out so; a picture cannot be read (each is listed on stderr); the dataset
             exists. Then nothing is written.
     """
+    size = parse_size(size)
+    augment, range = parse_augment(augment, size), parse_range(range)
     check_name(data_dir, name)
     if labels:
         plan = plan_table(folder, labels, test_fraction, seed, skip_bad)
     else:
         plan = plan_folders(folder, test_fraction, seed)
-    for part in set(plan.parts) - {'test'}:  # Their order often follows bursts.
+    kept = tuple(part for part in plan.parts if part != 'test')
+    for part in kept:  # Their order often follows bursts.
         order = np.random.RandomState(seed).permutation(len(plan.parts[part]))
         plan.parts[part] = [plan.parts[part][i] for i in order]
-    bad = write(plan, folder, name, data_dir, size, colors, augment, skip_bad=skip_bad, **more)
+    classes = plan.classes
+    family = data_pair.Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
+    bad = {}
+    save(name, data_dir, family, _converted(plan, folder, family, max_megapixels, skip_bad, bad))
     for line in table(plan, bad):
         print(line)
     print('%s is in %s' % (name, shown(data_dir)))
 
 
-def write(
-    plan,
-    folder,
-    name,
-    data_dir,
-    size,
-    colors,
-    augment,
-    range=(),
-    skip_bad=False,
-    max_megapixels=pictures.MAX_MEGAPIXELS,
-):
-    """Writes the records and the description of a Plan, all or nothing.
+def save(name, data_dir, family, parts):
+    """Writes the record files of a new dataset and its description, all or nothing.
 
     Args:
-        range, max_megapixels: see pictures.convert.
-        others: see `make`.
-
-    Returns:
-        the paths of the pictures that were left out.
-
-    Raises:
-        utils.Error: see `make`.
+        name: of the dataset.
+        data_dir: folder of the datasets.
+        family: data_pair.Family.
+        parts: iterable of (part, iterable of serialized examples, their number).
     """
-    kept = tuple(part for part in ('train', 'unlabeled') if part in plan.parts)
-    shape = (*size, colors)
-    family = data_pair.Family(*shape, len(plan.classes), *augment, parts=kept, classes=plan.classes, range=tuple(range))
-    bad, groups = {}, _group_numbers(plan)
     with contextlib.ExitStack() as stack:  # All are named in the end, if nothing failed; the description last.
         description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
-        for part, items in plan.parts.items():
+        for part, examples, total in parts:
             path = data_pair.record_file(data_dir, name, part)
-            paths = (os.path.join(folder, item.path) for item in items)
-            images = pictures.convert_all(paths, size, colors, range, max_megapixels)
-            examples = _examples(items, images, shape, bad, groups if part != 'test' else {})
             target = stack.enter_context(records.aside(path))
-            records.write_part(target, examples, len(items), os.path.basename(path))
-        _check_bad(plan, bad, skip_bad)
+            records.write_part(target, examples, total, os.path.basename(path))
         data_pair.write_family(description, family)
-    return list(bad)
+
+
+def _converted(plan, folder, family, max_megapixels, skip_bad, bad):
+    """Yields the parts of a Plan as `save` takes them; notes {path: ValueError} of unreadable pictures in `bad`."""
+    groups = _group_numbers(plan)
+    for part, items in plan.parts.items():
+        paths = (os.path.join(folder, item.path) for item in items)
+        images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, max_megapixels)
+        yield part, _examples(items, images, family.shape, bad, groups if part != 'test' else {}), len(items)
+    _check_bad(plan, bad, skip_bad)
 
 
 def _group_numbers(plan):

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import io
 import os
+import pathlib
 import stat
 import struct
 import sys
@@ -21,9 +22,7 @@ from PIL import Image
 from libml import utils
 
 MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
-LARGE = (
-    1 << 25
-)  # Pixels. Larger pictures are decoded one at a time, or as many as there are cores would fill the memory.
+LARGE = 1 << 25  # Pixels. Of larger pictures one is decoded at a time: one for each core would fill the memory.
 # Pillow opens EPS by running Ghostscript on it, and of the others reads the header alone.
 NOT_READ = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
 # What files without an ending are looked at for. Other formats begin with too few bytes of their own to be told.
@@ -70,13 +69,8 @@ def listed(folder):
     """
     if not os.path.isdir(folder):
         raise utils.Error('%s is no folder: it must be one with pictures' % shown(folder))
-    pictures, unused = [], {}
-    for path, reason in _files(folder, '', (), ''):
-        if reason:
-            unused[path] = reason
-        else:
-            pictures.append(path)
-    return sorted(pictures), unused
+    found = dict(_files(folder, '', (), ''))
+    return sorted(path for path in found if not found[path]), {path: why for path, why in found.items() if why}
 
 
 def _files(folder, within, above, reason):
@@ -192,17 +186,13 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
             return _converted(source, size, colors, range)
         except (TooDeep, MemoryError):
             raise
+        except Image.DecompressionBombError as error:
+            text = 'claims more than %g megapixels: give --max_megapixels if this is true'
+            raise ValueError(text % max_megapixels) from error
         except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
-            if not isinstance(error, Image.DecompressionBombError):
-                with contextlib.suppress(Exception):
-                    return _converted(io.BytesIO(_without_metadata(source)), size, colors, range)
-            raise ValueError(_said(error, max_megapixels)) from error
-
-
-def _said(error, max_megapixels):
-    if isinstance(error, Image.DecompressionBombError):
-        return 'claims more than %g megapixels: give --max_megapixels if this is true' % max_megapixels
-    return str(error) or type(error).__name__
+            with contextlib.suppress(Exception):
+                return _converted(io.BytesIO(_without_metadata(source)), size, colors, range)
+            raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _converted(source, size, colors, range):
@@ -335,20 +325,16 @@ def _without_metadata(source):
     Raises:
         ValueError: it is neither.
     """
-    content = _content(source)
+    if hasattr(source, 'seek'):
+        source.seek(0)
+        content = source.read()
+    else:
+        content = pathlib.Path(source).read_bytes()
     if content.startswith(b'\x89PNG\r\n\x1a\n'):
         return content[:8] + b''.join(_png_chunks(content))
     if content.startswith(b'\xff\xd8'):
         return b'\xff\xd8' + b''.join(_jpeg_segments(content))
     raise ValueError('neither PNG nor JPEG')
-
-
-def _content(source):
-    if hasattr(source, 'seek'):
-        source.seek(0)
-        return source.read()
-    with open(source, 'rb') as file:
-        return file.read()
 
 
 def _png_chunks(content):

@@ -537,18 +537,6 @@ def test_the_command_line(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
-def test_links_become_copies_where_the_disk_knows_none(tmp_path, monkeypatch):
-    (tmp_path / 'a').write_text('x')
-
-    def refuse(*args):
-        raise OSError
-
-    monkeypatch.setattr(os, 'link', refuse)
-    create_datasets.link(str(tmp_path / 'a'), str(tmp_path / 'b'))
-    assert (tmp_path / 'b').read_text() == 'x'
-    create_datasets.link(str(tmp_path / 'a'), str(tmp_path / 'b'))
-
-
 def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
     fakes.cifar10(str(tmp_path))
     code = """
