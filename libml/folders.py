@@ -87,14 +87,16 @@ def plan_folders(folder, test_fraction=None, seed=0):
         raise utils.Error('%s is missing: give --test_fraction=.2, say, to set pictures of train aside' % what)
     roots = {part: part for part in ('train', 'test') if part in names} or {'train': ''}
     folders = {part: _class_folders(os.path.join(folder, root)) for part, root in roots.items()}
-    plan = Plan(tuple(sorted(set(folders['train'].values()))), {part: [] for part in ('train', 'test')}, unused)
-    _check_classes(folder, plan.classes, folders)
+    classes = sorted(set(folders['train'].values()))
+    _check_classes(folder, classes, folders)
+    plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused)
+    labels = {name: label for label, name in enumerate(classes)}
     for path in found:
         part, own = _place(path, roots)
         if part in UNLABELED:
-            plan.parts.setdefault('unlabeled', []).append(Item(path, records.NO_CLASS))
+            plan.parts['unlabeled'].append(Item(path, records.NO_CLASS))
         elif part in roots and own in folders[part]:
-            plan.parts[part].append(Item(path, plan.classes.index(folders[part][own])))
+            plan.parts[part].append(Item(path, labels[folders[part][own]]))
         else:
             unused[path] = BESIDE_CLASSES if part in roots else BESIDE_LAYOUT
     return _finished(plan, folder, test_fraction, seed)
@@ -105,7 +107,8 @@ def _check_flat(folder, names, test_fraction):
     train = os.path.join(folder, 'train')
     parts = [name for name in names if name.lower() in PARTS and name not in UNLABELED]
     if parts:
-        text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/, all in small letters'
+        text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/; '
+        text += 'write train, test and unlabeled in small letters'
         raise utils.Error(text % (shown(train), shown(parts[0])))
     if test_fraction is None:
         text = '%s is missing: pictures go to PICTURES/train/<class>/; or, with --test_fraction, to PICTURES/<class>/'
@@ -123,13 +126,8 @@ def _class_folders(folder):
 
 def _class_name(name, where):
     """Returns a class's name in Unicode's composed form (NFC); utils.Error where it is no name. `where` it stands."""
-    try:
-        name.encode('utf-8')
-    except UnicodeEncodeError:
-        text = '%s holds the class %s, whose name is not UTF-8: rename it'
-        raise utils.Error(text % (shown(where), ascii(name))) from None
     if any(map(utils.acts, name)):
-        text = '%s holds the class %s, whose name has a control character: rename it'
+        text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
         raise utils.Error(text % (shown(where), shown(repr(name))))
     if len(name) > LONGEST_NAME:
         text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
@@ -151,18 +149,17 @@ def _check_classes(folder, classes, folders):
         for name, times in collections.Counter(found.values()).items():
             if times > 1:
                 print('%s: %d folders are one class, %s, in different spellings' % (part, times, shown(name)))
-    warn_of_names(classes)
+    _warn_of_names(classes)
 
 
-def warn_of_names(classes):
-    """Warns on stderr of classes whose names are probably a mistake."""
+def _warn_of_names(classes):
     for name in classes:
         if name.lower() in PARTS | NO_NAMES:
-            print('Warning: %r is taken for the name of a class' % shown(name), file=sys.stderr)
+            data_pair.warn('%r is taken for the name of a class' % shown(name))
     for name, times in collections.Counter(map(str.casefold, classes)).items():
         if times > 1:
-            text = 'Warning: %d classes are named %r, in capital and small letters: they are taken for different ones'
-            print(text % (times, shown(name)), file=sys.stderr)
+            text = '%d classes are named %r, in capital and small letters: they are taken for different ones'
+            data_pair.warn(text % (times, shown(name)))
 
 
 def _place(path, roots):
@@ -256,18 +253,18 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
     classes = sorted({row.label for row in rows if row.label})
     if len(classes) < 2:
         raise utils.Error('%s names %d classes; at least 2 are needed' % (labels, len(classes)))
-    warn_of_names(classes)
+    _warn_of_names(classes)
     testing = any(row.split == 'test' for row in rows)
     if testing and test_fraction is not None:
         raise utils.Error('%s names test pictures: leave --test_fraction out' % labels)
     if not testing and test_fraction is None:
         raise utils.Error('%s names no test pictures in a column `split`: give --test_fraction=.2, say' % labels)
     plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused)
+    numbers = {'': records.NO_CLASS, **{name: label for label, name in enumerate(classes)}}
     for path in found:
         row = by_path.get(path) or Row(0, path, '', '', '')
-        label = classes.index(row.label) if row.label else records.NO_CLASS
-        part = row.split or 'train' if row.label else 'unlabeled'
-        plan.parts[part].append(Item(path, label, row.group or None))
+        part = (row.split or 'train') if row.label else 'unlabeled'
+        plan.parts[part].append(Item(path, numbers[row.label], row.group or None))
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
@@ -354,7 +351,7 @@ def _finished(plan, folder, test_fraction, seed):
         plan.parts['train'], plan.parts['test'] = set_aside(plan.parts['train'], plan.classes, test_fraction, seed)
     _check_parts(plan, folder, ['train', 'test'])
     testing = {item.group for item in plan.parts['test']} - {None}
-    unlabeled = plan.parts.pop('unlabeled', [])
+    unlabeled = plan.parts.pop('unlabeled')
     plan.unused.update((item.path, OF_TEST_GROUPS) for item in unlabeled if item.group in testing)
     if rest := [item for item in unlabeled if item.group not in testing]:
         plan.parts['unlabeled'] = rest
@@ -368,8 +365,8 @@ def _warn_of_shared_files(plan, folder):
     others = [item for part in set(plan.parts) - {'test'} for item in plan.parts[part]]
     pairs = [(item.path, tests[file]) for item in others if (file := _identity(folder, item)) in tests]
     if pairs:
-        text = 'Warning: %d test pictures train as well, through links: %s and %s are one file, for example'
-        print(text % (len(pairs), *map(shown, min(pairs))), file=sys.stderr)
+        text = '%d test pictures train as well, through links: %s and %s are one file, for example'
+        data_pair.warn(text % (len(pairs), *map(shown, min(pairs))))
 
 
 def _identity(folder, item):
