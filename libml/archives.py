@@ -49,8 +49,7 @@ def take(archive, folder, verify=True):
     if not os.path.isfile(path):
         raise utils.Error('%s is missing: get it from %s' % (path, archive.url))
     if verify:
-        check_size(archive, path)
-        check_sha(archive, path, digest(path))
+        check(archive, path)
     return path
 
 
@@ -65,13 +64,12 @@ def download(archive, folder, verify=True):
         return take(archive, folder, verify)
     part = path + '.download'
     sha = _download(archive, part)
-    try:
-        if verify:
-            check_size(archive, part)
-            check_sha(archive, part, sha)
-    except utils.Error:
-        os.remove(part)  # Or the next try would go on from what is wrong.
-        raise
+    if verify:
+        try:
+            check(archive, part, sha)
+        except utils.Error:
+            os.remove(part)  # Or the next try would go on from what is wrong.
+            raise
     os.replace(part, path)
     return path
 
@@ -141,21 +139,15 @@ def digest(path):
     return sha
 
 
-def check_size(archive, path):
-    """Raises utils.Error unless the file at `path` has the published length."""
+def check(archive, path, sha=None):
+    """Raises utils.Error unless the file at `path` is the published one; `sha` is its hashlib object, where known."""
+    text = '%s has the %s %s, not the published %s: it is damaged or another file (--noverify accepts it all the same)'
     size = os.path.getsize(path)
     if size != archive.size:
-        raise _unpublished(path, 'has %d bytes, not the published %d' % (size, archive.size))
-
-
-def check_sha(archive, path, sha):
-    """Raises utils.Error unless the sha256 (a hashlib object) of the file at `path` is the published one."""
-    if sha.hexdigest() != archive.sha256:
-        raise _unpublished(path, 'has the sha256 %s, not the published %s' % (sha.hexdigest(), archive.sha256))
-
-
-def _unpublished(path, how):
-    return utils.Error('%s %s: it is damaged or another file (--noverify accepts it all the same)' % (path, how))
+        raise utils.Error(text % (path, 'length', size, archive.size))
+    found = (sha or digest(path)).hexdigest()
+    if found != archive.sha256:
+        raise utils.Error(text % (path, 'sha256', found, archive.sha256))
 
 
 # --- Reading tar archives ---

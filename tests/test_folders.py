@@ -197,14 +197,15 @@ def test_two_spellings_of_one_name_are_one_class(tmp_path, capsys, form):
     assert family.classes == (unicodedata.normalize('NFC', 'café'), 'tea')
 
 
+REFUSED = 'holds the class %s, whose name is not UTF-8 or has a control character: rename it'
+
+
 def test_a_name_that_is_not_utf8_is_one_line(tmp_path):
     folder = make_folder(tmp_path / 'pictures')
     os.rename(os.path.join(folder, 'train', 'crow'), os.fsencode(folder) + b'/train/cr\xf6w')
-    with pytest.raises(
-        utils.Error,
-        match=r"holds the class 'cr\\udcf6w', whose name is not UTF-8 or has a control character: rename it",
-    ):
+    with pytest.raises(utils.Error) as error:
         run(folder, tmp_path / 'data')
+    assert REFUSED % r"'cr\udcf6w'" in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['a\nb', 'a\tb', '\x1b[31mred', 'a\u202eb', 'a\u2028b'])
@@ -214,9 +215,7 @@ def test_a_name_that_acts_on_a_terminal_is_refused_before_a_picture_is_read(tmp_
     monkeypatch.setattr(pictures, 'convert', None)
     with pytest.raises(utils.Error) as error:
         run(folder, tmp_path / 'data')
-    assert 'holds the class %r, whose name is not UTF-8 or has a control character: rename it' % name in str(
-        error.value
-    )
+    assert REFUSED % repr(name) in str(error.value)
     assert not os.path.exists(tmp_path / 'data')
 
 
