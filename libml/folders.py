@@ -186,12 +186,9 @@ class Row(NamedTuple):
 
 
 def read_labels(path):
-    """Reads a CSV file with the columns `file` and `class`, perhaps `split` and `group`; others are ignored.
+    """Returns a list of Row: a CSV file with the columns `file` and `class`, perhaps `split` and `group`.
 
-    Columns are parted by commas, semicolons or tabs.
-
-    Returns:
-        list of Row.
+    Commas, semicolons or tabs part the columns. Other columns are ignored.
 
     Raises:
         utils.Error: it is no such file.
@@ -389,14 +386,7 @@ def set_aside(items, classes, fraction, seed):
     Without groups, exactly round(fraction * n) of a class's n pictures are set aside. Groups are taken in random order,
     as long as they bring the classes' counts closer to that.
 
-    Args:
-        items: list of Item.
-        classes: names, by label.
-        fraction: between 0 and 1.
-        seed: int.
-
-    Returns:
-        (rest, aside), lists of Item in the order of `items`.
+    `items` is a list of Item, `classes` are the names by label. Returns (rest, aside), in the order of `items`.
 
     Raises:
         utils.Error: a class has too few pictures or groups, or fraction is not between 0 and 1.
@@ -430,8 +420,8 @@ def set_aside(items, classes, fraction, seed):
                 text = 'class %s has too few groups to set one aside for testing'
                 raise utils.Error(text % shown(classes[label]))
             take(min(able, key=lambda key: brought[key].total()))
-    pairs = list(zip(keys, items, strict=True))
-    return [item for key, item in pairs if key not in taken], [item for key, item in pairs if key in taken]
+    rest = [item for key, item in zip(keys, items, strict=True) if key not in taken]
+    return rest, [item for key, item in zip(keys, items, strict=True) if key in taken]
 
 
 def _shuffled_by_class(items, seed):
@@ -446,22 +436,17 @@ def _leaves_some(brought, have, counts):
 
 
 def table(plan, bad=()):
-    """Returns the lines that tell what became of every file in PICTURES.
-
-    Args:
-        plan: Plan.
-        bad: paths of pictures that could not be read, and were left out.
-    """
+    """Yields the lines that tell what became of every file in PICTURES; the paths `bad` could not be read."""
     bad = dict.fromkeys(sorted(bad), UNREADABLE)
-    counts = {part: collections.Counter() for part in ('train', 'test', 'unlabeled')}
-    for part, items in plan.parts.items():
-        counts[part].update(item.label for item in items if item.path not in bad)
-    rows = [('class', 'train', 'test')]
-    for label, name in enumerate(plan.classes):
-        rows.append((shown(_shortened(name)), counts['train'][label], counts['test'][label]))
+    train, test, unlabeled = (
+        collections.Counter(item.label for item in plan.parts.get(part, ()) if item.path not in bad)
+        for part in ('train', 'test', 'unlabeled')
+    )
+    names = [shown(_shortened(name)) for name in plan.classes]
+    rows = [('class', 'train', 'test'), *((name, train[label], test[label]) for label, name in enumerate(names))]
     if 'unlabeled' in plan.parts:
-        rows.append(('unlabelled', counts['unlabeled'].total(), ''))
-    rows.append(('all', counts['train'].total() + counts['unlabeled'].total(), counts['test'].total()))
+        rows.append(('unlabelled', unlabeled.total(), ''))
+    rows.append(('all', train.total() + unlabeled.total(), test.total()))
     width = max(len(name) for name, _, _ in rows)
     for row in rows:
         yield ('%-*s %8s %8s' % (width, *row)).rstrip()
@@ -524,10 +509,8 @@ def check_name(data_dir, name):
     paths = [data_pair.record_file(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
     for path in (data_pair.family_file(data_dir, name), *paths):
         if os.path.lexists(path):
-            text = (
-                '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
-                '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
-            )
+            text = '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
+            text += '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
             raise utils.Error(text % (path, name, name))
 
 
@@ -539,13 +522,11 @@ def make(folder, name, data_dir, size, colors, augment, range, labels, test_frac
 
     Args:
         folder: PICTURES, see the module.
-        name: of the dataset.
-        data_dir: where the records go.
+        name: of the dataset, whose files go to data_dir.
         size, augment, range: texts, see `parse_size`, `parse_augment`, `parse_range`.
         colors: 1 or 3.
         labels: path of a table, see `plan_table`; '': classes are folders, see `plan_folders`.
-        test_fraction: share of each class to set aside for testing.
-        seed: of the order of the records and of what is set aside.
+        test_fraction, seed: see `plan_folders`; seed also shuffles the records.
         skip_bad: leave unreadable pictures out rather than fail.
         max_megapixels: see pictures.convert.
 
@@ -574,13 +555,9 @@ def make(folder, name, data_dir, size, colors, augment, range, labels, test_frac
 
 
 def save(name, data_dir, family, parts):
-    """Writes the record files of a new dataset and its description, all or nothing.
+    """Writes the record files of a new dataset and its description, a data_pair.Family, all or nothing.
 
-    Args:
-        name: of the dataset.
-        data_dir: folder of the datasets.
-        family: data_pair.Family.
-        parts: iterable of (part, iterable of serialized examples, their number).
+    `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
     with contextlib.ExitStack() as stack:  # All are named in the end, if nothing failed; the description last.
         description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))

@@ -180,13 +180,10 @@ def encoded(batches):
 
 
 def install(name, data_dir, source='', verify=True):
-    """Installs a published dataset; what is there already is left as it is.
+    """Installs one of DATASETS in the folder data_dir, which exists; what is there already is left as it is.
 
     Args:
-        name: one of DATASETS.
-        data_dir: folder of the datasets; it exists.
-        source: folder that holds the archives; '' to download them.
-        verify: refuse archives whose length or sha256 are not the published ones.
+        source, verify: see OPTIONS.
 
     Raises:
         utils.Error: an archive is missing, damaged or another one; the disk is full.

@@ -26,11 +26,7 @@ OPTIONS = dict(
 def describe(name, augment=None, classes='', data_dir=None):
     """Writes the description of a dataset whose record files are there, and prints it.
 
-    Args:
-        name: of the dataset.
-        augment: text, or None, see folders.parse_augment.
-        classes: comma-separated names; '': none.
-        data_dir: folder of the datasets; None: $ML_DATA.
+    Args: see OPTIONS.
 
     Raises:
         utils.Error: the name or the records are not what a dataset needs, or NAME.json is there already.
