@@ -372,12 +372,13 @@ def _identity(folder, item):
 
 
 def _check_parts(plan, folder, parts):
+    """Raises utils.Error unless parts of a Plan hold pictures of all classes, or unlabelled ones."""
     for part in parts:
-        for label in sorted(set(range(len(plan.classes))) - {item.label for item in plan.parts[part]}):
-            reasons = collections.Counter(plan.unused.values())
-            text = '%s: no picture of class %s for %s' % (shown(folder), shown(plan.classes[label]), part)
-            note = '; not used: ' + ', '.join('%d (%s)' % (n, why) for why, n in reasons.items()) if reasons else ''
-            raise utils.Error(text + note)
+        wanted = {records.NO_CLASS} if part == 'unlabeled' else set(range(len(plan.classes)))
+        for label in sorted(wanted - {item.label for item in plan.parts[part]}):
+            what = 'of class %s for %s' % (shown(plan.classes[label]), part) if label >= 0 else 'without a class'
+            reasons = ', '.join('%d (%s)' % (n, why) for why, n in collections.Counter(plan.unused.values()).items())
+            raise utils.Error('%s: no picture %s; not used: %s' % (shown(folder), what, reasons or 'none'))
 
 
 def set_aside(items, classes, fraction, seed):
@@ -435,13 +436,10 @@ def _leaves_some(brought, have, counts):
     return all(have[label] + n < counts[label] for label, n in brought.items())
 
 
-def table(plan, bad=()):
-    """Yields the lines that tell what became of every file in PICTURES; the paths `bad` could not be read."""
-    bad = dict.fromkeys(sorted(bad), UNREADABLE)
-    train, test, unlabeled = (
-        collections.Counter(item.label for item in plan.parts.get(part, ()) if item.path not in bad)
-        for part in ('train', 'test', 'unlabeled')
-    )
+def table(plan):
+    """Yields the lines that tell what became of every file in PICTURES."""
+    parts = [plan.parts.get(part, ()) for part in ('train', 'test', 'unlabeled')]
+    train, test, unlabeled = (collections.Counter(item.label for item in items) for items in parts)
     names = [shown(_shortened(name)) for name in plan.classes]
     rows = [('class', 'train', 'test'), *((name, train[label], test[label]) for label, name in enumerate(names))]
     if 'unlabeled' in plan.parts:
@@ -450,11 +448,10 @@ def table(plan, bad=()):
     width = max(len(name) for name, _, _ in rows)
     for row in rows:
         yield ('%-*s %8s %8s' % (width, *row)).rstrip()
-    unused = plan.unused | bad
-    if unused:
-        yield 'not used: %d' % len(unused)
-    for reason, count in collections.Counter(unused.values()).items():
-        example = next(path for path, why in unused.items() if why == reason)
+    if plan.unused:
+        yield 'not used: %d' % len(plan.unused)
+    for reason, count in collections.Counter(plan.unused.values()).items():
+        example = next(path for path, why in plan.unused.items() if why == reason)
         yield '%8d %s, such as %s' % (count, reason, shown(example))
 
 
@@ -547,9 +544,8 @@ def make(folder, name, data_dir, size, colors, augment, range, labels, test_frac
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
     family = data_pair.Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
-    bad = {}
-    save(name, data_dir, family, _converted(plan, folder, family, max_megapixels, skip_bad, bad))
-    for line in table(plan, bad):
+    save(name, data_dir, family, _converted(plan, folder, family, max_megapixels, skip_bad))
+    for line in table(plan):
         print(line)
     print('%s is in %s' % (name, shown(data_dir)))
 
@@ -568,14 +564,14 @@ def save(name, data_dir, family, parts):
         data_pair.write_family(description, family)
 
 
-def _converted(plan, folder, family, max_megapixels, skip_bad, bad):
-    """Yields the parts of a Plan as `save` takes them; notes {path: ValueError} of unreadable pictures in `bad`."""
-    groups = _group_numbers(plan)
+def _converted(plan, folder, family, max_megapixels, skip_bad):
+    """Yields the parts of a Plan as `save` takes them; at the end takes what cannot be read out of the Plan."""
+    bad, groups = {}, _group_numbers(plan)
     for part, items in plan.parts.items():
         paths = (os.path.join(folder, item.path) for item in items)
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, max_megapixels)
         yield part, _examples(items, images, family.shape, bad, groups if part != 'test' else {}), len(items)
-    _check_bad(plan, bad, skip_bad)
+    _leave_out(plan, folder, bad, skip_bad)
 
 
 def _group_numbers(plan):
@@ -596,8 +592,8 @@ def _examples(items, images, shape, bad, groups):
             yield records.serialize(png, item.label, groups.get(item.path, records.NO_GROUP))
 
 
-def _check_bad(plan, bad, skip_bad):
-    """Lists the unreadable pictures on stderr, and raises utils.Error unless they may be, and can be, left out."""
+def _leave_out(plan, folder, bad, skip_bad):
+    """Lists the unreadable pictures on stderr and leaves them out, or raises utils.Error if that must not be."""
     deep = {path: error for path, error in bad.items() if isinstance(error, pictures.TooDeep)}
     for path, error in bad.items():
         if path not in deep:
@@ -609,8 +605,6 @@ def _check_bad(plan, bad, skip_bad):
         raise utils.Error(text % (len(deep), low, high, shown(next(iter(deep))), low, top))
     if bad and not skip_bad:
         raise utils.Error('%d pictures cannot be read, see above: mend or remove them, or give --skip_bad' % len(bad))
-    for part, items in plan.parts.items():
-        lost = {item.label for item in items} - {item.label for item in items if item.path not in bad}
-        for label in sorted(lost):
-            what = 'of class %r ' % shown(plan.classes[label]) if label >= 0 else ''
-            raise utils.Error('no picture %sin %s can be read' % (what, part))
+    plan.unused.update(dict.fromkeys(sorted(bad), UNREADABLE))
+    plan.parts = {part: [item for item in items if item.path not in bad] for part, items in plan.parts.items()}
+    _check_parts(plan, folder, plan.parts)

@@ -642,12 +642,21 @@ def test_unreadable_pictures_can_be_left_out(tmp_path, spoilt, capsys):
     assert counts['all'] == [21, 6] and unused == {folders.UNREADABLE: 3}
 
 
+def test_the_unlabelled_pictures_must_not_all_be_unreadable(tmp_path):
+    folder = make_folder(tmp_path / 'pictures')
+    os.makedirs(os.path.join(folder, 'unlabeled'))
+    with open(os.path.join(folder, 'unlabeled', 'x.png'), 'wb') as f:
+        f.write(b'?')
+    with pytest.raises(utils.Error, match=r'no picture without a class; not used: 1 \(cannot be read\)'):
+        run(folder, tmp_path / 'data', skip_bad=True)
+
+
 def test_a_class_must_keep_a_picture(tmp_path):
     folder = make_folder(tmp_path / 'pictures', each=2)
     for name in os.listdir(os.path.join(folder, 'train', 'crow')):
         with open(os.path.join(folder, 'train', 'crow', name), 'wb') as f:
             f.write(b'?')
-    with pytest.raises(utils.Error, match="no picture of class 'crow' in train can be read"):
+    with pytest.raises(utils.Error, match=r'no picture of class crow for train; not used: 2 \(cannot be read\)'):
         run(folder, tmp_path / 'data', skip_bad=True)
     assert not (tmp_path / 'data').exists()
 
