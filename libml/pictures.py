@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import io
 import os
 import pathlib
@@ -119,14 +120,15 @@ def _kind(entry, mode):
     ending = os.path.splitext(entry.name)[1].lower()
     if not stat.S_ISREG(mode):
         return OTHER
-    if ending in endings():
+    if ending in _endings():
         return ''
     if ending in FOREIGN:
         return UNKNOWN_FORMAT
     return '' if not ending.strip('.0123456789') and _looks_like_a_picture(entry.path) else OTHER
 
 
-def endings():
+@functools.cache  # Every file asks.
+def _endings():
     """Returns the endings of the files that can be read, as Pillow registers them: {'.png', ...}."""
     read = {ending for ending, name in Image.registered_extensions().items() if name in _formats()}
     return read | {'.mpo'}  # Pictures of several views, which Pillow opens as JPEG.
@@ -210,8 +212,7 @@ def _converted(source, size, colors, range):
 def _draft(image, side, mode):
     """Lets a JPEG that is far larger than `side` be decoded at a reduced scale, not below it.
 
-    Returns:
-        (left, top, right, bottom): where the picture lies in what will be decoded; None: all over it.
+    Returns (left, top, right, bottom), where the picture lies in what will be decoded; None where it fills that.
     """
     if min(image.size) < 2 * side:
         return None
@@ -272,10 +273,7 @@ def _eight_bits(source, image, range):
 
 
 def scaled(values, range):
-    """Maps numbers linearly so that range = (low, high) becomes 0 and 255; what lies beyond is clipped.
-
-    Returns:
-        uint8 array.
+    """Returns numbers as uint8: range = (low, high) becomes 0 and 255, what lies beyond is clipped.
 
     Raises:
         TooDeep: range is ().
@@ -307,10 +305,9 @@ def _sixteen_bits(source, image, name):
         raise ValueError('is grey with transparency and 16 bits a value: save it without transparency')
     swapped = name[:-1] + {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}[name[-1]]
     with _opened(source) as second:
-        second.tile = [
-            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
-            for tile in second.tile
-        ]
+        for i, tile in enumerate(second.tile):
+            args = swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])
+            second.tile[i] = tile._replace(args=args)
         low = np.asarray(second, np.uint16)
     image.load()
     return (np.asarray(image, np.uint16) << 8) + low
@@ -320,11 +317,7 @@ def _sixteen_bits(source, image, name):
 
 
 def _without_metadata(source):
-    """Returns the bytes of a PNG or JPEG file without what its pixels do not need.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Returns the bytes of a PNG or JPEG file without what its pixels do not need; ValueError if it is neither."""
     if hasattr(source, 'seek'):
         source.seek(0)
         content = source.read()
