@@ -80,17 +80,13 @@ def plan_folders(folder, test_fraction=None, seed=0):
     names = pictures.folders(folder)
     if 'train' not in names:
         _check_flat(folder, names, test_fraction)
-    elif 'test' in names and test_fraction is not None:
-        raise utils.Error('%s exists: leave --test_fraction out' % shown(os.path.join(folder, 'test')))
-    elif 'test' not in names and test_fraction is None:
-        what = shown(os.path.join(folder, 'test'))
-        raise utils.Error('%s is missing: give --test_fraction=.2, say, to set pictures of train aside' % what)
+    else:
+        test = shown(os.path.join(folder, 'test'))
+        _check_fraction(test_fraction, 'test' in names, test + ' exists', test + ' is missing')
     roots = {part: part for part in ('train', 'test') if part in names} or {'train': ''}
     folders = {part: _class_folders(os.path.join(folder, root)) for part, root in roots.items()}
-    classes = sorted(set(folders['train'].values()))
-    _check_classes(folder, classes, folders)
-    plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused)
-    labels = {name: label for label, name in enumerate(classes)}
+    _check_test_classes(folder, folders)
+    plan, labels = _new_plan(shown(os.path.join(folder, roots['train'])), folders['train'].values(), unused)
     for path in found:
         part, own = _place(path, roots)
         if part in UNLABELED:
@@ -115,13 +111,17 @@ def _check_flat(folder, names, test_fraction):
         raise utils.Error(text % shown(train))
 
 
+def _check_fraction(test_fraction, testing, yes, no):
+    """Raises utils.Error if a fraction is given beside test pictures (`yes` says which), or neither (`no`)."""
+    if testing and test_fraction is not None:
+        raise utils.Error(yes + ': leave --test_fraction out')
+    if not testing and test_fraction is None:
+        raise utils.Error(no + ': give --test_fraction=.2, say, to set training pictures aside')
+
+
 def _class_folders(folder):
     """Returns {name of a folder: name of its class}."""
-    found = {name: _class_name(name, folder) for name in pictures.folders(folder) if name not in UNLABELED}
-    count = len(set(found.values()))
-    if count < 2:
-        raise utils.Error('%s holds %d classes (folders); at least 2 are needed' % (shown(folder), count))
-    return found
+    return {name: _class_name(name, folder) for name in pictures.folders(folder) if name not in UNLABELED}
 
 
 def _class_name(name, where):
@@ -139,27 +139,16 @@ def _shortened(name):
     return name if len(name) <= COLUMN else name[: COLUMN // 2] + '…' + name[1 - COLUMN // 2 :]
 
 
-def _check_classes(folder, classes, folders):
-    """Raises utils.Error where test has a class that train lacks; warns of names that are probably a mistake."""
+def _check_test_classes(folder, folders):
+    """Raises utils.Error if test has a class that train lacks; tells of classes that have several folders."""
+    known = set(folders['train'].values())
     for part, found in folders.items():
-        unknown = sorted(set(found.values()) - set(classes))
-        if unknown:
-            text = '%s has the class %r, which the training pictures lack'
-            raise utils.Error(text % (shown(os.path.join(folder, part)), unknown[0]))
         for name, times in collections.Counter(found.values()).items():
+            if name not in known:
+                text = '%s has the class %r, which the training pictures lack'
+                raise utils.Error(text % (shown(os.path.join(folder, part)), name))
             if times > 1:
                 print('%s: %d folders are one class, %s, in different spellings' % (part, times, shown(name)))
-    _warn_of_names(classes)
-
-
-def _warn_of_names(classes):
-    for name in classes:
-        if name.lower() in PARTS | NO_NAMES:
-            data_pair.warn('%r is taken for the name of a class' % shown(name))
-    for name, times in collections.Counter(map(str.casefold, classes)).items():
-        if times > 1:
-            text = '%d classes are named %r, in capital and small letters: they are taken for different ones'
-            data_pair.warn(text % (times, shown(name)))
 
 
 def _place(path, roots):
@@ -247,21 +236,14 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
     rows = read_labels(labels)
     found, unused = pictures.listed(folder)
     by_path = _matched(labels, folder, rows, found, unused, skip_bad)
-    classes = sorted({row.label for row in rows if row.label})
-    if len(classes) < 2:
-        raise utils.Error('%s names %d classes; at least 2 are needed' % (labels, len(classes)))
-    _warn_of_names(classes)
+    plan, numbers = _new_plan(labels, {row.label for row in rows if row.label}, unused)
     testing = any(row.split == 'test' for row in rows)
-    if testing and test_fraction is not None:
-        raise utils.Error('%s names test pictures: leave --test_fraction out' % labels)
-    if not testing and test_fraction is None:
-        raise utils.Error('%s names no test pictures in a column `split`: give --test_fraction=.2, say' % labels)
-    plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused)
-    numbers = {'': records.NO_CLASS, **{name: label for label, name in enumerate(classes)}}
+    no = labels + ' names no test pictures in a column `split`'
+    _check_fraction(test_fraction, testing, labels + ' names test pictures', no)
     for path in found:
         row = by_path.get(path) or Row(0, path, '', '', '')
         part = (row.split or 'train') if row.label else 'unlabeled'
-        plan.parts[part].append(Item(path, numbers[row.label], row.group or None))
+        plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
@@ -339,6 +321,25 @@ def _composed(path):
 
 
 # --- What all layouts share ---
+
+
+def _new_plan(where, classes, unused):
+    """Returns a Plan without pictures, and {class: label}; warns of names that are probably a mistake.
+
+    `where` names the source of the classes; utils.Error if they are fewer than two.
+    """
+    classes = sorted(set(classes))
+    if len(classes) < 2:
+        raise utils.Error('%s has %d classes; at least 2 are needed' % (where, len(classes)))
+    for name in classes:
+        if name.lower() in PARTS | NO_NAMES:
+            data_pair.warn('%r is taken for the name of a class' % shown(name))
+    for name, times in collections.Counter(map(str.casefold, classes)).items():
+        if times > 1:
+            text = '%d classes are named %r, in capital and small letters: they are taken for different ones'
+            data_pair.warn(text % (times, shown(name)))
+    parts = dict(train=[], test=[], unlabeled=[])
+    return Plan(tuple(classes), parts, unused), {name: label for label, name in enumerate(classes)}
 
 
 def _finished(plan, folder, test_fraction, seed):
