@@ -125,7 +125,10 @@ def _class_folders(folder):
 
 
 def _class_name(name, where):
-    """Returns a class's name in Unicode's composed form (NFC); utils.Error where it is no name. `where` it stands."""
+    """Returns a class's name in Unicode's composed form (NFC).
+
+    `where` is the folder or table that holds the name; utils.Error names it if this cannot be the name of a class.
+    """
     if any(map(utils.acts, name)):
         text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
         raise utils.Error(text % (shown(where), shown(repr(name))))
@@ -571,15 +574,14 @@ def _converted(plan, folder, family, max_megapixels, skip_bad):
     for part, items in plan.parts.items():
         paths = (os.path.join(folder, item.path) for item in items)
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, max_megapixels)
-        yield part, _examples(items, images, family.shape, bad, groups if part != 'test' else {}), len(items)
+        yield part, _examples(items, images, family.shape, bad, groups), len(items)
     _leave_out(plan, folder, bad, skip_bad)
 
 
 def _group_numbers(plan):
-    """Returns {path: number of its group} of the training and unlabelled pictures that have one."""
-    items = [item for part, items in plan.parts.items() if part != 'test' for item in items if item.group is not None]
-    numbers = {group: i for i, group in enumerate(sorted({item.group for item in items}))}
-    return {item.path: numbers[item.group] for item in items}
+    """Returns {group: number} of the groups in training: records of test need none."""
+    groups = {item.group for part, items in plan.parts.items() if part != 'test' for item in items} - {None}
+    return {group: number for number, group in enumerate(sorted(groups))}
 
 
 def _examples(items, images, shape, bad, groups):
@@ -590,7 +592,7 @@ def _examples(items, images, shape, bad, groups):
         good = [(item, image) for item, image in batch if item.path not in bad]
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
         for png, (item, _) in zip(pngs, good, strict=True):
-            yield records.serialize(png, item.label, groups.get(item.path, records.NO_GROUP))
+            yield records.serialize(png, item.label, groups.get(item.group, records.NO_GROUP))
 
 
 def _leave_out(plan, folder, bad, skip_bad):
