@@ -39,14 +39,13 @@ from easydict import EasyDict
 from tensorflow import profiler
 from tqdm import tqdm
 
-from ablation.ab_mixmatch import OPTIONS as TRAINING
-from ablation.ab_mixmatch import PARAMS, AblationMixMatch, model_params
-from libml import data, data_pair, hardware, options, train, utils
+from ablation.ab_mixmatch import PARAMS, AblationMixMatch
+from libml import data, data_pair, experiment, hardware, options, train, utils
 from libml.options import Option, at_least
 
 PARTS = ('step', 'guess', 'input', 'eval', 'startup')
 OPTIONS = dict(
-    TRAINING,
+    experiment.table(AblationMixMatch),
     parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
     turns=Option(7, 'Times that each is measured, after one that does not count.', *at_least(1)),
     turn=Option(1.0, 'Seconds that one measurement lasts at least.', *at_least(0)),
@@ -373,7 +372,7 @@ def benchmark(**given):
     for part in parts:
         utils.check('parts', part, part in PARTS, 'some of %s' % ', '.join(PARTS))
     family = data_pair.find_family(data_pair.find_data_dir(o.data_dir), data_pair.parse(o.dataset).name)
-    params = model_params(o, family)
+    params = AblationMixMatch.arguments(o, family)
     flop = AblationMixMatch.flop(family.shape, **params)
     hardware.set_operation_threads(hardware.operation_threads(flop))
     figures = dict(machine=machine(), flags=dict(params, dataset=o.dataset, precision=o.precision), parts={})
