@@ -118,21 +118,16 @@ class Run:
 def try_lock(file, owner):
     """Locks an open file for this process; returns whether no other process holds it.
 
-    Where the file system has no locks, the file's text decides: a living process of this machine holds the lock.
-
-    Args:
-        file: open for writing.
-        owner: the text in it, such as 'process 7 on host', '' for none.
+    Where the file system has no locks, the text in the file decides: `owner`, such as 'process 7 on host'. Then a
+    process of this machine that lives holds the lock.
     """
     for lock in (fcntl.flock, fcntl.lockf):
         try:
             lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):  # PermissionError: lockf may say so of a lock that is held.
             return False
         except OSError as error:
-            if error.errno == errno.EACCES:  # How lockf says that it is held.
-                return False
             if error.errno not in NO_LOCKS:
                 raise
     text = 'Warning: this file system has no locks: train this run once at a time, and remove %s if nothing trains it'

@@ -20,19 +20,13 @@ from libml import options, trained
 from libml.options import Option
 
 OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite, too.'), **trained.OPTIONS)
-SIGNATURE = tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 
 
 def save(classifier, folder):
     """Writes a trained.Classifier as a SavedModel into a new folder."""
     with classifier.graph.as_default():
-        inputs = dict(images=classifier.images)
         outputs = dict(probabilities=classifier.probabilities, classes=classifier.class_names)
-        signature = tf.saved_model.predict_signature_def(inputs, outputs)
-        builder = tf.saved_model.Builder(folder)
-        tags = [tf.saved_model.tag_constants.SERVING]
-        builder.add_meta_graph_and_variables(classifier.session, tags, {SIGNATURE: signature})
-        builder.save()
+        tf.saved_model.simple_save(classifier.session, folder, dict(images=classifier.images), outputs)
 
 
 def save_tflite(classifier, path):

@@ -24,7 +24,7 @@ echo; echo 'The same network, no unlabelled loss, no MixUp. (Unlabelled pictures
 train --w_match=0 --mixmode=.
 
 echo
-for run in $train_dir/$dataset/*/; do python scripts/extract_accuracy.py "$run" > /dev/null; done
+python scripts/extract_accuracy.py $train_dir/$dataset/*/ > /dev/null
 python - "$train_dir/$dataset" <<'PYTHON'
 import glob, json, sys
 

@@ -50,7 +50,7 @@ def test_another_method_has_a_command_line(server, digits_dir, tmp_path):
     done = server.run('tests/pi_model.py', *where, *flags)
     assert done.returncode == 0, done.stderr
     (run,) = runs.find(tmp_path)
-    assert os.path.basename(run).startswith('PiModel_archresnet_batch4_') and runs.read_accuracy(run)
+    assert os.path.basename(run).startswith('PiModel_archresnet_batch4_') and runs.accuracies(run)
     done = server.run('scripts/evaluate.py', run, '--data_dir=%s' % digits_dir)
     assert done.returncode == 0, done.stderr
 
