@@ -380,12 +380,12 @@ class DataSet:
         return found
 
     def check_identity(self, args, run):
-        """Raises utils.Error where a run began with other data; args: its args.json. Older runs do not say so."""
+        """Raises utils.Error where a run began with other data, as far as args, its args.json, says which."""
         before = args.get('data') or {}
         changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
         if changed:
             raise other_data(run, self.name, ', '.join(changed))
-        if args.get('classes', list(self.family.classes)) != list(self.family.classes):
+        if (args.get('classes') or list(self.family.classes)) != list(self.family.classes):
             text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
             raise utils.Error(text % (run, ', '.join(args['classes']), self.name))
 
