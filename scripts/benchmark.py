@@ -139,22 +139,27 @@ class Bench:
 
     Args:
         o: EasyDict of OPTIONS.
+        stack: contextlib.ExitStack that closes the sessions. (Python's exit would wait for ever for an input's thread.)
     """
 
-    def __init__(self, o):
-        self.o = o
+    def __init__(self, o, stack):
+        self.o, self.stack = o, stack
         split = data_pair.parse(o.dataset)
         self.dataset = data_pair.read_dataset(split, o.data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
         self.params = model_params(o, self.dataset.family)
         self.flop = AblationMixMatch.flop(self.dataset.shape, **self.params)
         hardware.set_operation_threads(hardware.operation_threads(self.flop))
 
+    def session(self, graph, config):
+        """Returns a session that `stack` closes."""
+        return self.stack.enter_context(contextlib.closing(tf.Session(graph=graph, config=config)))
+
     def model(self, xla, dataset=None, cls=AblationMixMatch):
         """Returns a model with a session of its own, which is open, and its input started."""
         with tf.Graph().as_default() as graph:
             how = dict(seed=1, machine=hardware.Machine(xla), precision=self.o.precision)
             model = cls('', dataset or self.dataset, **how, **self.params)
-            model.session = tf.Session(graph=graph, config=model.config)
+            model.session = self.session(graph, model.config)
             model.session.run(model.init_op)
             model.session.run(model.init_input_op)
         return model
@@ -215,7 +220,7 @@ class Bench:
             ones = tf.data.Dataset.range(len(pixels)).shuffle(8192).repeat()
             ones = ones.map(lambda i: tf.numpy_function(augment, [i], tf.float32), num_parallel_calls=4)
             batch = tf.data.make_one_shot_iterator(ones.batch(count).prefetch(2)).get_next()
-            return tf.Session(graph=graph, config=utils.get_config()).make_callable(batch.op)
+            return self.session(graph, utils.get_config()).make_callable(batch.op)
 
     def eval(self):
         """The evaluation of a report."""
@@ -295,7 +300,8 @@ def measure(part, o):
     if part == 'startup':
         found = dict(rows=startup(o), peak_memory={})
     else:
-        found = dict(rows=getattr(Bench(o), part)(), peak_memory=peak_memory())
+        with contextlib.ExitStack() as stack:
+            found = dict(rows=getattr(Bench(o, stack), part)(), peak_memory=peak_memory())
     print('\n%-48s %10s %10s %10s  %-20s %9s' % (part, 'median', 'min', 'max', '', 'ratio'))
     for row in found['rows']:
         print('  %(what)-46s %(median)10.4g %(min)10.4g %(max)10.4g  %(unit)-20s %(ratio)9.2f' % row)
