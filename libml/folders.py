@@ -578,7 +578,7 @@ def write(
             images = pictures.convert_all(paths, size, colors, range, max_megapixels)
             examples = _examples(items, images, shape, bad, groups if part != 'test' else {})
             target = stack.enter_context(records.aside(path))
-            records.write_part(target, examples, len(items), os.path.basename(path))
+            records.write_part(target, examples, len(items))
         _check_bad(plan, bad, skip_bad)
         data_pair.write_family(description, family)
     return list(bad)

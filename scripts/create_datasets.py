@@ -295,7 +295,7 @@ def resize(source, name, data_dir, size, augment=None):
             files = [records.RecordFile(path) for path in paths]
             examples = itertools.starmap(records.serialize, encoded(resized(files, family.shape, size)))
             total = sum(map(len, files))
-            records.write_part(stack.enter_context(records.aside(path)), examples, total, os.path.basename(path))
+            records.write_part(stack.enter_context(records.aside(path)), examples, total)
             print('%s: %d pictures' % (path, total))
         data_pair.write_family(description, new)
 
