@@ -74,6 +74,16 @@ class Split:
         """The name of the split's files."""
         return '%s.%d@%d' % (self.name, self.seed, self.size)
 
+    @property
+    def command(self):
+        """The command that makes the split."""
+        return 'python scripts/create_split.py --seed=%d --size=%d %s' % (self.seed, self.size, self.name)
+
+    def files(self, data_dir):
+        """Returns the paths of the split's records and map, and of the test set: dict(label, unlabel, map, test)."""
+        paths = split_files(os.path.join(data_dir, 'SSL'), self.name, self.seed, self.size)
+        return dict(zip(('label', 'unlabel', 'map'), paths, strict=True), test=record_file(data_dir, self.name, 'test'))
+
     def __str__(self):
         return '%s-%d' % (self.stem, self.valid)
 
@@ -95,14 +105,10 @@ def parse(text):
 
 
 def find_data_dir(data_dir=None, exists=True):
-    """Returns the folder of the datasets: `data_dir`, or else what the environment variable ML_DATA says now.
-
-    Args:
-        data_dir: path, None or ''.
-        exists: whether it must be there already.
+    """Returns the folder of the datasets: `data_dir` if given, or else what the environment variable ML_DATA says now.
 
     Raises:
-        utils.Error: none is given, or it is no folder.
+        utils.Error: none is given, or it is no folder although it must exist.
     """
     data_dir = utils.expand(data_dir or os.environ.get('ML_DATA'))
     if not data_dir:
@@ -143,15 +149,12 @@ def stl10_folds(data_dir):
 
 def installed_splits(data_dir):
     """Returns the names, such as 'digits.1@20', of the splits on disk, sorted."""
-    maps = glob.glob(os.path.join(glob.escape(data_dir), 'SSL', '*-map.json'))
-    return sorted(os.path.basename(path).removesuffix('-map.json') for path in maps)
+    return _names(os.path.join(data_dir, 'SSL'), '-map.json')
 
 
-def known_names(data_dir):
-    """Returns the names of the families: those of the table, then the user's own."""
-    paths = glob.glob(os.path.join(glob.escape(data_dir), '*.json'))
-    names = sorted(os.path.basename(path).removesuffix('.json') for path in paths)
-    return list(FAMILIES) + [name for name in names if name not in FAMILIES and re.fullmatch(NAME, name)]
+def _names(folder, ending):
+    """Returns the names of the files in a folder with an ending, without the ending, sorted."""
+    return sorted(path.removesuffix(ending) for path in glob.glob('*' + ending, root_dir=folder))
 
 
 # --- Families ---
@@ -167,8 +170,8 @@ def find_family(data_dir, name):
         return family
     if re.fullmatch(NAME, name) and os.path.isfile(record_file(data_dir, name, 'train')):
         raise utils.Error('unknown dataset %r: %s' % (name, description_hint(name)))
-    splits = ', '.join(installed_splits(data_dir)) or 'none'
-    known = ', '.join(known_names(data_dir))
+    own = [own for own in _names(data_dir, '.json') if own not in FAMILIES and re.fullmatch(NAME, own)]
+    known, splits = ', '.join([*FAMILIES, *own]), ', '.join(installed_splits(data_dir)) or 'none'
     raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, splits))
 
 
@@ -235,11 +238,9 @@ def check_classes(names):
 
 def check_gaps(name, labels, nclass):
     """Raises utils.Error unless each of nclass classes has a record, by the int [n] labels of what `name` names."""
-    found = np.unique(labels[labels >= 0])
-    missing = np.flatnonzero(found != np.arange(len(found)))
-    if len(missing) or len(found) < nclass:
-        lowest = missing[0] if len(missing) else len(found)
-        raise utils.Error('%s has no record of class %d of %d' % (name, lowest, nclass))
+    missing = np.setdiff1d(np.arange(min(nclass, len(labels) + 1)), labels)  # A label may be enormous.
+    if len(missing):
+        raise utils.Error('%s has no record of class %d of %d' % (name, missing[0], nclass))
 
 
 def write_family(path, family):
@@ -260,17 +261,6 @@ def write_family(path, family):
 # --- Reading a dataset ---
 
 
-def split_command(name, seed, size):
-    """Returns the command that makes a split."""
-    return 'python scripts/create_split.py --seed=%d --size=%d %s' % (seed, size, name)
-
-
-def install_hint(name, seed, size):
-    """Returns the two commands that install a split, as one line."""
-    source = name if name in FAMILIES else '--from_folder PICTURES --name ' + name
-    return '`python scripts/create_datasets.py %s` and then `%s`' % (source, split_command(name, seed, size))
-
-
 def read_map(path):
     """Returns the map.json of a split: dict(label=[...], unlabel=[...]), and `source` where it is kept.
 
@@ -284,14 +274,6 @@ def read_map(path):
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise utils.Error('%s is not the map of a split (%s): make the split again' % (path, error)) from error
     return found
-
-
-def check_counts(path, found, nlabel, nunlabel, size):
-    """Raises utils.Error unless a split's map counts the records that its files hold."""
-    counts = len(found['label']), len(found['unlabel'])
-    if counts != (nlabel, nunlabel) or nlabel != size:
-        text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
-        raise utils.Error(text % (path, *counts, nlabel, nunlabel))
 
 
 def check_source(split, data_dir, source, test):
@@ -308,21 +290,17 @@ def check_source(split, data_dir, source, test):
         source = {**dict.fromkeys(parts), **source}
     for name, fingerprint in source.items():
         path = os.path.join(data_dir, os.path.basename(name))
-        if os.path.isfile(path):
-            file = test if path == test.path else records.RecordFile(path)
-            if file.fingerprint != fingerprint:
-                text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
-                files = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
-                command = split_command(split.name, split.seed, split.size)
-                raise utils.Error(text % (split.stem, name, data_dir, ', '.join(files), command))
+        if not os.path.isfile(path):
+            continue
+        file = test if path == test.path else records.RecordFile(path)
+        if file.fingerprint != fingerprint:
+            text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
+            *files, _ = split.files(data_dir).values()
+            raise utils.Error(text % (split.stem, name, data_dir, ', '.join(files), split.command))
 
 
 def open_split(split, data_dir):
     """Opens the record files of a split.
-
-    Args:
-        split: Split.
-        data_dir: folder of the datasets.
 
     Returns:
         dict(label, unlabel, test) of records.RecordFile.
@@ -330,19 +308,22 @@ def open_split(split, data_dir):
     Raises:
         utils.Error: the split is not installed or damaged, or was made from other record files than those on disk.
     """
-    label, unlabel, map_file = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
-    test = record_file(data_dir, split.name, 'test')
-    missing = [path for path in (label, unlabel, map_file, test) if not os.path.isfile(path)]
+    paths = split.files(data_dir)
+    missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing:
-        hint = install_hint(split.name, split.seed, split.size)
-        raise utils.Error('%s is not installed, as %s is missing: run %s' % (split, missing[0], hint))
-    found = read_map(map_file)
+        name = split.name if split.name in FAMILIES else '--from_folder PICTURES --name ' + split.name
+        text = '%s is not installed, as %s is missing: run `python scripts/create_datasets.py %s` and then `%s`'
+        raise utils.Error(text % (split, missing[0], name, split.command))
+    found = read_map(paths['map'])
     files = dict(
-        label=records.RecordFile(label),
-        unlabel=records.RecordFile(unlabel, empty=not found['unlabel']),
-        test=records.RecordFile(test),
+        label=records.RecordFile(paths['label']),
+        unlabel=records.RecordFile(paths['unlabel'], empty=not found['unlabel']),
+        test=records.RecordFile(paths['test']),
     )
-    check_counts(map_file, found, len(files['label']), len(files['unlabel']), split.size)
+    listed, held = (tuple(len(of[part]) for part in ('label', 'unlabel')) for of in (found, files))
+    if listed != held or held[0] != split.size:
+        text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
+        raise utils.Error(text % (paths['map'], *listed, *held))
     check_source(split, data_dir, found.get('source', {}), files['test'])
     return files
 
@@ -356,10 +337,9 @@ def check_unchanged(split, data_dir, fingerprints, run):
         fingerprints: dict(label, unlabel, test) of the run's args.json; None: an older run.
         run: the run's folder.
     """
-    label, unlabel, _ = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
-    files = dict(label=label, unlabel=unlabel, test=record_file(data_dir, split.name, 'test'))
     for part, fingerprint in (fingerprints or {}).items():
-        if os.path.isfile(files[part]) and records.RecordFile(files[part], empty=True).fingerprint != fingerprint:
+        path = split.files(data_dir)[part]
+        if os.path.isfile(path) and records.RecordFile(path, empty=True).fingerprint != fingerprint:
             raise data.other_data(run, split, part)
 
 
@@ -404,15 +384,14 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, nee
 
 
 def set_aside(split, labeled, rest):
-    """Sets the validation images aside.
+    """Sets the validation images aside: the first ones of `rest`.
 
     Args:
         split: Split.
         labeled, rest: data.Images of the split's two files.
 
     Returns:
-        data.Images for validation, the first ones of `rest`, and the unlabelled ones: the others, without those that
-        share a group with a validation image.
+        data.Images for validation, and the unlabelled ones: the others that share no group with a validation image.
 
     Raises:
         utils.Error: a validation image shares a group with a labelled one.
