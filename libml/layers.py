@@ -24,9 +24,7 @@ BN_EPSILON = 1e-3
 def get_kernel(shape, initializer):
     """Returns the variable `kernel` of the current scope; the scope's name and the graph's seed decide its first value.
 
-    Args:
-        shape: list of ints.
-        initializer: one of TF1's initializer classes, or a partial of it; called with `seed`.
+    initializer is one of TF1's initializer classes, or a partial of it; it is called with `seed`.
     """
     # TensorFlow's own seed of an op counts the ops of the graph: it would change with every op added anywhere.
     seed = zlib.crc32(tf.get_variable_scope().name.encode()) & 0x7FFFFFFF
@@ -95,8 +93,7 @@ def batch_norm(x, training, moments=None):
 def update_moments(moments):
     """Returns the op that moves batch norm's averages: average <- 0.999 average + 0.001 value, a mean over replicas.
 
-    Args:
-        moments: the list that batch_norm filled, (variable [C], float32 [C]) pairs.
+    moments is the list that batch_norm filled: pairs of a variable [C] and float32 [C].
     """
     return tf.group(*[average.assign_sub((1 - BN_MOMENTUM) * (average - value)) for average, value in moments])
 
@@ -169,14 +166,8 @@ def interleave_offsets(batch, nu):
 def interleave(xy, batch):
     """Swaps group i of batch 0 with group i of batch i, for i = 1..nu. A second `interleave` swaps them back.
 
-    Each new batch holds labelled and unlabelled examples, so that batch norm sees both in every batch.
-
-    Args:
-        xy: a list of nu + 1 tensors [batch, ...].
-        batch: int.
-
-    Returns:
-        A list like xy.
+    Each new batch holds labelled and unlabelled examples, so that batch norm sees both in every batch. xy, and what is
+    returned, is a list of nu + 1 tensors [batch, ...].
     """
     offsets = interleave_offsets(batch, len(xy) - 1)
     groups = [[v[begin:end] for begin, end in itertools.pairwise(offsets)] for v in xy]
@@ -205,8 +196,6 @@ def permutation(n, key):
 
 
 X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # The shares of x's and y's beta: one of them, or the mean.
-
-
 MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); None leaves a side unmixed.
     'xx.yy':   (('x',  X),    ('y',  Y)),
     'xxy.yxy': (('xy', MEAN), ('xy', MEAN)),
@@ -301,9 +290,7 @@ def mix(batches, pool, m, partner):
 def labeled_loss(labels, logits):
     """Returns the mean over examples of the cross-entropy (equation 3 of the paper), float32 [].
 
-    Args:
-        labels: float32 [B, nclass], rows that sum to 1.
-        logits: float32 [B, nclass].
+    labels and logits are float32 [B, nclass]; a row of labels sums to 1.
     """
     return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits_v2(labels=labels, logits=logits))
 
@@ -311,21 +298,16 @@ def labeled_loss(labels, logits):
 def unlabeled_loss(labels, logits):
     """Returns the mean over examples and classes of (labels - softmax(logits))² (equation 4 of the paper), float32 [].
 
-    Args:
-        labels: float32 [nu * B, nclass], guesses.
-        logits: float32 [nu * B, nclass].
+    labels, the guesses, and logits are float32 [nu * B, nclass].
     """
     return tf.reduce_mean(tf.square(labels - tf.nn.softmax(logits)))
 
 
 def guess_monitors(p):
-    """Returns how sure and how varied guesses are, a dict from a tag of TensorBoard to float32 [] from 0 to 1.
+    """Returns how sure and how varied the guesses p are: a dict from a tag of TensorBoard to float32 [] from 0 to 1.
 
     Confidence is the mean largest probability. Entropy is that of the mean guess, relative to the uniform
-    distribution's: 0 where all guesses are one class.
-
-    Args:
-        p: float32 [B, nclass], guesses.
+    distribution's: 0 where all guesses are one class. p is float32 [B, nclass].
     """
     mean = utils.mean_of_replicas(tf.reduce_mean(p, axis=0))  # [nclass]
     entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
@@ -336,8 +318,6 @@ def guess_monitors(p):
 def ramp(step, kimg):
     """Returns how much of the unlabelled loss counts: 0 at step 0, linearly up to 1 after kimg · 1024 images.
 
-    Args:
-        step: int64 [], images seen.
-        kimg: number; 0 gives 1 from the start.
+    step, int64 [], counts images. If kimg is 0, all counts from the start.
     """
     return tf.clip_by_value(tf.cast(step, tf.float32) / (1024 * kimg), 0, 1) if kimg else tf.constant(1.0)
