@@ -258,13 +258,9 @@ def create(source, targets, size, seed):
 
 
 def remark(split, source, labeled, unlabeled, free):
-    """Says on stderr what a new split may not be meant to be.
+    """Says on stderr what a new split, such as 'digits.1@20', may not be meant to be.
 
-    Args:
-        split: its name, such as 'digits.1@20'.
-        source: Source.
-        labeled, unlabeled: positions of the records.
-        free: how many of the unlabelled ones share no group with a labelled one.
+    labeled and unlabeled are positions of records; `free` of the unlabelled ones share no group with a labelled one.
     """
     count = len(unlabeled)
     names = source.family.names if source.family else tuple(map(str, range(len(source.stats))))
@@ -273,8 +269,7 @@ def remark(split, source, labeled, unlabeled, free):
         text = '%s: no picture is left to be unlabelled: train %s-0 with --w_match=0, or choose a smaller --size'
         data_pair.warn(text % (split, split))
     elif source.labels[unlabeled].max() == records.NO_CLASS:
-        text = '%s: no picture with a class is left to validate: the validation accuracy will be nan'
-        data_pair.warn(text % split)
+        data_pair.warn('%s: no picture with a class is left to validate: the validation accuracy will be nan' % split)
     if free < count:
         text = '%s: %d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
         data_pair.warn(text % (split, count - free, free))
