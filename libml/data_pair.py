@@ -209,7 +209,7 @@ def check_family(family):
     numbers = (family.height, family.width, family.colors, family.nclass, family.shift)
     if not all(type(x) is int for x in numbers) or type(family.mirror) is not bool:
         raise TypeError('a number or truth value is of another type')
-    if not all(1 <= side <= records.MAX_SIDE for side in numbers[:2]):
+    if not all(1 <= side <= records.MAX_SIDE for side in (family.height, family.width)):
         raise ValueError('height and width must be 1 to %d' % records.MAX_SIDE)
     if family.colors not in (1, 3) or family.nclass < 2 or len(family.classes) not in (0, family.nclass):
         raise ValueError('colors must be 1 or 3, nclass at least 2 and the number of classes')
@@ -279,11 +279,7 @@ def read_map(path):
 def check_source(split, data_dir, source, test):
     """Raises utils.Error where a split was made from other record files than those that are on disk.
 
-    Args:
-        split: Split.
-        data_dir: folder of the datasets.
-        source: dict from file names to fingerprints, of the split's map.
-        test: records.RecordFile of the test set.
+    source is the dict from file names to fingerprints in the split's map, test the records.RecordFile of the test set.
     """
     parts = [os.path.basename(path) for path in train_files(data_dir, split.name)]
     if split.name not in FAMILIES and parts[0] in source:  # A part that came later changes the split as well.
@@ -331,11 +327,7 @@ def open_split(split, data_dir):
 def check_unchanged(split, data_dir, fingerprints, run):
     """Raises utils.Error where a run began with other files of a split than are on disk; missing ones do not count.
 
-    Args:
-        split: Split.
-        data_dir: folder of the datasets.
-        fingerprints: dict(label, unlabel, test) of the run's args.json; None: an older run.
-        run: the run's folder.
+    fingerprints is the dict(label, unlabel, test) of args.json in the folder `run`, None for an older run.
     """
     for part, fingerprint in (fingerprints or {}).items():
         path = split.files(data_dir)[part]
@@ -415,14 +407,8 @@ def set_aside(split, labeled, rest):
 
 
 def warn_of_classes(split, labels, names):
-    """Says on stderr which classes have no labelled picture: they cannot be learned.
-
-    Args:
-        split: what to call it.
-        labels: int [n], classes of the labelled pictures.
-        names: the names of all classes.
-    """
-    without = [name for label, name in enumerate(names) if not np.any(labels == label)]
+    """Says on stderr which of all classes have no labelled picture in a split; labels: int [n], of its pictures."""
+    without = [name for label, name in enumerate(names) if label not in labels]
     if without:
         some = ', '.join(without[:8]) + (', ...' if len(without) > 8 else '')
         text = '%s: %d of %d classes have no labelled picture, so they cannot be learned: %s'

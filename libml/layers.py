@@ -275,11 +275,8 @@ class MixMode:
 def mix(batches, pool, m, partner):
     """Returns m · batches + (1 - m) · pool[partner], in batches again.
 
-    Args:
-        batches: list of float32 [B, ...], n examples together.
-        pool: list of float32 [B, ...].
-        m: float32 [n].
-        partner: int32 [n], positions in the concatenated pool.
+    batches, of n examples together, and pool are lists of float32 [B, ...]. m is float32 [n], and partner int32 [n]:
+    positions in the concatenated pool.
     """
     own = tf.concat(batches, axis=0)
     m = tf.reshape(m, [-1] + [1] * (own.shape.rank - 1))

@@ -72,27 +72,16 @@ def _decoder(shape, count):
 
 
 def encode(images):
-    """Encodes images as PNG, many times faster than one by one.
+    """Returns the PNGs, a list of n bytes objects, of images uint8 [n, H, W, C], C = 1 or 3.
 
-    Args:
-        images: uint8 [n, H, W, C], C = 1 or 3.
-
-    Returns:
-        A list of n bytes objects.
+    All together take far less time than one by one.
     """
     images = np.asarray(images, np.uint8)
     return list(_encoder(images.shape[1:])(images)) if len(images) else []
 
 
 def decode(pngs, shape):
-    """Decodes PNGs of one known shape, whose headers were checked (png_shape).
-
-    Args:
-        pngs: list of n bytes objects.
-        shape: (H, W, C).
-
-    Returns:
-        uint8 [n, H, W, C].
+    """Decodes a list of n PNGs of one shape (H, W, C), whose headers were checked (png_shape), to uint8 [n, H, W, C].
 
     Raises:
         tf.errors.OpError: one of them does not decode.
@@ -157,14 +146,10 @@ class Example(NamedTuple):
 
 def serialize(png, label, group=NO_GROUP):
     """Returns the bytes of a tf.train.Example."""
-    feature = {'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])), 'label': _int64(label)}
-    if group != NO_GROUP:
-        feature['group'] = _int64(group)
+    numbers = dict(label=label) if group == NO_GROUP else dict(label=label, group=group)
+    feature = {name: tf.train.Feature(int64_list=tf.train.Int64List(value=[int(n)])) for name, n in numbers.items()}
+    feature['image'] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[png]))
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
-
-
-def _int64(value):
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
 
 
 def write(path, examples, total=None):

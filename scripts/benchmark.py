@@ -94,15 +94,8 @@ def rows(unit, values):
     """
     reference = next(iter(values.values()))
     return [
-        dict(
-            what=what,
-            unit=unit,
-            median=float(np.median(found)),
-            min=float(np.min(found)),
-            max=float(np.max(found)),
-            ratio=float(np.median(found / reference)),
-        )
-        for what, found in values.items()
+        dict(what=what, unit=unit, median=np.median(v), min=v.min(), max=v.max(), ratio=np.median(v / reference))
+        for what, v in values.items()
     ]
 
 
@@ -123,15 +116,9 @@ class OnOneBatch(AblationMixMatch):
 
     def inputs(self, batch, nu):
         random, shape = np.random.RandomState(0), self.dataset.shape
-
-        def hold(name, value):
-            return tf.get_variable(name, initializer=value, trainable=False).value()
-
-        def pixels(*shape):
-            return random.uniform(-1, 1, shape).astype(np.float32)
-
-        label = random.randint(0, self.nclass, batch).astype(np.int32)
-        return hold('x', pixels(batch, *shape)), hold('y', pixels(batch, nu, *shape)), hold('label', label)
+        x, y = (random.uniform(-1, 1, [batch, *views, *shape]).astype(np.float32) for views in ([], [nu]))
+        held = dict(x=x, y=y, label=random.randint(0, self.nclass, batch).astype(np.int32))
+        return [tf.get_variable(name, initializer=value, trainable=False).value() for name, value in held.items()]
 
 
 class Bench:

@@ -96,9 +96,10 @@ def pick_labeled(labels, stats, size, seed):
 def order_unlabeled(labels, stats, labeled):
     """Orders the records that were not picked so that every beginning of the file has the classes in proportion.
 
+    Records without a class wait in class 0's queue, where the published script has them.
+
     Args:
-        labels, stats: see pick_labeled. Records without a class wait in class 0's queue, where the published script
-            has them.
+        labels, stats: see pick_labeled.
         labeled: positions that were picked.
 
     Returns:
@@ -223,13 +224,7 @@ class Source:
 
 
 def create(source, targets, size, seed):
-    """Writes a split, and prints what it holds.
-
-    Args:
-        source: Source.
-        targets: the files to write: labelled records, unlabelled records, map; see data_pair.split_files.
-        size: number of labelled records.
-        seed: int.
+    """Writes a split of `size` labels from a Source to targets, see data_pair.split_files; prints what it holds.
 
     Raises:
         utils.Error: a target exists, or there are too few records.
