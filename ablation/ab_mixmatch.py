@@ -6,17 +6,14 @@ python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 from libml import quiet
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Before anything below imports it, with its remarks.
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import functools
-import os
-import shlex
-import sys
 
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import checkpoints, data_pair, hardware, layers, models, networks, options, runs, train, utils
+from libml import experiment, layers, models, networks, replicas, utils
 from libml.options import Option, above, at_least, below, between
 
 PARAMS = dict(  # The model's hyperparameters. With the class they name the run's folder.
@@ -33,14 +30,6 @@ PARAMS = dict(  # The model's hyperparameters. With the class they name the run'
     warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', *at_least(0)),
     **models.PARAMS,  # arch, scales, filters, repeat
 )
-OPTIONS = {**PARAMS, **data_pair.TRAINING_OPTIONS, **train.OPTIONS}
-
-
-def adam(loss, weights, lr):
-    """Returns the op of one step of Adam. No name scope: its variables keep the published names."""
-    with tf.name_scope(None):
-        loss = utils.share_of_replica(loss)
-        return tf.train.AdamOptimizer(lr).minimize(loss, var_list=weights, name='update/Adam')
 
 
 class AblationMixMatch(models.MultiModel):
@@ -53,7 +42,7 @@ class AblationMixMatch(models.MultiModel):
 
         Args:
             y: list of nu float32 [B, H, W, C], augmentations of the same images.
-            classifier: function of one of them, see MultiModel.classifier; kwargs are for it.
+            classifier: function of images, such as MultiModel.classifier; kwargs are for it.
             T: float, sharpening temperature.
             getter: custom getter for the classifier's variables, or None.
 
@@ -61,64 +50,68 @@ class AblationMixMatch(models.MultiModel):
             EasyDict of p_target, the sharpened guess, and p_model, the mean prediction, both float32 [B, nclass].
         """
         with tf.name_scope('guess_label'):
+            # Each call normalises by the statistics of its own batch, and changes no average of batch norm.
             logits = [classifier(y_k, training=True, getter=getter, **kwargs) for y_k in y]  # nu * [B, nclass]
             p_model = tf.reduce_mean(tf.nn.softmax(tf.stack(logits)), axis=0)  # [B, nclass]
             p_target = layers.sharpen(p_model, T)  # [B, nclass]
         return EasyDict(p_target=p_target, p_model=p_model)
 
-    def model(self, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, nclass, **kwargs):
-        """Builds one update: Algorithm 1 of the paper, its losses (equations 2 to 5), and what the update moves.
+    def model(self, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, nclass, **size):
+        """Builds one update: Algorithm 1 of the paper, and the losses (equations 3 to 5).
+
+        The names are the published code's. In the paper, y (unlabelled images) is u, nu is K, p_model and p_target are
+        q̄ and q, beta is α, and w_match is λ_U.
 
         Args:
-            nu, w_match, ...: the flags of the same names.
+            batch: int, labelled images of this update; of this device's part, if several devices share the update.
             nclass: int, classes.
-            kwargs: the classifier's arch, scales, filters, repeat.
+            size: the classifier's arch, scales, filters, repeat.
+            nu, w_match, ...: the options of the same names.
 
         Returns:
-            EasyDict of
-                x, y, label: what an update is made from, see ClassifySemi.inputs.
-                train_op: one update. tune_op: updates only batch norm's averages, as one update would.
-                classify_raw, classify_op: float32 [None, nclass], the class probabilities of x by the weights, and by
-                    their moving average.
-                losses, monitors: dicts from a tag of TensorBoard to float32 [].
+            See train.Model.model.
         """
-        # Inputs: x and y arrive augmented, y in nu different ways.
+        # Lines 2 to 6: augment. The inputs arrive augmented: x once, y in nu ways.
         x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
-        classifier = functools.partial(self.classifier, **kwargs)
-        weights = self.weights(**kwargs)
+        views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
+
+        # The network, its weights, and their moving average.
+        classifier = functools.partial(self.classifier, **size)
+        weights = self.weights(**size)
         average = tf.train.ExponentialMovingAverage(ema)
-        average.apply(weights)  # This makes the averages. They move in the update below.
+        average.apply(weights)  # Creates the averages. Another `apply`, in the update below, moves them.
         getter_ema = functools.partial(utils.getter_ema, average)
 
-        # Guess and sharpen: one label for all augmentations of an unlabelled image, taken as given.
-        views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
+        # Lines 7 and 8: guess and sharpen. All views of an image share one label, and no gradient flows through it.
         guess = self.guess_label(views, classifier, T, getter=getter_ema if use_ema_guess else None)
         label_x = tf.one_hot(label, nclass)  # [B, nclass]
         label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
 
-        # Mix: labelled and unlabelled images, and their labels, as the mode says.
+        # Lines 10 to 14: shuffle and mix. In mode xxy.yxy, images of x and y are mixed with images of both.
         with tf.name_scope('mixup'):
-            mix = layers.MixMode(mixmode)
-            images, labels = [x] + views, [label_x] + [label_y] * nu  # (1 + nu) * [B, ...]
-            xy, labels = mix(images, labels, [beta, beta], self.keys('mixup'))  # (1 + nu) * [B, ...]
+            images, labels = [x, *views], [label_x] + [label_y] * nu  # (1 + nu) * [B, ...]
+            mixed = layers.MixMode(mixmode)(images, labels, [beta, beta], self.keys('mixup'))
+            (mixed_x, *mixed_y), (target_x, *target_y) = mixed  # Each [B, ...].
 
-        # Interleave and classify: every batch is a mixture, and is normalised by its own statistics.
+        # Classify in interleaved batches, so that each batch is a mixture. Each is normalised by its own statistics.
         with tf.name_scope('interleave'):
-            batches = layers.interleave(xy, batch)  # (1 + nu) * [B, H, W, C]
-        moments = []  # Batch norm's, of the first batch alone: the batches are alike, so one represents them all.
+            batches = layers.interleave([mixed_x, *mixed_y], batch)  # (1 + nu) * [B, H, W, C]
+        moments = []  # Of the first batch: its statistics alone move batch norm's averages, as the batches are alike.
         logits = [classifier(batches[0], training=True, moments=moments)]
         logits += [classifier(b, training=True) for b in batches[1:]]
         with tf.name_scope('interleave'):
-            logits = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
+            logits_x, *logits_y = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
 
-        # Losses, and what an update changes, in this order.
+        # Equations 3 to 5: the losses.
         with tf.name_scope('losses'):
-            loss_xe = layers.labeled_loss(labels[0], logits[0])
-            loss_l2u = layers.unlabeled_loss(tf.concat(labels[1:], 0), tf.concat(logits[1:], 0))
+            loss_xe = layers.labeled_loss(target_x, logits_x)
+            loss_l2u = layers.unlabeled_loss(tf.concat(target_y, 0), tf.concat(logits_y, 0))
             weight_l2u = w_match * layers.ramp(self.step, warmup_kimg)
             loss = loss_xe + weight_l2u * loss_l2u
+
+        # The update. Each line is built and run after the line before.
         with tf.name_scope('update'):
-            kernels = [v for v in weights if v.name.endswith('kernel:0')]
+            kernels = [v for v in weights if v.name.endswith('kernel:0')]  # Biases, gamma and beta do not decay.
             train_op = utils.in_order(
                 lambda: adam(loss, weights, lr),
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
@@ -169,94 +162,15 @@ class AblationMixMatch(models.MultiModel):
         utils.check('wd', wd, wd * params['lr'] < 1, 'at least 0, and below 1 when multiplied by lr')
 
 
-def model_params(given, family):
-    """Returns the arguments of the model: PARAMS of the options given, completed from the data's Family.
-
-    Raises:
-        utils.Error: an argument is out of range.
-    """
-    params = {name: given[name] for name in PARAMS}
-    AblationMixMatch.check(**params)
-    params.update(scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
-    return params
-
-
-def what_next(folder, data_dir):
-    """Returns the lines that say how to use a finished run; data_dir: as it was given, None for $ML_DATA."""
-    run = shlex.quote(folder)
-    place = ' --data_dir=%s' % shlex.quote(data_dir) if data_dir else ''
-    return (
-        'What it has learned:\n'
-        f'  python scripts/evaluate.py {run}{place}\n'
-        f'  python scripts/predict.py {run} PICTURES --out predictions.csv{place}\n'
-        f'  python scripts/export.py {run} OUT{place}'
-    )
-
-
-def join_hosts(machine, given, seeded):
-    """Makes sure that all hosts of a run were started alike. Host 0 prints for all from here on.
-
-    Args:
-        machine: hardware.Machine.
-        given: dict of OPTIONS.
-        seeded: whether the seed is given, or the run has one already.
-
-    Raises:
-        utils.Error: hosts differ, or each would draw a seed of its own.
-    """
-    machine.check_hosts(repr(sorted(given.items())))
-    utils.check('seed', given['seed'], seeded or machine.hosts == 1, 'given, the same on all hosts')
-    if machine.host:
-        sys.stdout = utils.nowhere()
-
-
-def run(**given):
-    """Trains a run, or evaluates a checkpoint.
-
-    Args:
-        **given: see OPTIONS; what is not given has its default.
-
-    Raises:
-        utils.Error, SystemExit: see train.Model.train.
-    """
-    o = EasyDict(options.fill(OPTIONS, given))
-    split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
-    family = data_pair.find_family(data_dir, split.name)
-    params, train_nimg = model_params(o, family), o.train_kimg << 10
-    train_dir = os.path.join(o.train_dir, str(split))
-    chosen = dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
-    saved = runs.Run(AblationMixMatch.run_dir(train_dir, o.seed, precision=o.precision, **chosen, **params))
-    saved.check_name()
-    if o.eval_ckpt:
-        # The training graph re-tunes batch norm, so the classifier of predict.py (libml.trained) cannot serve here.
-        o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
-    elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
-        data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)
-        print('%s is finished: a larger --train_kimg than %d continues from there' % (saved.folder, o.train_kimg))
-        return
-    else:
-        checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)  # Raises what is wrong, before the data is read.
-    xla = saved.args.get('xla') if o.xla is None else o.xla  # As the run began, or as asked for.
-    updates = 0 if o.eval_ckpt else train_nimg // o.batch
-    machine = hardware.choose(AblationMixMatch.flop(family.shape, **params), updates, xla, o.devices)
-    AblationMixMatch.check(machine.replicas, **params)
-    join_hosts(machine, o, seeded=o.seed is not None or bool(saved.args))
-    print('Reading %s' % split, flush=True)
-    dataset = data_pair.read_dataset(split, data_dir, seed=o.seed or 0, needs_unlabeled=o.w_match > 0, **chosen)
-    model = AblationMixMatch(train_dir, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
-    model.config.log_device_placement = o.log_device_placement
-    if o.eval_ckpt:
-        source = runs.Run(runs.folder_of(o.eval_ckpt))
-        dataset.check_identity(source.args, source.folder)
-        model.eval_checkpoint(o.eval_ckpt)
-    else:
-        model.train(train_nimg, o.report_kimg << 10, o.save_kimg << 10, o.keep_ckpt, o.init_ckpt)
-        print(what_next(saved.folder, o.data_dir))
+def adam(loss, weights, lr):
+    """Returns the op of one step of Adam. Outside all name scopes, its variables get the published names."""
+    with tf.name_scope(None):
+        return tf.train.AdamOptimizer(lr).minimize(replicas.part_of_loss(loss), var_list=weights, name='update/Adam')
 
 
 def main():
     """Does what the command line asks for."""
-    options.run(run, OPTIONS, 'give flags only, such as --dataset=digits.1@20-100')
+    experiment.main(AblationMixMatch)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from libml import utils
 
 CHUNK = 1 << 20
-MAX_MEMBER = 1 << 28  # Bytes of a member read whole; the largest here are 150 MB.
 TIMEOUT = 60  # Seconds without an answer.
 
 
@@ -50,8 +49,7 @@ def take(archive, folder, verify=True):
     if not os.path.isfile(path):
         raise utils.Error('%s is missing: get it from %s' % (path, archive.url))
     if verify:
-        check_size(archive, path)
-        check_sha(archive, path, digest(path))
+        check(archive, path)
     return path
 
 
@@ -66,13 +64,12 @@ def download(archive, folder, verify=True):
         return take(archive, folder, verify)
     part = path + '.download'
     sha = _download(archive, part)
-    try:
-        if verify:
-            check_size(archive, part)
-            check_sha(archive, part, sha)
-    except utils.Error:
-        os.remove(part)  # Or the next try would go on from what is wrong.
-        raise
+    if verify:
+        try:
+            check(archive, part, sha)
+        except utils.Error:
+            os.remove(part)  # Or the next try would go on from what is wrong.
+            raise
     os.replace(part, path)
     return path
 
@@ -142,21 +139,15 @@ def digest(path):
     return sha
 
 
-def check_size(archive, path):
-    """Raises utils.Error unless the file at `path` has the published length."""
+def check(archive, path, sha=None):
+    """Raises utils.Error unless the file at `path` is the published one; `sha` is its hashlib object, where known."""
+    text = '%s has the %s %s, not the published %s: it is damaged or another file (--noverify accepts it all the same)'
     size = os.path.getsize(path)
     if size != archive.size:
-        raise _unpublished(path, 'has %d bytes, not the published %d' % (size, archive.size))
-
-
-def check_sha(archive, path, sha):
-    """Raises utils.Error unless the sha256 (a hashlib object) of the file at `path` is the published one."""
-    if sha.hexdigest() != archive.sha256:
-        raise _unpublished(path, 'has the sha256 %s, not the published %s' % (sha.hexdigest(), archive.sha256))
-
-
-def _unpublished(path, how):
-    return utils.Error('%s %s: it is damaged or another file (--noverify accepts it all the same)' % (path, how))
+        raise utils.Error(text % (path, 'length', size, archive.size))
+    found = (sha or digest(path)).hexdigest()
+    if found != archive.sha256:
+        raise utils.Error(text % (path, 'sha256', found, archive.sha256))
 
 
 # --- Reading tar archives ---
@@ -172,7 +163,7 @@ def reading(path):
 
 
 def members(path, names):
-    """Yields (base name, size, binary file) of the members of a tar archive whose base names are in `names`.
+    """Yields (base name, binary file) of the members of a tar archive whose base names are in `names`.
 
     They come in the archive's order, and each is to be read before the next is asked for.
 
@@ -187,7 +178,7 @@ def members(path, names):
             name = member.name.rsplit('/', 1)[-1]
             if name in missing and member.isfile():
                 missing.remove(name)
-                yield name, member.size, tar.extractfile(member)
+                yield name, tar.extractfile(member)
                 if not missing:
                     return
     raise utils.Error('%s lacks %s: it is not the published archive' % (path, ', '.join(sorted(missing))))
@@ -203,18 +194,13 @@ def _refuse_hostile(path, member):
 
 def contents(path, names):
     """Returns {base name: bytes} of the members `names` of a tar archive; raises what `members` raises."""
-    found = {}
     with reading(path):
-        for name, size, f in members(path, names):
-            if size > MAX_MEMBER:
-                raise utils.Error('%s: %s is too large (%d bytes): not the published archive' % (path, name, size))
-            found[name] = f.read()
-    return found
+        return {name: f.read() for name, f in members(path, names)}
 
 
 def chunks(path, name, size):
     """Yields the bytes of one member of a tar archive, `size` at a time (the last: what is left)."""
     with reading(path):
-        for _, _, f in members(path, [name]):
+        for _, f in members(path, [name]):
             while chunk := f.read(size):
                 yield chunk

@@ -1,4 +1,4 @@
-"""Images in memory, the endless streams drawn from them, their augmentation. Imports utils and records of libml.
+"""Images in memory, the endless streams drawn from them, their augmentation.
 
 A stream's images are a pure function of seed, stream number and position: a run that continues at a position sees
 exactly what it would have seen had it never stopped. Images stay uint8 until they are augmented, and whole batches are
@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import sys
+import threading
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -27,8 +28,8 @@ class Images:
     """Pictures and their classes, held in memory once.
 
     Attributes:
-        labels: int32 [n]; records.NO_CLASS where a picture has no class.
-        groups: int64 [n]; records.NO_GROUP where a picture belongs to no group.
+        labels: int32 [n]; records.NO_CLASS if a picture has no class.
+        groups: int64 [n]; records.NO_GROUP if a picture belongs to no group.
         shape: (H, W, C).
     """
 
@@ -90,30 +91,34 @@ def load(file, nclass, shape, unlabeled=False, limit=MEMORY):
 # --- Streams ---
 
 
-def order(positions, n, seed, stream):
-    """Returns the index of the image at each position of an endless shuffled stream of n images.
+def order(start, count, n, seed, stream):
+    """Returns the indices of the images at the positions from `start` on of an endless shuffled stream of n images.
 
     Position p lies in epoch p // n, and each epoch is a permutation of its own; a batch may straddle epochs.
 
     Args:
-        positions: int64 [k], from 0.
+        start, count: ints; positions begin at 0.
         seed, stream: ints from 0 to 2**32 - 1; others give other orders.
 
     Returns:
-        int64 [k], from 0 to n - 1.
+        int32 [count], from 0 to n - 1.
     """
-    epochs, offsets = np.divmod(np.asarray(positions, np.int64), n)
-    indices = np.empty_like(offsets)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = _permutation(n, seed, stream, int(epoch))[offsets[here]]
-    return indices
+    epoch, skipped = divmod(int(start), n)
+    epochs = range(epoch, (start + count - 1) // n + 1)
+    return np.concatenate([_permutation(n, seed, stream, e) for e in epochs])[skipped : skipped + count]
 
 
 @functools.lru_cache(maxsize=16)  # The epochs of a chunk of both streams, unless one has very few images.
 def _permutation(n, seed, stream, epoch):
-    # The legacy generator is frozen for ever: the same order in every version of NumPy.
-    return np.random.RandomState([seed, stream, epoch]).permutation(n).astype(np.int32)
+    # The legacy generator is frozen for ever: the same order in every version of NumPy. To make one takes ten times as
+    # long as to seed it, which counts where an epoch is a few images.
+    if not hasattr(_thread, 'random'):
+        _thread.random = np.random.RandomState()
+    _thread.random.seed([seed, stream, epoch])
+    return _thread.random.permutation(n).astype(np.int32)
+
+
+_thread = threading.local()
 
 
 def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
@@ -144,7 +149,7 @@ def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
     size = whole * max(1, min(CHUNK, CHUNK_BYTES // (whole * int(np.prod(images.shape)))))
 
     def draw(position):
-        indices = order(position + np.arange(size), len(images), seed, stream_id).reshape(-1, n, batch)[:, r].ravel()
+        indices = order(position, size, len(images), seed, stream_id).reshape(-1, n, batch)[:, r].ravel()
         pixels, labels = images.gather(indices), images.labels[indices]
         return pixels.reshape(-1, batch, *images.shape), labels.reshape(-1, batch)
 
@@ -229,8 +234,8 @@ def augment(images, seed, mirror, shift):
     check_shift(shift, height, width)
     if shift or mirror:
         draws = tf.random.stateless_uniform([tf.shape(images)[0], 3], seed)
-        moves = tf.cast(draws * (2 * shift + 1), tf.int32) - shift
-        rows, columns = _reflect(moves[:, 0], height), _reflect(moves[:, 1], width)  # [n, H], [n, W]
+        moves = tf.cast(draws * (2 * shift + 1), tf.int32)  # Where the crop begins in the padded image.
+        rows, columns = (_sources(moves[:, i : i + 1], size, shift) for i, size in enumerate((height, width)))
         if mirror:
             columns = tf.where_v2(draws[:, 2:] < 0.5, width - 1 - columns, columns)
         images = tf.gather(images, rows, axis=1, batch_dims=1)
@@ -244,10 +249,10 @@ def check_shift(shift, height, width):
         raise utils.Error('images of %dx%d cannot be shifted by %d pixels: choose less' % (height, width, shift))
 
 
-def _reflect(moves, size):
-    """Where each pixel of a moved line comes from: int32 moves [n] -> int32 [n, size], reflected at 0 and size - 1."""
-    source = tf.abs(moves[:, None] + tf.range(size))
-    return (size - 1) - tf.abs((size - 1) - source)
+def _sources(moves, size, shift):
+    """Returns where the pixels of a padded line's crops come from: int32 moves [n, 1] -> int32 [n, size]."""
+    padded = np.pad(np.arange(size, dtype=np.int32), shift, 'reflect')
+    return tf.gather(padded, moves + np.arange(size, dtype=np.int32))
 
 
 # --- Datasets ---
@@ -312,8 +317,8 @@ class Family:
         parts: the record files that splits are made of, `<source>-<part>.tfrecord`. The test set is always
             `<name>-test.tfrecord`.
         source: the name that the parts bear, if it is another's.
-        classes: names of the classes, where they are kept.
-        range: (lowest, highest) value of the pictures that were deeper than 8 bits; () where none was.
+        classes: names of the classes; () if they have none.
+        range: (lowest, highest) value of the pictures that were deeper than 8 bits; () if none was.
     """
 
     height: int
@@ -333,7 +338,7 @@ class Family:
 
     @property
     def names(self):
-        """The names of the classes; their numbers where they have no names."""
+        """The names of the classes; their numbers if they have no names."""
         return self.classes or tuple(map(str, range(self.nclass)))
 
 
@@ -354,7 +359,7 @@ class DataSet:
         mean, std: float32 [C] of the training images on the [-1, 1] scale if `whiten`, otherwise zeros and ones.
         whiten, p_unlabeled: how the images are normalised and were chosen, for the record.
         fingerprints: dict(label, unlabel, test) of the fingerprints of the record files, see records.RecordFile; None
-            where the images come from no files.
+            if the images come from no files.
 
     The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
     dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
@@ -380,7 +385,7 @@ class DataSet:
         return found
 
     def check_identity(self, args, run):
-        """Raises utils.Error where a run began with other data, as far as args, its args.json, says which."""
+        """Raises utils.Error if a run began with other data; args: its args.json. Older runs do not say so."""
         before = args.get('data') or {}
         changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
         if changed:

@@ -30,6 +30,8 @@ PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'vali
 NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # and these stand where there is no class.
 BATCH = 256  # Pictures encoded at a time, at most.
 LISTED = 20  # Lines of a list of what is wrong.
+LONGEST_NAME = 255  # Letters of a class: more cannot name a folder, and are probably a text from another column.
+COLUMN = 40  # Letters of a class's name in a table, at most.
 
 BESIDE_LAYOUT = 'beside train, in no folder of the layout'
 BESIDE_CLASSES = 'beside the class folders'
@@ -78,21 +80,19 @@ def plan_folders(folder, test_fraction=None, seed=0):
     names = pictures.folders(folder)
     if 'train' not in names:
         _check_flat(folder, names, test_fraction)
-    elif 'test' in names and test_fraction is not None:
-        raise utils.Error('%s exists: leave --test_fraction out' % shown(os.path.join(folder, 'test')))
-    elif 'test' not in names and test_fraction is None:
-        what = shown(os.path.join(folder, 'test'))
-        raise utils.Error('%s is missing: give --test_fraction=.2, say, to set pictures of train aside' % what)
-    roots = {part: part if 'train' in names else '' for part in ('train', 'test') if part in (*names, 'train')}
-    folders = {part: class_folders(os.path.join(folder, root)) for part, root in roots.items()}
-    plan = Plan(tuple(sorted(set(folders['train'].values()))), {part: [] for part in ('train', 'test')}, unused)
-    _check_classes(folder, plan.classes, folders)
+    else:
+        test = shown(os.path.join(folder, 'test'))
+        _check_fraction(test_fraction, 'test' in names, test + ' exists', test + ' is missing')
+    roots = {part: part for part in ('train', 'test') if part in names} or {'train': ''}
+    folders = {part: _class_folders(os.path.join(folder, root)) for part, root in roots.items()}
+    _check_test_classes(folder, folders)
+    plan, labels = _new_plan(shown(os.path.join(folder, roots['train'])), folders['train'].values(), unused)
     for path in found:
         part, own = _place(path, roots)
         if part in UNLABELED:
-            plan.parts.setdefault('unlabeled', []).append(Item(path, records.NO_CLASS))
+            plan.parts['unlabeled'].append(Item(path, records.NO_CLASS))
         elif part in roots and own in folders[part]:
-            plan.parts[part].append(Item(path, plan.classes.index(folders[part][own])))
+            plan.parts[part].append(Item(path, labels[folders[part][own]]))
         else:
             unused[path] = BESIDE_CLASSES if part in roots else BESIDE_LAYOUT
     return _finished(plan, folder, test_fraction, seed)
@@ -103,60 +103,55 @@ def _check_flat(folder, names, test_fraction):
     train = os.path.join(folder, 'train')
     parts = [name for name in names if name.lower() in PARTS and name not in UNLABELED]
     if parts:
-        text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/'
+        text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/; '
+        text += 'write train, test and unlabeled in small letters'
         raise utils.Error(text % (shown(train), shown(parts[0])))
     if test_fraction is None:
         text = '%s is missing: pictures go to PICTURES/train/<class>/; or, with --test_fraction, to PICTURES/<class>/'
         raise utils.Error(text % shown(train))
 
 
-def class_folders(folder):
-    """Returns {name of a folder: name of its class}; a class's name is in Unicode's composed form (NFC).
+def _check_fraction(test_fraction, testing, yes, no):
+    """Raises utils.Error if a fraction is given beside test pictures (`yes` says which), or neither (`no`)."""
+    if testing and test_fraction is not None:
+        raise utils.Error(yes + ': leave --test_fraction out')
+    if not testing and test_fraction is None:
+        raise utils.Error(no + ': give --test_fraction=.2, say, to set training pictures aside')
 
-    Raises:
-        utils.Error: fewer than two classes, or a name that is not UTF-8 or has a control character.
-    """
-    found = {name: _class_name(name, folder) for name in pictures.folders(folder) if name not in UNLABELED}
-    if len(set(found.values())) < 2:
-        text = '%s holds %d classes (folders); at least 2 are needed'
-        raise utils.Error(text % (shown(folder), len(set(found.values()))))
-    return found
+
+def _class_folders(folder):
+    """Returns {name of a folder: name of its class}."""
+    return {name: _class_name(name, folder) for name in pictures.folders(folder) if name not in UNLABELED}
 
 
 def _class_name(name, where):
-    try:
-        name.encode('utf-8')
-    except UnicodeEncodeError:
-        text = '%s holds the class %s, whose name is not UTF-8: rename it'
-        raise utils.Error(text % (shown(where), ascii(name))) from None
+    """Returns a class's name in Unicode's composed form (NFC).
+
+    `where` is the folder or table that holds the name; utils.Error names it if this cannot be the name of a class.
+    """
     if any(map(utils.acts, name)):
-        text = '%s holds the class %s, whose name has a control character: rename it'
+        text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
         raise utils.Error(text % (shown(where), shown(repr(name))))
+    if len(name) > LONGEST_NAME:
+        text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
+        raise utils.Error(text % (shown(where), len(name), LONGEST_NAME, shown(_shortened(name))))
     return unicodedata.normalize('NFC', ' '.join(name.split()))
 
 
-def _check_classes(folder, classes, folders):
-    """Raises utils.Error where test has a class that train lacks; warns of names that are probably a mistake."""
+def _shortened(name):
+    return name if len(name) <= COLUMN else name[: COLUMN // 2] + '…' + name[1 - COLUMN // 2 :]
+
+
+def _check_test_classes(folder, folders):
+    """Raises utils.Error if test has a class that train lacks; tells of classes that have several folders."""
+    known = set(folders['train'].values())
     for part, found in folders.items():
-        unknown = sorted(set(found.values()) - set(classes))
-        if unknown:
-            text = '%s has the class %r, which the training pictures lack'
-            raise utils.Error(text % (shown(os.path.join(folder, part)), unknown[0]))
         for name, times in collections.Counter(found.values()).items():
+            if name not in known:
+                text = '%s has the class %r, which the training pictures lack'
+                raise utils.Error(text % (shown(os.path.join(folder, part)), name))
             if times > 1:
                 print('%s: %d folders are one class, %s, in different spellings' % (part, times, shown(name)))
-    warn_of_names(classes)
-
-
-def warn_of_names(classes):
-    """Warns on stderr of classes whose names are probably a mistake."""
-    for name in classes:
-        if name.lower() in PARTS | NO_NAMES:
-            print('Warning: %r is taken for the name of a class' % shown(name), file=sys.stderr)
-    for name, times in collections.Counter(map(str.casefold, classes)).items():
-        if times > 1:
-            text = 'Warning: %d classes are named %r, in capital and small letters: they are taken for different ones'
-            print(text % (times, shown(name)), file=sys.stderr)
 
 
 def _place(path, roots):
@@ -183,12 +178,9 @@ class Row(NamedTuple):
 
 
 def read_labels(path):
-    """Reads a CSV file with the columns `file` and `class`, perhaps `split` and `group`; others are ignored.
+    """Returns a list of Row: a CSV file with the columns `file` and `class`, perhaps `split` and `group`.
 
-    Columns are parted by commas, semicolons or tabs.
-
-    Returns:
-        list of Row.
+    Commas, semicolons or tabs part the columns. Other columns are ignored.
 
     Raises:
         utils.Error: it is no such file.
@@ -208,11 +200,10 @@ def read_labels(path):
 
 def _columns(path, header):
     columns = [name.strip().lower() for name in header]
-    for name in Row._fields[1:]:
-        name = {'label': 'class'}.get(name, name)
+    for name in ('file', 'class', 'split', 'group'):
         if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
-            text = '%s has %d columns named %r: its first line must be a header, such as file,class'
-            raise utils.Error(text % (path, columns.count(name), name))
+            text = '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s'
+            raise utils.Error(text % (path, columns.count(name), name, shown(repr(_shortened(','.join(header))))))
     return columns
 
 
@@ -220,17 +211,15 @@ def _row(path, line, columns, cells):
     if any(cells[len(columns) :]):
         text = '%s, line %d: has more cells than the header: a comma inside a cell needs quotes around the cell'
         raise utils.Error(text % (path, line))
-    cell = dict(zip(columns, (' '.join(text.split()) for text in cells), strict=False))
-    file = dict(zip(columns, cells, strict=False)).get('file', '')
-    row = Row(
-        line, file, _class_name(cell.get('class', ''), path), cell.get('split', '').lower(), cell.get('group', '')
-    )
-    if not file:
+    cell = collections.defaultdict(str, zip(columns, cells, strict=False))
+    label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
+    row = Row(line, cell['file'], _class_name(label, path), split.lower(), group)
+    if not row.file:
         raise utils.Error('%s, line %d: has no file' % (path, line))
     if row.split not in ('', 'train', 'test'):
         raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, shown(repr(row.split))))
     if row.split == 'test' and not row.label:
-        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, shown(file)))
+        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, shown(row.file)))
     return row
 
 
@@ -250,22 +239,14 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
     rows = read_labels(labels)
     found, unused = pictures.listed(folder)
     by_path = _matched(labels, folder, rows, found, unused, skip_bad)
-    classes = sorted({row.label for row in rows if row.label})
-    if len(classes) < 2:
-        raise utils.Error('%s names %d classes; at least 2 are needed' % (labels, len(classes)))
-    warn_of_names(classes)
+    plan, numbers = _new_plan(labels, {row.label for row in rows if row.label}, unused)
     testing = any(row.split == 'test' for row in rows)
-    if testing and test_fraction is not None:
-        raise utils.Error('%s names test pictures: leave --test_fraction out' % labels)
-    if not testing and test_fraction is None:
-        raise utils.Error('%s names no test pictures in a column `split`: give --test_fraction=.2, say' % labels)
-    plan = Plan(tuple(classes), dict(train=[], test=[], unlabeled=[]), unused)
-    numbers = {name: label for label, name in enumerate(classes)}
+    no = labels + ' names no test pictures in a column `split`'
+    _check_fraction(test_fraction, testing, labels + ' names test pictures', no)
     for path in found:
-        row = by_path.get(path)
-        part = (row.split or 'train') if row and row.label else 'unlabeled'
-        item = Item(path, numbers[row.label] if row and row.label else records.NO_CLASS, (row and row.group) or None)
-        plan.parts[part].append(item)
+        row = by_path.get(path) or Row(0, path, '', '', '')
+        part = (row.split or 'train') if row.label else 'unlabeled'
+        plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
@@ -305,9 +286,10 @@ class _Index:
         self._exact = {_composed(path): path for path in found} | {path: path for path in found}
         self._loose = collections.defaultdict(list)  # By the file's name, and by that without its ending.
         for path in found:
-            name = _composed(os.path.basename(path))
-            for key in {name, os.path.splitext(name)[0]}:
+            for key in set(_names(path)):
                 self._loose[key].append(path)
+        self._similar = {name.casefold(): paths[0] for name, paths in self._loose.items()}
+        self._similar.update((_composed(path).casefold(), path) for path in found)
 
     def find(self, file, unused):
         """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
@@ -323,7 +305,18 @@ class _Index:
         several = self._loose.get(path, ()) if os.sep not in path else ()
         if len(several) == 1:
             return several[0], ''
-        return None, 'is the name of %d pictures: say in which folder' % len(several) if several else 'is not there'
+        if several:
+            return None, 'is the name of %d pictures: say in which folder' % len(several)
+        for name in (path, *_names(path)):
+            if similar := self._similar.get(name.casefold()):
+                return None, 'is not there, but %s is' % shown(similar)
+        return None, 'is not there'
+
+
+def _names(path):
+    """Returns the name of a file, and its name without its ending."""
+    name = _composed(os.path.basename(path))
+    return name, os.path.splitext(name)[0]
 
 
 def _composed(path):
@@ -333,6 +326,25 @@ def _composed(path):
 # --- What all layouts share ---
 
 
+def _new_plan(where, classes, unused):
+    """Returns a Plan without pictures, and {class: label}; warns of names that are probably a mistake.
+
+    `where` names the source of the classes; utils.Error if they are fewer than two.
+    """
+    classes = sorted(set(classes))
+    if len(classes) < 2:
+        raise utils.Error('%s has %d classes; at least 2 are needed' % (where, len(classes)))
+    for name in classes:
+        if name.lower() in PARTS | NO_NAMES:
+            data_pair.warn('%r is taken for the name of a class' % shown(name))
+    for name, times in collections.Counter(map(str.casefold, classes)).items():
+        if times > 1:
+            text = '%d classes are named %r, in capital and small letters: they are taken for different ones'
+            data_pair.warn(text % (times, shown(name)))
+    parts = dict(train=[], test=[], unlabeled=[])
+    return Plan(tuple(classes), parts, unused), {name: label for label, name in enumerate(classes)}
+
+
 def _finished(plan, folder, test_fraction, seed):
     """Sets pictures aside for testing where asked, and checks that train and test have all classes."""
     if test_fraction is not None:
@@ -340,20 +352,37 @@ def _finished(plan, folder, test_fraction, seed):
         plan.parts['train'], plan.parts['test'] = set_aside(plan.parts['train'], plan.classes, test_fraction, seed)
     _check_parts(plan, folder, ['train', 'test'])
     testing = {item.group for item in plan.parts['test']} - {None}
-    unlabeled = plan.parts.pop('unlabeled', [])
+    unlabeled = plan.parts.pop('unlabeled')
     plan.unused.update((item.path, OF_TEST_GROUPS) for item in unlabeled if item.group in testing)
     if rest := [item for item in unlabeled if item.group not in testing]:
         plan.parts['unlabeled'] = rest
+    _warn_of_shared_files(plan, folder)
     return plan
 
 
+def _warn_of_shared_files(plan, folder):
+    """Warns on stderr of files that links bring both into test and into training."""
+    tests = {_identity(folder, item): item.path for item in plan.parts['test']}
+    others = [item for part in set(plan.parts) - {'test'} for item in plan.parts[part]]
+    pairs = [(item.path, tests[file]) for item in others if (file := _identity(folder, item)) in tests]
+    if pairs:
+        text = '%d test pictures train as well, through links: %s and %s are one file, for example'
+        data_pair.warn(text % (len(pairs), *map(shown, min(pairs))))
+
+
+def _identity(folder, item):
+    found = os.stat(os.path.join(folder, item.path))
+    return found.st_dev, found.st_ino
+
+
 def _check_parts(plan, folder, parts):
+    """Raises utils.Error unless parts of a Plan hold pictures of all classes, or unlabelled ones."""
     for part in parts:
-        for label in sorted(set(range(len(plan.classes))) - {item.label for item in plan.parts[part]}):
-            reasons = collections.Counter(plan.unused.values())
-            text = '%s: no picture of class %s for %s' % (shown(folder), shown(plan.classes[label]), part)
-            note = '; not used: ' + ', '.join('%d (%s)' % (n, why) for why, n in reasons.items()) if reasons else ''
-            raise utils.Error(text + note)
+        wanted = {records.NO_CLASS} if part == 'unlabeled' else set(range(len(plan.classes)))
+        for label in sorted(wanted - {item.label for item in plan.parts[part]}):
+            what = 'of class %s for %s' % (shown(plan.classes[label]), part) if label >= 0 else 'without a class'
+            reasons = ', '.join('%d (%s)' % (n, why) for why, n in collections.Counter(plan.unused.values()).items())
+            raise utils.Error('%s: no picture %s; not used: %s' % (shown(folder), what, reasons or 'none'))
 
 
 def set_aside(items, classes, fraction, seed):
@@ -362,14 +391,7 @@ def set_aside(items, classes, fraction, seed):
     Without groups, exactly round(fraction * n) of a class's n pictures are set aside. Groups are taken in random order,
     as long as they bring the classes' counts closer to that.
 
-    Args:
-        items: list of Item.
-        classes: names, by label.
-        fraction: between 0 and 1.
-        seed: int.
-
-    Returns:
-        (rest, aside), lists of Item in the order of `items`.
+    `items` is a list of Item, `classes` are the names by label. Returns (rest, aside), in the order of `items`.
 
     Raises:
         utils.Error: a class has too few pictures or groups, or fraction is not between 0 and 1.
@@ -382,29 +404,29 @@ def set_aside(items, classes, fraction, seed):
         if wanted[label] >= count:
             text = 'class %s has %d pictures: too few to set %g aside'
             raise utils.Error(text % (shown(classes[label]), count, fraction))
-    groups = collections.defaultdict(list)
-    for i, item in enumerate(items):
-        groups[i if item.group is None else item.group].append(i)
-    order = _shuffled_by_class(items, seed)
-    keys = list(dict.fromkeys(i if items[i].group is None else items[i].group for i in order))
-    taken, have = set(), collections.Counter()
-    brought = {key: collections.Counter(items[i].label for i in groups[key]) for key in keys}
-    for key in keys:
+    keys = [i if item.group is None else item.group for i, item in enumerate(items)]
+    brought, taken, have = collections.defaultdict(collections.Counter), set(), collections.Counter()
+    for key, item in zip(keys, items, strict=True):
+        brought[key][item.label] += 1
+
+    def take(key):
+        taken.add(key)
+        have.update(brought[key])
+
+    order = dict.fromkeys(keys[i] for i in _shuffled_by_class(items, seed))
+    for key in order:
         gain = sum(abs(wanted[x] - have[x]) - abs(wanted[x] - have[x] - n) for x, n in brought[key].items())
         if gain > 0 and _leaves_some(brought[key], have, counts):
-            taken.add(key)
-            have += brought[key]
+            take(key)
     for label in sorted(counts):  # A class whose groups are all larger than what was wanted.
         if not have[label]:
-            able = [key for key in keys if label in brought[key] and _leaves_some(brought[key], have, counts)]
+            able = [key for key in order if label in brought[key] and _leaves_some(brought[key], have, counts)]
             if not able:
                 text = 'class %s has too few groups to set one aside for testing'
                 raise utils.Error(text % shown(classes[label]))
-            key = min(able, key=lambda key: brought[key].total())
-            taken.add(key)
-            have += brought[key]
-    aside = {i for key in taken for i in groups[key]}
-    return [x for i, x in enumerate(items) if i not in aside], [items[i] for i in sorted(aside)]
+            take(min(able, key=lambda key: brought[key].total()))
+    rest = [item for key, item in zip(keys, items, strict=True) if key not in taken]
+    return rest, [item for key, item in zip(keys, items, strict=True) if key in taken]
 
 
 def _shuffled_by_class(items, seed):
@@ -418,34 +440,23 @@ def _leaves_some(brought, have, counts):
     return all(have[label] + n < counts[label] for label, n in brought.items())
 
 
-def table(plan, bad=()):
-    """Returns the lines that tell what became of every file in PICTURES.
-
-    Args:
-        plan: Plan.
-        bad: paths of pictures that could not be read, and were left out.
-    """
-    bad = set(bad)
-    counts = {
-        part: collections.Counter(item.label for item in items if item.path not in bad)
-        for part, items in plan.parts.items()
-    }
-    names = [shown(name) for name in plan.classes] + ['unlabelled', 'all']
-    width = max(map(len, names))
-    yield '%-*s %8s %8s' % (width, 'class', 'train', 'test')
-    for label, name in enumerate(names[:-2]):
-        yield '%-*s %8d %8d' % (width, name, counts['train'][label], counts['test'][label])
-    if 'unlabeled' in counts:
-        yield '%-*s %8d' % (width, 'unlabelled', counts['unlabeled'].total())
-    train = counts['train'].total() + counts.get('unlabeled', collections.Counter()).total()
-    yield '%-*s %8d %8d' % (width, 'all', train, counts['test'].total())
-    unused = collections.defaultdict(list)
-    for path, reason in itertools.chain(plan.unused.items(), ((path, UNREADABLE) for path in sorted(bad))):
-        unused[reason].append(path)
-    if unused:
-        yield 'not used: %d' % sum(map(len, unused.values()))
-    for reason, paths in unused.items():
-        yield '%8d %s, such as %s' % (len(paths), reason, shown(paths[0]))
+def table(plan):
+    """Yields the lines that tell what became of every file in PICTURES."""
+    parts = [plan.parts.get(part, ()) for part in ('train', 'test', 'unlabeled')]
+    train, test, unlabeled = (collections.Counter(item.label for item in items) for items in parts)
+    names = [shown(_shortened(name)) for name in plan.classes]
+    rows = [('class', 'train', 'test'), *((name, train[label], test[label]) for label, name in enumerate(names))]
+    if 'unlabeled' in plan.parts:
+        rows.append(('unlabelled', unlabeled.total(), ''))
+    rows.append(('all', train.total() + unlabeled.total(), test.total()))
+    width = max(len(name) for name, _, _ in rows)
+    for row in rows:
+        yield ('%-*s %8s %8s' % (width, *row)).rstrip()
+    if plan.unused:
+        yield 'not used: %d' % len(plan.unused)
+    for reason, count in collections.Counter(plan.unused.values()).items():
+        example = next(path for path, why in plan.unused.items() if why == reason)
+        yield '%8d %s, such as %s' % (count, reason, shown(example))
 
 
 # --- What is asked for ---
@@ -499,96 +510,78 @@ def check_name(data_dir, name):
     paths = [data_pair.record_file(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
     for path in (data_pair.family_file(data_dir, name), *paths):
         if os.path.lexists(path):
-            text = (
-                '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
-                '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
-            )
+            text = '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
+            text += '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
             raise utils.Error(text % (path, name, name))
 
 
 # --- The records ---
 
 
-def make(folder, name, data_dir, size, colors, augment, labels='', test_fraction=None, seed=0, skip_bad=False, **more):
+def make(folder, name, data_dir, size, colors, augment, range, labels, test_fraction, seed, skip_bad, max_megapixels):
     """Writes the records of a folder of pictures and `<name>.json`, which makes the name a dataset.
 
     Args:
         folder: PICTURES, see the module.
-        name: of the dataset.
-        data_dir: where the records go.
-        size: (height, width) of the pictures; colors: 1 or 3.
-        augment: (mirror, shift), see data.augment.
+        name: of the dataset, whose files go to data_dir.
+        size, augment, range: texts, see `parse_size`, `parse_augment`, `parse_range`.
+        colors: 1 or 3.
         labels: path of a table, see `plan_table`; '': classes are folders, see `plan_folders`.
-        test_fraction: share of each class to set aside for testing.
-        seed: of the order of the records and of what is set aside.
+        test_fraction, seed: see `plan_folders`; seed also shuffles the records.
         skip_bad: leave unreadable pictures out rather than fail.
-        **more: of `write`.
+        max_megapixels: see pictures.convert.
 
     Raises:
         utils.Error: the folder is not laid out so; a picture cannot be read (each is listed on stderr); the dataset
             exists. Then nothing is written.
     """
+    size = parse_size(size)
+    augment, range = parse_augment(augment, size), parse_range(range)
     check_name(data_dir, name)
     if labels:
         plan = plan_table(folder, labels, test_fraction, seed, skip_bad)
     else:
         plan = plan_folders(folder, test_fraction, seed)
-    for part in set(plan.parts) - {'test'}:  # Their order often follows bursts.
+    kept = tuple(part for part in plan.parts if part != 'test')
+    for part in kept:  # Their order often follows bursts.
         order = np.random.RandomState(seed).permutation(len(plan.parts[part]))
         plan.parts[part] = [plan.parts[part][i] for i in order]
-    bad = write(plan, folder, name, data_dir, size, colors, augment, skip_bad=skip_bad, **more)
-    for line in table(plan, bad):
+    classes = plan.classes
+    family = data_pair.Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
+    save(name, data_dir, family, _converted(plan, folder, family, max_megapixels, skip_bad))
+    for line in table(plan):
         print(line)
     print('%s is in %s' % (name, shown(data_dir)))
 
 
-def write(
-    plan,
-    folder,
-    name,
-    data_dir,
-    size,
-    colors,
-    augment,
-    range=(),
-    skip_bad=False,
-    max_megapixels=pictures.MAX_MEGAPIXELS,
-):
-    """Writes the records and the description of a Plan, all or nothing.
+def save(name, data_dir, family, parts):
+    """Writes the record files of a new dataset and its description, a data_pair.Family, all or nothing.
 
-    Args:
-        range, max_megapixels: see pictures.convert.
-        others: see `make`.
-
-    Returns:
-        the paths of the pictures that were left out.
-
-    Raises:
-        utils.Error: see `make`.
+    `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
-    kept = tuple(part for part in ('train', 'unlabeled') if part in plan.parts)
-    shape = (*size, colors)
-    family = data_pair.Family(*shape, len(plan.classes), *augment, parts=kept, classes=plan.classes, range=tuple(range))
-    bad, groups = {}, _group_numbers(plan)
     with contextlib.ExitStack() as stack:  # All are named in the end, if nothing failed; the description last.
         description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
-        for part, items in plan.parts.items():
+        for part, examples, total in parts:
             path = data_pair.record_file(data_dir, name, part)
-            paths = (os.path.join(folder, item.path) for item in items)
-            images = pictures.convert_all(paths, size, colors, range, max_megapixels)
-            examples = _examples(items, images, shape, bad, groups if part != 'test' else {})
             target = stack.enter_context(records.aside(path))
-            records.write_part(target, examples, len(items))
-        _check_bad(plan, bad, skip_bad)
+            records.write_part(target, examples, total)
         data_pair.write_family(description, family)
-    return list(bad)
+
+
+def _converted(plan, folder, family, max_megapixels, skip_bad):
+    """Yields the parts of a Plan as `save` takes them; at the end takes what cannot be read out of the Plan."""
+    bad, groups = {}, _group_numbers(plan)
+    for part, items in plan.parts.items():
+        paths = (os.path.join(folder, item.path) for item in items)
+        images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, max_megapixels)
+        yield part, _examples(items, images, family.shape, bad, groups), len(items)
+    _leave_out(plan, folder, bad, skip_bad)
 
 
 def _group_numbers(plan):
-    """Returns {path: number of its group} of the training and unlabelled pictures that have one."""
-    items = [item for part, items in plan.parts.items() if part != 'test' for item in items if item.group is not None]
-    numbers = {group: i for i, group in enumerate(sorted({item.group for item in items}))}
-    return {item.path: numbers[item.group] for item in items}
+    """Returns {group: number} of the groups in training: records of test need none."""
+    groups = {item.group for part, items in plan.parts.items() if part != 'test' for item in items} - {None}
+    return {group: number for number, group in enumerate(sorted(groups))}
 
 
 def _examples(items, images, shape, bad, groups):
@@ -599,11 +592,11 @@ def _examples(items, images, shape, bad, groups):
         good = [(item, image) for item, image in batch if item.path not in bad]
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
         for png, (item, _) in zip(pngs, good, strict=True):
-            yield records.serialize(png, item.label, groups.get(item.path, records.NO_GROUP))
+            yield records.serialize(png, item.label, groups.get(item.group, records.NO_GROUP))
 
 
-def _check_bad(plan, bad, skip_bad):
-    """Lists the unreadable pictures on stderr, and raises utils.Error unless they may be, and can be, left out."""
+def _leave_out(plan, folder, bad, skip_bad):
+    """Lists the unreadable pictures on stderr and leaves them out, or raises utils.Error if that must not be."""
     deep = {path: error for path, error in bad.items() if isinstance(error, pictures.TooDeep)}
     for path, error in bad.items():
         if path not in deep:
@@ -615,8 +608,6 @@ def _check_bad(plan, bad, skip_bad):
         raise utils.Error(text % (len(deep), low, high, shown(next(iter(deep))), low, top))
     if bad and not skip_bad:
         raise utils.Error('%d pictures cannot be read, see above: mend or remove them, or give --skip_bad' % len(bad))
-    for part, items in plan.parts.items():
-        lost = {item.label for item in items} - {item.label for item in items if item.path not in bad}
-        for label in sorted(lost):
-            what = 'of class %r ' % shown(plan.classes[label]) if label >= 0 else ''
-            raise utils.Error('no picture %sin %s can be read' % (what, part))
+    plan.unused.update(dict.fromkeys(sorted(bad), UNREADABLE))
+    plan.parts = {part: [item for item in items if item.path not in bad] for part, items in plan.parts.items()}
+    _check_parts(plan, folder, plan.parts)

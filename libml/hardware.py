@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from libml import utils
+from libml import replicas, utils
 
 SMALL_UPDATE = 1e9  # Floating-point operations. Below, an operation is too short to be split between threads.
 WATCH = 5  # Seconds between two looks at the other hosts.
@@ -138,7 +138,7 @@ class Machine:
     @property
     def gpu(self):
         """Name of the GPU of the replica that is being built, on which its batches wait; None on a CPU."""
-        device = self.devices[utils.replica() % len(self.devices)]
+        device = self.devices[replicas.number() % len(self.devices)]
         return device if device in utils.get_available_gpus() else None
 
     def config(self):

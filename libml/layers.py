@@ -1,4 +1,4 @@
-"""The pieces of the method and of the networks, each a function of tensors. May import utils only.
+"""The pieces of the method and of the networks, each a function of tensors.
 
 Layers are named and numbered as TF1's layer functions were (`conv2d`, `conv2d_1`, ...), so that checkpoints are
 interchangeable with the published code's. Every random draw is a function of a key, an integer tensor [2].
@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from libml import utils
+from libml import replicas, utils
 
 BN_MOMENTUM = 0.999
 BN_EPSILON = 1e-3
@@ -26,7 +26,7 @@ def get_kernel(shape, initializer):
 
     initializer is one of TF1's initializer classes, or a partial of it; it is called with `seed`.
     """
-    # TensorFlow's own seed of an op counts the ops of the graph: it would change with every op added anywhere.
+    # Without a seed, TensorFlow takes the number of ops in the graph, which changes with every op that is added.
     seed = zlib.crc32(tf.get_variable_scope().name.encode()) & 0x7FFFFFFF
     return tf.get_variable('kernel', shape, initializer=initializer(seed=seed))
 
@@ -41,7 +41,7 @@ def conv2d(x, filters, size, strides=1, padding='same', use_bias=True, initializ
         use_bias: adds a bias that starts at zero.
         initializer: of the kernel [size, size, C, filters], see get_kernel.
     """
-    # Slicing first gives the same, and avoids a memory bug in oneDNN's gradient where channels are few.
+    # For size 1, slicing first is the same. It avoids a memory bug of oneDNN's gradient for few channels.
     if size == 1 and strides > 1:
         x, strides = x[:, ::strides, ::strides], 1
     with tf.variable_scope(None, default_name='conv2d'):
@@ -91,7 +91,9 @@ def batch_norm(x, training, moments=None):
 
 
 def update_moments(moments):
-    """Returns the op that moves batch norm's averages: average <- 0.999 average + 0.001 value, a mean over replicas.
+    """Returns the op that moves batch norm's averages: average <- 0.999 average + 0.001 value.
+
+    Replicas then take the mean of their averages.
 
     moments is the list that batch_norm filled: pairs of a variable [C] and float32 [C].
     """
@@ -103,15 +105,15 @@ def shakeshake(a, b, training, noise):
 
     Args:
         a, b: [N, H, W, C], float32 or bfloat16 as the noise is.
-        training: True takes an example's μ from noise, False 0.5.
+        training: True takes an example's μ from noise; False takes μ = 0.5.
         noise: [N, 2] in [0, 1): μ of the forward pass, and of the backward pass.
     """
     if not training:
         return 0.5 * (a + b)
     forward, backward = tf.unstack(noise[:, :, None, None, None], axis=1)
-    seen = a + forward * (b - a)
-    felt = a + backward * (b - a)
-    return felt + tf.stop_gradient(seen - felt)
+    in_forward = a + forward * (b - a)
+    in_backward = a + backward * (b - a)
+    return in_backward + tf.stop_gradient(in_forward - in_backward)
 
 
 # Random keys.
@@ -120,9 +122,9 @@ def shakeshake(a, b, training, noise):
 class Keys:
     """Keys for the random draws of an update, asked for by name: `keys('mixup')`.
 
-    A key depends on the run's seed, the update's step and the name alone. So a resumed run draws what it would have
-    drawn, and a new draw elsewhere changes no other draw. A name that is asked for again gives a further key, as
-    TensorFlow gives `conv2d_1` after `conv2d`. Each replica of a model has keys of its own.
+    A key depends on the run's seed, the update's step and the name. So a resumed run draws what it would have drawn,
+    and a new draw elsewhere changes no other draw. The second call with a name returns another key, as TensorFlow names
+    a second layer `conv2d_1`. Each replica of a model has keys of its own.
 
     Args:
         seed: int, the run's.
@@ -135,7 +137,7 @@ class Keys:
 
     def __call__(self, name):
         """Returns the next key of a name, int64 [2]."""
-        replica = utils.replica()
+        replica = replicas.number()
         number = zlib.crc32(('%s_%d' % (name, self.counts[replica, name])).encode())
         self.counts[replica, name] += 1
         root = tf.random.fold_in(self.root, tf.constant(replica, tf.int64)) if replica else self.root
@@ -148,7 +150,7 @@ class Keys:
 def sharpen(p, T):
     """Returns p^(1/T) normalised over classes (equation 7 of the paper), float32 [B, nclass].
 
-    In logarithms, as a small T would take every p^(1/T) to zero.
+    Computed as softmax(log(p) / T): with a small T, every p^(1/T) would round to zero.
     """
     return tf.nn.softmax(tf.log(p) / T)
 
@@ -179,8 +181,8 @@ def interleave(xy, batch):
 def mix_weights(n, beta, key):
     """Draws m = max(λ, 1 - λ) with λ ~ Beta(beta, beta), float32 [n] in [0.5, 1].
 
-    λ = g / (g + h) of two Gamma(beta) draws. Drawn as Gamma(beta + 1) · U^(1 / beta) and kept in logarithms, they do
-    not run to 0 / 0 where beta is small; then m = sigmoid(|log g - log h|).
+    m is the paper's λ'. λ = g / (g + h) of two draws g, h of Gamma(beta), so m = sigmoid(|log g - log h|). For a small
+    beta, g and h both round to 0. So their logarithms are drawn: Gamma(beta) is Gamma(beta + 1) · U^(1 / beta).
     """
     gamma_key, uniform_key = tf.unstack(tf.random.split(key))
     log_gamma = tf.log(tf.random.stateless_gamma([2, n], gamma_key, alpha=beta + 1.0))
@@ -195,7 +197,7 @@ def permutation(n, key):
     return tf.argsort(tf.random.stateless_uniform([n], key), stable=True)
 
 
-X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # The shares of x's and y's beta: one of them, or the mean.
+X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # The beta of a mix: that of x, that of y, or the mean of both, as weights.
 MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); None leaves a side unmixed.
     'xx.yy':   (('x',  X),    ('y',  Y)),
     'xxy.yxy': (('xy', MEAN), ('xy', MEAN)),
@@ -212,9 +214,8 @@ MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); N
 class MixMode:
     """Which images are mixed with which, and by which beta: one row of MIXES.
 
-    Partners come from a permutation of a pool. If the pool contains the side itself, each example takes the partner at
-    its own position, and both sides of `xxy.yxy` share one permutation. If the pool does not contain the side (y of
-    `xx.yx`), each batch of the side takes a permutation of its own.
+    The example at position i of a pool gets the partner permutation[i]. Both sides of `xxy.yxy` share the pool of x and
+    y, and so one permutation.
 
     Args:
         mode: one of MixMode.MODES. Raises utils.Error for others.
@@ -242,7 +243,7 @@ class MixMode:
         if key is None:
             key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
         images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
-        # One key for each permutation. 'yx' is for y's images that are mixed with x.
+        # One key for each pool, and one for y that is mixed with x alone.
         keys = dict(zip(['x', 'y', 'xy', 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
         mixed_images, mixed_labels = [], []
         for side, row in zip('xy', MIXES[self.mode], strict=True):
@@ -250,8 +251,8 @@ class MixMode:
                 mixed_images += images[side]
                 mixed_labels += labels[side]
                 continue
-            pool, share = row
-            beta = share[0] * betal[0] + share[1] * betal[1]
+            pool, (share_x, share_y) = row
+            beta = share_x * betal[0] + share_y * betal[1]
             m, partner = self.draw(side, pool, images, beta, keys[pool if side in pool else side + pool])
             mixed_images += mix(images[side], images[pool], m, partner)
             mixed_labels += mix(labels[side], labels[pool], m, partner)
@@ -260,16 +261,16 @@ class MixMode:
     @staticmethod
     def draw(side, pool, images, beta, key):
         """Draws for the n examples of a side: m, float32 [n], and the partners' positions in the pool, int32 [n]."""
-        sizes = {name: sum(tf.shape(v)[0] for v in batches) for name, batches in images.items()}
-        n = sizes[side]
+        size = {name: sum(tf.shape(v)[0] for v in batches) for name, batches in images.items()}
         weight_key, partner_key = tf.unstack(tf.random.split(key))
-        if side not in pool:
-            keys = tf.unstack(tf.random.split(partner_key, len(images[side])), num=len(images[side]))
-            partner = tf.concat([permutation(sizes[pool], k) for k in keys], axis=0)
-            return mix_weights(n, beta, weight_key), partner
-        begin = 0 if pool.startswith(side) else sizes['x']
-        m, partner = mix_weights(sizes[pool], beta, weight_key), permutation(sizes[pool], partner_key)
-        return m[begin : begin + n], partner[begin : begin + n]
+        if side in pool:
+            # Drawn for the whole pool, in which x comes first; the side takes its own part.
+            own = slice(size['x'], None) if (side, pool) == ('y', 'xy') else slice(size[side])
+            return mix_weights(size[pool], beta, weight_key)[own], permutation(size[pool], partner_key)[own]
+        # y of xx.yx: each of its batches takes a permutation of x.
+        keys = tf.unstack(tf.random.split(partner_key, len(images[side])), num=len(images[side]))
+        partner = tf.concat([permutation(size[pool], k) for k in keys], axis=0)
+        return mix_weights(size[side], beta, weight_key), partner
 
 
 def mix(batches, pool, m, partner):
@@ -303,10 +304,10 @@ def unlabeled_loss(labels, logits):
 def guess_monitors(p):
     """Returns how sure and how varied the guesses p are: a dict from a tag of TensorBoard to float32 [] from 0 to 1.
 
-    Confidence is the mean largest probability. Entropy is that of the mean guess, relative to the uniform
-    distribution's: 0 where all guesses are one class. p is float32 [B, nclass].
+    Confidence is the mean of the guesses' largest probabilities. Entropy is the entropy of the mean guess, divided by
+    log(nclass): 0 if all guesses are one class. p is float32 [B, nclass].
     """
-    mean = utils.mean_of_replicas(tf.reduce_mean(p, axis=0))  # [nclass]
+    mean = replicas.mean(tf.reduce_mean(p, axis=0))  # [nclass]
     entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
     confidence = tf.reduce_mean(tf.reduce_max(p, axis=1))
     return {'monitors/guess_confidence': confidence, 'monitors/guess_entropy': entropy}

@@ -1,20 +1,24 @@
-"""A semi-supervised model whose classifier is any of libml.networks. Imports utils, networks and train."""
+"""A semi-supervised model whose classifier is any of libml.networks."""
 
 import tensorflow.compat.v1 as tf
 
-from libml import networks, train, utils
+from libml import networks, replicas, train, utils
 from libml.options import Option, between
 
 PARAMS = dict(  # The classifier's hyperparameters.
     arch=Option('resnet', 'Classifier.', choices=networks.MODELS),
-    scales=Option(0, "Stages of the classifier; 0: log2 of the images' width, rounded up, less 2.", *between(0, 10)),
+    scales=Option(
+        0, "Stages of the classifier; 0: log2 of the images' width, rounded up, less 2, at least 1.", *between(0, 10)
+    ),
     filters=Option(32, 'Width of the classifier.', *between(1, 4096)),
     repeat=Option(4, 'Residual blocks a stage.', *between(1, 256)),
 )
 
 
 class MultiModel(train.ClassifySemi):
-    """A semi-supervised model whose classifier is any of networks.ARCHS. A subclass's `model` builds the update.
+    """A semi-supervised model whose classifier is any of networks.ARCHS.
+
+    A method is a subclass that defines PARAMS and `model`, see train.Model.model.
 
     Args:
         train_dir, dataset, nclass, **params: see train.ClassifySemi and train.Model.
@@ -28,9 +32,32 @@ class MultiModel(train.ClassifySemi):
         self.networks = {}  # By replica and size; all sizes share the scope `classify`, so a model has one.
         self.build()
 
+    @classmethod
+    def arguments(cls, given, family):
+        """Returns the arguments of `model`: the values of PARAMS, and the scales and classes that follow from the data.
+
+        Args:
+            given: dict, a value for each of PARAMS.
+            family: data.Family.
+
+        Raises:
+            utils.Error: an argument is out of range.
+        """
+        params = {name: given[name] for name in cls.PARAMS}
+        cls.check(**params)
+        return dict(params, scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
+
+    @staticmethod
+    def flop(shape, batch, arch, nclass, scales, filters, repeat, **_):
+        """Returns the floating-point operations of an update on labelled and as many unlabelled images [H, W, C].
+
+        A backward pass counts twice.
+        """
+        return networks.describe(arch, shape, nclass, scales, filters, repeat).flop * 3 * 2 * batch
+
     def network(self, arch, scales, filters, repeat):
         """Returns the networks.Network of these arguments; the first call creates its variables in scope `classify`."""
-        key = (utils.replica(), arch, scales, filters, repeat)  # Gradients are tied to one device.
+        key = (replicas.number(), arch, scales, filters, repeat)  # Gradients are tied to one device.
         if key not in self.networks:
             size = dict(nclass=self.nclass, scales=scales, filters=filters, repeat=repeat)
             dtype = tf.bfloat16 if self.precision == 'bfloat16' else tf.float32
@@ -45,7 +72,7 @@ class MultiModel(train.ClassifySemi):
         return utils.model_vars('classify')
 
     def whiten(self, x):
-        """Normalises images by the mean and standard deviation of the training images, where --whiten asks for it."""
+        """Normalises images by the mean and standard deviation of the training images, if --whiten asks for it."""
         return (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype)
 
     def classifier(self, x, arch, scales, filters, repeat, training=False, getter=None, moments=None):
@@ -54,7 +81,7 @@ class MultiModel(train.ClassifySemi):
         Args:
             x: float32 [N, H, W, C] in [-1, 1].
             arch: one of MODELS; scales, filters and repeat: its size, see networks.resnet.
-            training: True normalises by the batch's own statistics, and draws at random where the network does so.
+            training: True normalises by the batch's own statistics, and draws at random if the network does so.
             getter: a custom getter for the variables, such as utils.getter_ema with its average filled in.
             moments: a list that collects batch norm's statistics in training, see layers.batch_norm.
 

@@ -7,8 +7,10 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import io
 import os
+import pathlib
 import stat
 import struct
 import sys
@@ -21,9 +23,7 @@ from PIL import Image
 from libml import utils
 
 MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
-LARGE = (
-    1 << 25
-)  # Pixels. Larger pictures are decoded one at a time, or as many as there are cores would fill the memory.
+LARGE = 1 << 25  # Pixels. Of larger pictures one is decoded at a time: one for each core would fill the memory.
 # Pillow opens EPS by running Ghostscript on it, and of the others reads the header alone.
 NOT_READ = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
 # What files without an ending are looked at for. Other formats begin with too few bytes of their own to be told.
@@ -70,13 +70,8 @@ def listed(folder):
     """
     if not os.path.isdir(folder):
         raise utils.Error('%s is no folder: it must be one with pictures' % shown(folder))
-    pictures, unused = [], {}
-    for path, reason in _files(folder, '', (), ''):
-        if reason:
-            unused[path] = reason
-        else:
-            pictures.append(path)
-    return sorted(pictures), unused
+    found = dict(_files(folder, '', (), ''))
+    return sorted(path for path in found if not found[path]), {path: why for path, why in found.items() if why}
 
 
 def _files(folder, within, above, reason):
@@ -125,14 +120,15 @@ def _kind(entry, mode):
     ending = os.path.splitext(entry.name)[1].lower()
     if not stat.S_ISREG(mode):
         return OTHER
-    if ending in endings():
+    if ending in _endings():
         return ''
     if ending in FOREIGN:
         return UNKNOWN_FORMAT
     return '' if not ending.strip('.0123456789') and _looks_like_a_picture(entry.path) else OTHER
 
 
-def endings():
+@functools.cache  # Every file asks.
+def _endings():
     """Returns the endings of the files that can be read, as Pillow registers them: {'.png', ...}."""
     read = {ending for ending, name in Image.registered_extensions().items() if name in _formats()}
     return read | {'.mpo'}  # Pictures of several views, which Pillow opens as JPEG.
@@ -192,17 +188,13 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
             return _converted(source, size, colors, range)
         except (TooDeep, MemoryError):
             raise
+        except Image.DecompressionBombError as error:
+            text = 'claims more than %g megapixels: give --max_megapixels if this is true'
+            raise ValueError(text % max_megapixels) from error
         except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
-            if not isinstance(error, Image.DecompressionBombError):
-                with contextlib.suppress(Exception):
-                    return _converted(io.BytesIO(_without_metadata(source)), size, colors, range)
-            raise ValueError(_said(error, max_megapixels)) from error
-
-
-def _said(error, max_megapixels):
-    if isinstance(error, Image.DecompressionBombError):
-        return 'claims more than %g megapixels: give --max_megapixels if this is true' % max_megapixels
-    return str(error) or type(error).__name__
+            with contextlib.suppress(Exception):
+                return _converted(io.BytesIO(_without_metadata(source)), size, colors, range)
+            raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _converted(source, size, colors, range):
@@ -220,8 +212,7 @@ def _converted(source, size, colors, range):
 def _draft(image, side, mode):
     """Lets a JPEG that is far larger than `side` be decoded at a reduced scale, not below it.
 
-    Returns:
-        (left, top, right, bottom): where the picture lies in what will be decoded; None: all over it.
+    Returns (left, top, right, bottom), where the picture lies in what will be decoded; None where it fills that.
     """
     if min(image.size) < 2 * side:
         return None
@@ -282,10 +273,7 @@ def _eight_bits(source, image, range):
 
 
 def scaled(values, range):
-    """Maps numbers linearly so that range = (low, high) becomes 0 and 255; what lies beyond is clipped.
-
-    Returns:
-        uint8 array.
+    """Returns numbers as uint8: range = (low, high) becomes 0 and 255, what lies beyond is clipped.
 
     Raises:
         TooDeep: range is ().
@@ -317,10 +305,9 @@ def _sixteen_bits(source, image, name):
         raise ValueError('is grey with transparency and 16 bits a value: save it without transparency')
     swapped = name[:-1] + {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}[name[-1]]
     with _opened(source) as second:
-        second.tile = [
-            tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
-            for tile in second.tile
-        ]
+        for i, tile in enumerate(second.tile):
+            args = swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])
+            second.tile[i] = tile._replace(args=args)
         low = np.asarray(second, np.uint16)
     image.load()
     return (np.asarray(image, np.uint16) << 8) + low
@@ -330,25 +317,17 @@ def _sixteen_bits(source, image, name):
 
 
 def _without_metadata(source):
-    """Returns the bytes of a PNG or JPEG file without what its pixels do not need.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    content = _content(source)
+    """Returns the bytes of a PNG or JPEG file without what its pixels do not need; ValueError if it is neither."""
+    if hasattr(source, 'seek'):
+        source.seek(0)
+        content = source.read()
+    else:
+        content = pathlib.Path(source).read_bytes()
     if content.startswith(b'\x89PNG\r\n\x1a\n'):
         return content[:8] + b''.join(_png_chunks(content))
     if content.startswith(b'\xff\xd8'):
         return b'\xff\xd8' + b''.join(_jpeg_segments(content))
     raise ValueError('neither PNG nor JPEG')
-
-
-def _content(source):
-    if hasattr(source, 'seek'):
-        source.seek(0)
-        return source.read()
-    with open(source, 'rb') as file:
-        return file.read()
 
 
 def _png_chunks(content):

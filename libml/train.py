@@ -1,4 +1,4 @@
-"""The training loop and the evaluation. Imports utils, layers, checkpoints, runs and hardware of libml."""
+"""The training loop and the evaluation."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 from tqdm import tqdm
 
-from libml import checkpoints, hardware, layers, options, runs, utils
+from libml import checkpoints, hardware, layers, options, replicas, runs, utils
 from libml.options import Option, at_least, between
 
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
@@ -41,30 +41,30 @@ OPTIONS = dict(
         choices=PRECISIONS,
     ),
     xla=Option(
-        None, 'Compile the networks with XLA. Default: where it is faster; a resumed run keeps its choice.', type=bool
+        None, 'Compile the networks with XLA. Default: if that is faster; a resumed run keeps its choice.', type=bool
     ),
     devices=Option(
         '1',
-        'Devices that share each update: GPUs, or logical CPU devices where there are none.',
+        'Devices of each host that share an update: GPUs, or logical CPU devices if there are none.',
         'a number from 1, or all',
         lambda n: n == 'all' or (str(n).isdigit() and int(n) > 0),
     ),
     log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
 )
 
+UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')  # They join a run's name if they differ.
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
 PREFETCH = 2  # Batches of each kind that wait on the device.
 EVAL_BATCH = 512  # Images evaluated at a time, at most.
-COLLAPSED = 0.1  # Relative entropy of the mean guess; two equally frequent classes of ten have 0.3.
+COLLAPSED = 0.1  # Entropy of the mean guess, divided by log(nclass); two equally frequent classes of ten have 0.3.
 POINTS = 16  # Points that each loss curve gets between two reports.
 
 
 class Model:
     """A model, its run and its training loop.
 
-    The constructor of the last class (such as MultiModel) ends by calling `build`, which calls `model`. A method is a
-    subclass that defines `model`.
+    MultiModel's constructor ends by calling `build`, which calls the `model` of the method, a subclass of MultiModel.
 
     Args:
         train_dir: folder under which the run's own folder goes.
@@ -91,31 +91,31 @@ class Model:
             self.run = runs.Run(self.scratch.name)
         # TF32 is a switch of the whole process, on by default.
         tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
-        if seed is not None and self.machine.gpu:  # There, too, the same seed is to give the same bits.
+        if seed is not None and self.machine.gpu:  # Many of its operations are not deterministic unless asked.
             tf.compat.v2.config.experimental.enable_op_determinism()
         tf.set_random_seed(self.seed)
         self.config = self.machine.config()
         self.graph = tf.get_default_graph()
         self.session = None
         with self.machine.strategy.scope():
-            self.step = tf.train.get_or_create_global_step()  # In images.
-        self.update_key = tf.identity(self.step, name='update_key')  # What the draws of an update depend on.
+            self.step = tf.train.get_or_create_global_step()  # Counts labelled images, not updates.
+        self.update_key = tf.identity(self.step, name='update_key')  # What random draws depend on; `tune` feeds it.
         self.keys = layers.Keys(self.seed, self.update_key)
         self.iterators = []
         self.warned = False
         self.stopped = []  # The names of the signals that asked to stop.
 
     def build(self):
-        """Builds the graph: the model's inputs, networks, update and evaluation; then what saves and starts it."""
+        """Builds the graph: the model's inputs, networks, update and evaluation; then what saves and starts them."""
         strategy = self.machine.strategy
         count = self.machine.replicas
         part = dict(self.params, batch=self.params.batch // count) if count > 1 else self.params
         with strategy.scope():
-            self.ops = merge(strategy, strategy.run(self.model, kwargs=part))
+            self.ops = replicas.merge(strategy, strategy.run(self.model, kwargs=part))
             if self.machine.hosts > 1:
-                self.share_op = tf.group(*[share(strategy, variable) for variable in tf.global_variables()])
+                self.broadcast_op = tf.group(*[replicas.broadcast(strategy, v) for v in tf.global_variables()])
                 self.stop = tf.placeholder_with_default(0, [], 'stop')
-                self.stop_anywhere = sum_of_replicas(strategy, lambda: tf.identity(self.stop))
+                self.stop_anywhere = replicas.total(strategy, lambda: tf.identity(self.stop))
         self.scalars = {**self.ops.get('losses', {}), **self.ops.get('monitors', {})}  # By TensorBoard's tag.
         self.scalar_values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
@@ -124,15 +124,25 @@ class Model:
         self.init_input_op = tf.group(*[iterator.initializer for iterator in self.iterators])
 
     def model(self, **params):
-        """Builds one update and the evaluation; returns their tensors and ops as an EasyDict.
+        """Builds one update and the evaluation. If several devices share an update, each builds them for its part.
 
-        With several devices, each has a replica of its own, for its part of the batch: `batch` is the part's.
+        Args:
+            params: the constructor's; batch is the part of this device.
+
+        Returns:
+            EasyDict of
+                train_op: one update. tune_op: moves batch norm's averages alone, as an update would.
+                x: float32 [None, H, W, C], the images to classify.
+                classify_raw, classify_op: float32 [None, nclass], the class probabilities of x by the weights, and by
+                    their moving average.
+                losses, monitors: dicts from a tag of TensorBoard to float32 [], which become curves; may be missing.
+                y, label: the other inputs of the update, see ClassifySemi.inputs; may be missing.
         """
         raise NotImplementedError
 
     def advance(self, batch):
         """Returns the op that counts the images of an update, `batch` on each device."""
-        return self.step.assign_add(batch * utils.replicas())
+        return self.step.assign_add(batch * replicas.count())
 
     @property
     def train_dir(self):
@@ -155,30 +165,26 @@ class Model:
         return '_'.join([cls.__name__] + ['%s%s' % item for item in sorted(params.items())])
 
     @classmethod
-    def run_dir(cls, train_dir, seed=None, whiten=False, p_unlabeled='', precision='float32', **params):
-        """Returns the folder of the run of such a model. What has its default here is not part of the name."""
-        if seed is not None:
-            params['seed'] = seed
-        if whiten:
-            params['whiten'] = whiten
-        if p_unlabeled:
-            params['p_unlabeled'] = p_unlabeled
-        if precision != 'float32':
-            params['precision'] = precision
-        return os.path.join(train_dir, cls.experiment_name(**params))
+    def run_dir(cls, train_dir, seed=None, **params):
+        """Returns the folder of the run of such a model. What has its value in UNNAMED is not part of the name."""
+        named = {name: value for name, value in dict(params, seed=seed).items() if UNNAMED.get(name, ...) != value}
+        return os.path.join(train_dir, cls.experiment_name(**named))
 
     @classmethod
     def check(cls, devices=1, **params):
-        """Raises utils.Error where an argument of the model is not what PARAMS allows, or devices cannot share it."""
+        """Raises utils.Error if PARAMS does not allow an argument, or the batch is no multiple of the devices."""
         options.check(cls.PARAMS, params)
-        batch = params.get('batch', 0)  # A model that is only applied needs none.
+        batch = params.get('batch', 0)  # Some models have no argument `batch`.
         utils.check('batch', batch, batch % devices == 0, 'a multiple of devices=%d, which share it equally' % devices)
 
     @contextlib.contextmanager
     def open_session(self):
         """Opens self.session over the model's graph, with initialised variables."""
         target = self.machine.target
-        with self.machine.watching_hosts() as self.over, tf.Session(target, self.graph, self.config) as self.session:
+        with (
+            self.machine.watching_hosts() as self.hosts_done,
+            tf.Session(target, self.graph, self.config) as self.session,
+        ):
             self.session.run(self.init_op)
             yield self.session
         self.session = None
@@ -204,14 +210,14 @@ class Model:
     # The loop.
 
     def train(self, train_nimg, report_nimg, save_nimg=None, keep_ckpt=50, init_ckpt=''):
-        """Trains until so many labelled images have been seen, continuing from the newest whole checkpoint.
+        """Trains until train_nimg labelled images have been seen, continuing from the newest whole checkpoint.
 
         Args:
             train_nimg: int, duration in images.
             report_nimg: int, images between reports.
             save_nimg: int, images between checkpoints; None for report_nimg.
             keep_ckpt: int, checkpoints kept.
-            init_ckpt: checkpoint that a run without one of its own begins with; '' for the variables' first values.
+            init_ckpt: checkpoint to start from, if the run has none of its own; '': start from the first values.
 
         Raises:
             utils.Error: the folder is another run's or another process's, it cannot be written, init_ckpt is damaged or
@@ -231,7 +237,7 @@ class Model:
             self.print_start(args)
             means = self.resume(init_ckpt)
             if self.machine.hosts > 1:
-                self.session.run(self.share_op)
+                self.session.run(self.broadcast_op)
             step = int(self.session.run(self.step))
             if step >= train_nimg and not self.checkpoints.is_own:
                 text = 'Warning: nothing is trained: %s is at %g kimg, and --train_kimg is %g'
@@ -265,20 +271,17 @@ class Model:
         Returns:
             The step at which it ended, and whether nothing is left to do.
         """
+        # Nothing is fed: the graph draws its images itself, see ClassifySemi.inputs.
         update = self.session.make_callable([self.scalar_values, self.ops.train_op])
         saved, first = step, step
-        report = periods.due(step).report and self.lacks_report(step)
+        report_due = periods.due(step).report and self.lacks_report(step)
         while True:
-            if report:
-                report = not self.try_report(step, log, bar)
-            stop = self.must_stop()  # A signal that comes later waits for the next update.
-            if stop or step >= periods.train:
-                self.over.set()  # From here on, no host waits for another.
-                if stop and saved < step:
-                    self.save(step, keep_ckpt, means)
-                return step, step >= periods.train and not report
+            if report_due:
+                report_due = not self.try_report(step, log, bar)
+            if self.must_stop() or step >= periods.train:  # A signal that comes later waits for the next update.
+                self.hosts_done.set()  # A host that ends from here on is no error.
+                break
 
-            # Update.
             clock = time.monotonic()
             values, _ = update()
             step += self.params.batch
@@ -288,21 +291,23 @@ class Model:
                 tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
             bar.update(self.params.batch)
 
-            # What is due.
             due = periods.due(step)
-            report = due.report
+            report_due = due.report
             if due.save or due.report:
                 self.check_finite_weights(step)
             if due.point:
-                log.scalars(step, self.watch(means.take()))
+                log.scalars(step, self.warn_of_collapse(means.take()))
             if due.save:
                 self.save(step, keep_ckpt, means)
                 saved = step
+        if self.stopped and saved < step:
+            self.save(step, keep_ckpt, means)
+        return step, step >= periods.train and not report_due
 
     def must_stop(self):
         """Returns whether a signal asked to stop: on any host, so that all stop at the same step."""
         if self.machine.hosts > 1 and self.session.run(self.stop_anywhere, {self.stop: len(self.stopped)}):
-            self.stopped.append('a signal to another host')  # Unless one came here before.
+            self.stopped.append('a signal to another host')  # `train` names the first entry.
         return bool(self.stopped)
 
     def save(self, step, keep_ckpt, means):
@@ -327,8 +332,8 @@ class Model:
         bar.set_postfix_str('report %.1f s' % (time.monotonic() - clock), refresh=False)
         return True
 
-    def watch(self, means):
-        """Returns the means of a point, and says once where the guesses have become one class."""
+    def warn_of_collapse(self, means):
+        """Returns the means of a point. Says once if the guesses have become one class."""
         collapsed = means.get('monitors/weight_l2u') and means.get('monitors/guess_entropy', 1) < COLLAPSED
         if collapsed and not self.warned:
             self.warned = True
@@ -347,13 +352,13 @@ class Model:
         print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
 
     def check_finite(self, values, step):
-        """Raises utils.Error where a loss or monitor is not finite; values are those of self.scalars."""
+        """Raises utils.Error if a loss or monitor is not finite; values are those of self.scalars."""
         if not np.isfinite(values).all():
             shown = ', '.join('%s %g' % item for item in zip(self.scalars, values, strict=True))
             raise self.diverged('the loss is not finite at step %d (%s)' % (step, shown))
 
     def check_finite_weights(self, step):
-        """Raises utils.Error where an update of finite loss has left variables that are not finite."""
+        """Raises utils.Error if an update of finite loss has left variables that are not finite."""
         if not all(np.isfinite(value).all() for value in self.session.run(self.floats)):
             raise self.diverged('the weights are not finite at step %d' % step)
 
@@ -361,7 +366,7 @@ class Model:
         """Returns the utils.Error that advises what to change, and to continue from the last good checkpoint."""
         if not self.checkpoints.last:
             return utils.Error('%s, and there is no checkpoint yet: start with %s' % (what, self.remedy()))
-        text = '%s; the last good checkpoint is %s: continue from it in a run of its own by %s --init_ckpt=%s'
+        text = '%s; the last good checkpoint is %s: start a new run from it by %s --init_ckpt=%s'
         return utils.Error(text % (what, self.checkpoints.last, self.remedy(), self.checkpoints.last))
 
     def remedy(self):
@@ -369,43 +374,8 @@ class Model:
         return '--lr=%g' % (self.params.lr / 2)
 
     def report(self, step):
-        """Evaluates, prints a line, and returns scalars for TensorBoard; raises Interrupted where a signal came."""
+        """Evaluates, prints a line, and returns scalars for TensorBoard; raises Interrupted if a signal came."""
         raise NotImplementedError
-
-
-def merge(strategy, found):
-    """Makes one update of what the replicas of a model built.
-
-    Args:
-        strategy: the tf.distribute.Strategy that ran `Model.model`.
-        found: what it returned: a dict of ops, tensors, and dicts of float32 [].
-
-    Returns:
-        EasyDict of ops that run in all replicas, tensors of the first replica, and dicts of means over the replicas.
-    """
-    if strategy.num_replicas_in_sync == 1:
-        return found
-    ops = EasyDict()
-    for name, value in found.items():
-        if isinstance(value, dict):
-            ops[name] = {tag: strategy.reduce('MEAN', scalar, axis=None) for tag, scalar in value.items()}
-        else:
-            parts = strategy.experimental_local_results(value)
-            ops[name] = tf.group(*parts) if isinstance(parts[0], tf.Operation) else parts[0]
-    return ops
-
-
-def sum_of_replicas(strategy, value):
-    """Returns the sum over the replicas, on all hosts, of what value() builds in each."""
-    found = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('SUM', value()))
-    return strategy.experimental_local_results(found)[0]
-
-
-def share(strategy, variable):
-    """Returns the op by which the replicas on all hosts take a variable's value from the first replica."""
-    return variable.assign(
-        sum_of_replicas(strategy, lambda: tf.zeros_like(variable) if utils.replica() else tf.identity(variable))
-    )
 
 
 class Interrupted(Exception):
@@ -414,7 +384,7 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """What is due when, all in images: batch, the duration, and the periods of reports and checkpoints."""
+    """When something is due, all in images: the batch, the duration, and the periods of reports and checkpoints."""
 
     batch: int
     train: int
@@ -422,7 +392,7 @@ class Periods:
     save: int
 
     def due(self, step):
-        """Returns whether at a step a report, a checkpoint and a point of the losses' curves are due, an EasyDict."""
+        """Returns which of report, save and point (of the curves) are due at a step, an EasyDict of bools."""
         done = step >= self.train
 
         def passed(period):
@@ -501,7 +471,7 @@ class ClassifySemi(Model):
 
     def next_batch(self, name, batch):
         """Returns a batch of the dataset's images `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""
-        part, gpu = (utils.replica(), utils.replicas()), self.machine.gpu
+        part, gpu = (replicas.number(), replicas.count()), self.machine.gpu
         stream = self.dataset.stream(name, batch, self.seed, self.step, part)
         with tf.device(gpu):
             if gpu:  # Batches wait there, as uint8.
@@ -513,23 +483,23 @@ class ClassifySemi(Model):
             return found
 
     def report(self, step):
-        """See Model.report. Where the test set's classes are unequal in number, balanced accuracy is reported too."""
-        guesses = self.guesses()
-        train, valid, test = self.accuracies(guesses)
+        """See Model.report. If the test set's classes differ in size, balanced accuracy is reported too."""
+        predicted = self.predictions()
+        train, valid, test = self.accuracies(predicted)
         tqdm.write('kimg %-5d  accuracy train/valid/test  %.2f  %.2f  %.2f' % (step >> 10, train, valid, test))
         scalars = {'accuracy': test, 'accuracy/valid': valid, 'accuracy/train_labeled': train}
         labels = self.dataset.sets['test'].labels
         if len(labels) and len(set(np.unique(labels, return_counts=True)[1])) > 1:
-            right = guesses[-1] == labels
+            right = predicted[-1] == labels
             scalars['accuracy/balanced'] = 100 * np.mean([right[labels == label].mean() for label in np.unique(labels)])
         return scalars
 
     @property
     def eval_batch(self):
-        """Images evaluated at a time: no more than an update takes, and so no more memory than an update."""
+        """Images evaluated at a time: at most as many as an update takes, so that they fit into the same memory."""
         return min(EVAL_BATCH, self.params.batch * (1 + self.params.get('nu', 0)))
 
-    def guesses(self, batch=None, feed_extra=None, classify_op=None):
+    def predictions(self, batch=None, feed_extra=None, classify_op=None):
         """Returns the likeliest classes of the labelled, validation and test images, three int [n].
 
         Args: see eval_stats.
@@ -539,19 +509,19 @@ class ClassifySemi(Model):
         """
         classify_op = self.ops.classify_op if classify_op is None else classify_op
         sets = [self.dataset.sets[name] for name in SUBSETS.values()]
-        guesses = []
+        predicted = []
         for pixels in self.dataset.equal_batches(sets, batch or self.eval_batch):
             if self.stopped:
                 raise Interrupted
             feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
-            guesses.extend(self.session.run(classify_op, feed).argmax(1))
+            predicted.extend(self.session.run(classify_op, feed).argmax(1))
         ends = np.cumsum([len(images) for images in sets])
-        return np.split(guesses, ends)[:-1]  # The last part is what filled up the last batch.
+        return np.split(predicted, ends)[:-1]  # The last part is what filled up the last batch.
 
-    def accuracies(self, guesses):
-        """Returns the accuracies of three arrays of guesses, percent, float [3]; nan for a set without labels."""
+    def accuracies(self, predicted):
+        """Returns the accuracies of predictions, percent, float [3]; nan for a set without labels."""
         sets = [self.dataset.sets[name] for name in SUBSETS.values()]
-        return np.array([accuracy(part, images.labels) for part, images in zip(guesses, sets, strict=True)])
+        return np.array([accuracy(part, images.labels) for part, images in zip(predicted, sets, strict=True)])
 
     def eval_stats(self, batch=None, feed_extra=None, classify_op=None):
         """Returns the accuracies on the labelled, validation and test images, percent, float [3].
@@ -561,7 +531,7 @@ class ClassifySemi(Model):
             feed_extra: dict of further tensors to feed.
             classify_op: float32 [None, nclass], class probabilities; None: those of the averaged weights.
         """
-        return self.accuracies(self.guesses(batch, feed_extra, classify_op))
+        return self.accuracies(self.predictions(batch, feed_extra, classify_op))
 
     def tune(self, nimg):
         """Moves batch norm's averages over so many training images, weights untouched."""
@@ -572,7 +542,7 @@ class ClassifySemi(Model):
         """Prints the accuracies of a checkpoint: raw and averaged weights, before and after tuning batch norm.
 
         Args:
-            ckpt: a checkpoint, see checkpoints.resolve, which says what is raised.
+            ckpt: a checkpoint or a run. Raises utils.Error if it is missing or damaged, see checkpoints.resolve.
 
         Returns:
             dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
@@ -584,7 +554,7 @@ class ClassifySemi(Model):
             which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)
             results = {name: self.eval_stats(classify_op=op) for name, op in which.items()}
             self.tune(16384)
-            self.over.set()  # As in `loop`: no host waits for another.
+            self.hosts_done.set()
             results.update({'tuned_' + name: self.eval_stats(classify_op=op) for name, op in which.items()})
         print('%-12s' % 'accuracy' + ''.join('%8s' % name for name in SUBSETS))
         for name, accuracies in results.items():
@@ -592,10 +562,10 @@ class ClassifySemi(Model):
         return results
 
 
-def accuracy(guesses, labels):
-    """Returns the share of right guesses in percent, nan where no picture has a class; both int [n]."""
+def accuracy(predicted, labels):
+    """Returns the share of right classes in percent, nan if no picture has a class; both int [n]."""
     known = labels >= 0
-    return 100 * np.mean(guesses[known] == labels[known]) if known.any() else np.nan
+    return 100 * np.mean(predicted[known] == labels[known]) if known.any() else np.nan
 
 
 def print_table(title, rows):
@@ -618,8 +588,8 @@ def progress_bar(step, train_nimg, disable=False):
 def stop_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)):
     """Yields a list to which the names of stop signals are added as they come.
 
-    A second Ctrl-C stops at once. Repeated other signals are ignored: batch systems send them several times. SIGHUP,
-    of a terminal that is closed, stays ignored where nohup asked for that.
+    A Ctrl-C after another signal stops at once. Repeated other signals are ignored: batch systems send them several
+    times. SIGHUP comes when a terminal closes; under nohup it stays ignored.
     """
     stopped = []
 

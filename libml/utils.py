@@ -171,28 +171,6 @@ def getter_ema(ema, getter, name, *args, **kwargs):
     return variable if average is None else average
 
 
-def replica():
-    """Returns the number, from 0, of the replica of the model that is being built; 0 where there is one."""
-    if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
-        return 0
-    return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
-
-
-def replicas():
-    """Returns the number of replicas of the model that is being built: of devices that share an update."""
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def mean_of_replicas(value):
-    """Returns the mean of a tensor over the replicas of a model."""
-    return tf.distribute.get_replica_context().all_reduce('MEAN', value) if replicas() > 1 else value
-
-
-def share_of_replica(loss):
-    """Returns a replica's part of the whole batch's loss: an optimizer sums gradients over the replicas."""
-    return loss / replicas() if replicas() > 1 else loss
-
-
 def in_order(*steps):
     """Returns an op that runs several steps, one after another. Each reads the variables as the step before left them.
 

@@ -38,14 +38,13 @@ import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 from tensorflow import profiler
 
-from ablation.ab_mixmatch import OPTIONS as TRAINING
-from ablation.ab_mixmatch import PARAMS, AblationMixMatch, model_params
-from libml import data, data_pair, hardware, options, train, utils
+from ablation.ab_mixmatch import PARAMS, AblationMixMatch
+from libml import data, data_pair, experiment, hardware, options, train, utils
 from libml.options import Option, at_least
 
 PARTS = ('step', 'guess', 'input', 'eval', 'startup')
 OPTIONS = dict(
-    TRAINING,
+    experiment.table(AblationMixMatch),
     parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
     turns=Option(7, 'Times that each is measured, after one that does not count.', *at_least(1)),
     turn=Option(1.0, 'Seconds that one measurement lasts at least.', *at_least(0)),
@@ -133,7 +132,7 @@ class Bench:
         self.o, self.stack = o, stack
         split = data_pair.parse(o.dataset)
         self.dataset = data_pair.read_dataset(split, o.data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
-        self.params = model_params(o, self.dataset.family)
+        self.params = AblationMixMatch.arguments(o, self.dataset.family)
         self.flop = AblationMixMatch.flop(self.dataset.shape, **self.params)
         hardware.set_operation_threads(hardware.operation_threads(self.flop))
 

@@ -22,6 +22,7 @@ import contextlib
 import functools
 import itertools
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -179,58 +180,47 @@ def encoded(batches):
 
 
 def install(name, data_dir, source='', verify=True):
-    """Installs a published dataset; what is there already is left as it is.
+    """Installs one of DATASETS in the folder data_dir, which exists; what is there already is left as it is.
 
     Args:
-        name: one of DATASETS.
-        data_dir: folder of the datasets; it exists.
-        source: folder that holds the archives; '' to download them.
-        verify: refuse archives whose length or sha256 are not the published ones.
+        source, verify: see OPTIONS.
 
     Raises:
         utils.Error: an archive is missing, damaged or another one; the disk is full.
     """
+    before = os.listdir(data_dir)
     with fetching(data_dir, source, verify) as fetch:
-        if not write_missing(name, data_dir, fetch):
-            print('%s is installed in %s already' % (name, data_dir))
+        for part, (total, reader) in DATASETS[name].items():
+            path = os.path.join(data_dir, part + '.tfrecord')
+            if not os.path.exists(path):
+                batches = reader(fetch)
+                first = next(batches, None)  # Fetches the archive, before the file and its progress bar are there.
+                if first is None:
+                    raise utils.Error('the archive holds no pictures for %s' % path)
+                count = records.write(path, encoded(itertools.chain([first], batches)), total)
+                print('%s: %d pictures' % (path, count))
+        if name in ('svhn', 'svhn_noextra'):  # Both have the same test set, and each reads a file of its own name.
+            copy_test_set(data_dir, 'svhn', 'svhn_noextra')
+        if name == 'stl10':
+            keep_folds(data_pair.stl10_folds(data_dir), fetch)
+    if not set(os.listdir(data_dir)) - set(before):
+        print('%s is installed in %s already' % (name, data_dir))
 
 
-def write_missing(name, data_dir, fetch):
-    """Writes the files of a dataset that are not there yet; returns whether there were any."""
-    before = set(os.listdir(data_dir))
-    for part, (total, reader) in DATASETS[name].items():
-        path = os.path.join(data_dir, part + '.tfrecord')
-        if not os.path.exists(path):
-            batches = reader(fetch)
-            first = next(batches, None)  # Fetches the archive, before the file and its progress bar are there.
-            if first is None:
-                raise utils.Error('the archive holds no pictures for %s' % path)
-            count = records.write(path, encoded(itertools.chain([first], batches)), total)
-            print('%s: %d pictures' % (path, count))
-    if name in ('svhn', 'svhn_noextra'):  # Both have the same test set, and each reads a file of its own name.
-        link(data_pair.record_file(data_dir, 'svhn', 'test'), data_pair.record_file(data_dir, 'svhn_noextra', 'test'))
-    if name == 'stl10':
-        keep_folds(data_pair.stl10_folds(data_dir), fetch)
-    return {entry for entry in os.listdir(data_dir) if entry.endswith(('.tfrecord', '.txt'))} - before != set()
-
-
-def link(path, other):
-    """Makes `other` the same file as `path`, by a copy where the disk knows no links."""
-    if os.path.exists(other):
-        return
-    with records.aside(other) as part:
-        try:
-            os.link(path, part)
-        except OSError:
-            shutil.copyfile(path, part)
+def copy_test_set(data_dir, name, other):
+    """Makes the test set of one dataset that of another as well, unless the other has one."""
+    path = data_pair.record_file(data_dir, other, 'test')
+    if not os.path.exists(path):
+        with records.aside(path) as part:
+            shutil.copyfile(data_pair.record_file(data_dir, name, 'test'), part)
 
 
 def keep_folds(path, fetch):
     """Keeps the published folds of stl10's labelled pictures, which its splits of 1000 labels take."""
     if not os.path.exists(path):
         folds = archives.contents(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
-        with records.aside(path) as part, open(part, 'wb') as f:
-            f.write(folds)
+        with records.aside(path) as part:
+            pathlib.Path(part).write_bytes(folds)
 
 
 @contextlib.contextmanager
@@ -279,25 +269,23 @@ def resize(source, name, data_dir, size, augment=None):
     size, family = folders.parse_size(size), data_pair.find_family(data_dir, source)
     shift = round(family.shift * min(size) / min(family.height, family.width))
     mirror, shift = (family.mirror, shift) if augment is None else folders.parse_augment(augment, size)
-    train = data_pair.train_files(data_dir, source)
-    unlabeled = [path for path in train if path == data_pair.record_file(data_dir, source, 'unlabeled')]
+    train, unlabeled = data_pair.train_files(data_dir, source), data_pair.record_file(data_dir, source, 'unlabeled')
     parts = dict(
-        train=[path for path in train if path not in unlabeled],  # svhn's two files become one.
+        train=[path for path in train if path != unlabeled],  # svhn's two files become one.
         test=[data_pair.record_file(data_dir, source, 'test')],
-        **(dict(unlabeled=unlabeled) if unlabeled else {}),
+        unlabeled=[path for path in train if path == unlabeled],
     )
-    kept = tuple(part for part in parts if part != 'test')
+    kept = tuple(part for part in ('train', 'unlabeled') if parts[part])
     new = data_pair.Family(*size, family.colors, family.nclass, mirror, shift, parts=kept, classes=family.classes)
-    with contextlib.ExitStack() as stack:  # All are named in the end, if nothing failed; the description last.
-        description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
-        for part, paths in parts.items():
-            path = data_pair.record_file(data_dir, name, part)
-            files = [records.RecordFile(path) for path in paths]
-            examples = itertools.starmap(records.serialize, encoded(resized(files, family.shape, size)))
+
+    def made():
+        for part in ('train', 'test', *kept[1:]):
+            files = [records.RecordFile(path) for path in parts[part]]
             total = sum(map(len, files))
-            records.write_part(stack.enter_context(records.aside(path)), examples, total)
-            print('%s: %d pictures' % (path, total))
-        data_pair.write_family(description, new)
+            yield part, itertools.starmap(records.serialize, encoded(resized(files, family.shape, size))), total
+            print('%s: %d pictures' % (data_pair.record_file(data_dir, name, part), total))
+
+    folders.save(name, data_dir, new, made())
 
 
 def resized(files, shape, size):
@@ -317,28 +305,6 @@ def shrunk(image, size):
     method = Image.Resampling.BOX if shrinks else Image.Resampling.LANCZOS
     pixels = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     return np.asarray(pictures.fit(pixels, size, method=method)).reshape(*size, image.shape[2])
-
-
-# --- The user's own pictures ---
-
-
-def from_folder(folder, name, data_dir, size='32x32', colors=3, augment=None, range='', **more):
-    """Makes a dataset of the user's own pictures.
-
-    Args:
-        folder: PICTURES; see libml/folders.py.
-        name, data_dir, colors: see folders.make.
-        size: text, WIDTHxHEIGHT.
-        augment: text, or None, see folders.parse_augment.
-        range: text LOW,HIGH, see pictures.convert; '' for pictures of 8 bits.
-        **more: of folders.make.
-
-    Raises:
-        utils.Error: see folders.make.
-    """
-    size = folders.parse_size(size)
-    augment = folders.parse_augment(augment, size)
-    folders.make(folder, name, data_dir, size, colors, augment, range=folders.parse_range(range), **more)
 
 
 # --- The command ---
@@ -377,7 +343,7 @@ def create(names=(), **given):
         **given: values of OPTIONS, by name.
 
     Raises:
-        utils.Error: they do not go together; see `install`, `resize` and `from_folder`.
+        utils.Error: they do not go together; see `install`, `resize` and `folders.make`.
     """
     chosen = options.fill(OPTIONS, given)
     check(names, chosen)
@@ -386,7 +352,7 @@ def create(names=(), **given):
     with records.made(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
         if folder:
             own = {name: chosen[name] for name in OWN}
-            return from_folder(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
+            return folders.make(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
         if new['name']:
             folders.check_name(data_dir, new['name'])  # Before anything is downloaded.
         for name in names or DATASETS:

@@ -26,11 +26,7 @@ OPTIONS = dict(
 def describe(name, augment=None, classes='', data_dir=None):
     """Writes the description of a dataset whose record files are there, and prints it.
 
-    Args:
-        name: of the dataset.
-        augment: text, or None, see folders.parse_augment.
-        classes: comma-separated names; '': none.
-        data_dir: folder of the datasets; None: $ML_DATA.
+    Args: see OPTIONS.
 
     Raises:
         utils.Error: the name or the records are not what a dataset needs, or NAME.json is there already.
@@ -46,8 +42,9 @@ def describe(name, augment=None, classes='', data_dir=None):
 
 def describe_records(name, data_dir, augment, classes):
     """Returns the data_pair.Family of record files. See `describe` for the arguments and for what is raised."""
-    parts = tuple(part for part in ('train', 'unlabeled') if part == 'train' or _there(data_dir, name, part))
     train = records.RecordFile(data_pair.record_file(data_dir, name, 'train'))
+    unlabeled = os.path.isfile(data_pair.record_file(data_dir, name, 'unlabeled'))
+    parts = ('train', 'unlabeled') if unlabeled else ('train',)
     shape, labels, _ = train.check(pixels=True)
     nclass = int(labels.max()) + 1
     for part in (*parts[1:], 'test'):
@@ -59,10 +56,6 @@ def describe_records(name, data_dir, augment, classes):
     utils.check('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
     mirror, shift = folders.parse_augment(augment, shape[:2])
     return data.Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
-
-
-def _there(data_dir, name, part):
-    return os.path.isfile(data_pair.record_file(data_dir, name, part))
 
 
 if __name__ == '__main__':

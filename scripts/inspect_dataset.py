@@ -40,13 +40,12 @@ def counts(dataset):
 
 def print_counts(dataset):
     """Prints the table of `counts`."""
-    print('%-20s' % 'class' + ''.join('%12s' % name for name in data.SETS))
     table = counts(dataset)
-    for name, row in zip(dataset.family.names, table.T, strict=False):
-        print('%-20s' % name + ''.join('%12d' % count for count in row))
+    rows = [('class', data.SETS), *zip(dataset.family.names, table.T, strict=False)]
     if table[:, -1].any():
-        print('%-20s' % 'without a class' + ''.join('%12d' % count for count in table[:, -1]))
-    print('%-20s' % 'all' + ''.join('%12d' % count for count in table.sum(1)))
+        rows.append(('without a class', table[:, -1]))
+    for name, cells in [*rows, ('all', table.sum(1))]:
+        print('%-20s' % name + ''.join('%12s' % cell for cell in cells))
 
 
 def pixel_range(images):
@@ -76,12 +75,12 @@ def labeled_rows(dataset):
     return rows
 
 
-def augmented_rows(dataset, seed):
+def augmented_rows(dataset):
     """Returns uint8 [k, COLUMNS, H, W, C]: unlabelled pictures, each as it is and then augmented."""
     first = dataset.sets['unlabeled'].gather(np.arange(min(AUGMENTED_ROWS, len(dataset.sets['unlabeled']))))
     with tf.Graph().as_default(), tf.Session(config=utils.get_config()) as session:
         images = tf.placeholder(tf.uint8, [None, *first.shape[1:]])
-        augmented = dataset.augment(images, tf.constant([seed, 0]))
+        augmented = dataset.augment(images, tf.constant([0, 0]))
         repeated = np.repeat(first, COLUMNS - 1, 0)
         found = session.run(augmented, {images: repeated}) if len(first) else repeated
     pixels = np.round((found + 1) * 127.5).astype(np.uint8).reshape(len(first), COLUMNS - 1, *first.shape[1:])
@@ -104,9 +103,9 @@ def draw(rows, names):
     return sheet
 
 
-def save_sheet(path, dataset, seed=0):
+def save_sheet(path, dataset):
     """Writes the sheet of a dataset; an existing file is replaced once the new one is whole."""
-    augmented = augmented_rows(dataset, seed)
+    augmented = augmented_rows(dataset)
     rows = np.concatenate([labeled_rows(dataset), augmented])
     sheet = draw(rows, [name[:15] for name in dataset.family.names] + ['augmented'] * len(augmented))
     with utils.replacing(path) as part:
@@ -114,12 +113,7 @@ def save_sheet(path, dataset, seed=0):
 
 
 def inspect(name, png=None, data_dir=None):
-    """Prints what a dataset holds, and writes the sheet to the file `png` if one is given.
-
-    Args:
-        name: such as 'cifar10.3@250-5000'.
-        png: path, or None.
-        data_dir: folder of the datasets; None: $ML_DATA.
+    """Prints what a dataset such as 'cifar10.3@250-5000' holds, and writes the sheet to the file `png`, if given.
 
     Raises:
         utils.Error: the dataset cannot be read.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to MixMatch's accuracy in a few minutes: installs the package into .venv, prepares the bundled digits,
-# trains MixMatch on 2 labels a class, and the same network without the unlabelled loss. What is there already is reused.
+# trains a small network on 2 labels a class: with MixMatch, and with neither the unlabelled loss nor MixUp. It reuses
+# what is there already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -19,7 +20,7 @@ train() {
 }
 echo; echo 'MixMatch: 20 labelled pictures and 1167 without labels.'
 train --w_match=50 --beta=.75
-echo; echo 'The same network without the unlabelled loss. (Unlabelled pictures still pass through batch norm.)'
+echo; echo 'The same network, no unlabelled loss, no MixUp. (Unlabelled pictures still pass through batch norm.)'
 train --w_match=0 --mixmode=.
 
 echo
@@ -28,7 +29,7 @@ python - "$train_dir/$dataset" <<'PYTHON'
 import glob, json, sys
 
 print('%-34s %s' % ('digits, 2 labels a class', 'test accuracy, %'))
-for name, mode in (('MixMatch', 'xxy.yxy'), ('without the unlabelled loss', '.')):
+for name, mode in (('MixMatch', 'xxy.yxy'), ('no unlabelled loss, no MixUp', '.')):
     (run,) = glob.glob('%s/*_mixmode%s_*' % (sys.argv[1], mode))
     print('%-34s %.1f' % (name, json.load(open(run + '/stats/accuracy.json'))['last01']))
 PYTHON

@@ -13,7 +13,7 @@ A row is a setting of a few flags: see table4.csv beside this script. Runs whose
 table.
 """
 
-from libml import quiet
+from libml import experiment, quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -27,8 +27,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ablation import ab_mixmatch
-from ablation.ab_mixmatch import PARAMS
+from ablation.ab_mixmatch import PARAMS, AblationMixMatch
 from libml import data_pair, options, runs, utils
 
 OPTIONS = dict(
@@ -72,7 +71,11 @@ def paper_rows():
 
 def show_flags(values):
     """Returns the flags, such as '--T=1', of those arguments that are not at their defaults."""
-    changed = {name: value for name, value in sorted(values.items()) if value != ab_mixmatch.OPTIONS[name].default}
+    changed = {
+        name: value
+        for name, value in sorted(values.items())
+        if value != experiment.table(AblationMixMatch)[name].default
+    }
     return ' '.join('--%s=%s' % (n, '%g' % v if isinstance(v, float) else v) for n, v in changed.items())
 
 
@@ -97,7 +100,7 @@ def read_run(path):
         raise utils.Error('args.json is missing or damaged: no %s' % ', '.join(wrong))
     split = data_pair.parse(run.args['dataset'])
     values = {name: run.args[name] for name in varied}
-    shared = set(run.args) & set(ab_mixmatch.OPTIONS) - {*varied, *NOT_SHARED}
+    shared = set(run.args) & set(experiment.table(AblationMixMatch)) - {*varied, *NOT_SHARED}
     about = dict(
         dataset='%s@%d-%d' % (split.name, split.size, split.valid),
         flags=show_flags({name: run.args[name] for name in shared}),

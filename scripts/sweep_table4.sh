@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Prints the runs of the paper's Table 4, what each part of MixMatch is worth on CIFAR-10: a complete command a line, to
-# be run from the repository's root.
+# Prints the runs of the paper's Table 4, which shows what each part of MixMatch is worth on CIFAR-10. Each line is a
+# complete command, to be run from the repository's root.
 #
 #     scripts/sweep_table4.sh [--dataset NAME]... [--seeds N,N,...] [FLAG]... > sweep.txt
 #
 #     --dataset   may be given more than once; default: cifar10.3@250-1 and cifar10.3@4000-1, which are the paper's
-#     --seeds     split seeds, each in turn in place of the one in the datasets' names
-#     FLAG        of ablation/ab_mixmatch.py, for every run, such as --seed=1 or --train_dir=FOLDER. The published sweep
-#                 leaves --w_match at 100; the paper's text says 75.
+#     --seeds     split seeds; each replaces the split seed in the datasets' names
+#     FLAG        a flag of ablation/ab_mixmatch.py, for every run, such as --seed=1 or --train_dir=FOLDER. The
+#                 published sweep leaves --w_match at its default, 100; the paper's text says 75.
 #
-# Cost: 11 runs a dataset and seed, each of 65,536 kimg, which are 1,048,576 updates of 64 labelled images: 15 hours at
-# 20 updates (1280 images in the progress bar) a second. K = 1, 3 and 4 cost 0.64, 1.36 and 1.73 times that.
-# Error to expect: the last two columns of scripts/table4.csv, in percent, with 250 and with 4000 labels. They are the
-# paper's. scripts/report.py sets yours beside them.
+# Cost: 11 runs for each dataset and seed. Each run has 65,536 kimg, which are 1,048,576 updates of 64 labelled images:
+# 15 hours at 20 updates (1280 images in the progress bar) a second. K = 1, 3 and 4 cost 0.64, 1.36 and 1.73 times that.
+# Error to expect: the paper's, in percent, in the last two columns of scripts/table4.csv (250 and 4000 labels).
+# scripts/report.py shows yours next to them.
 set -euo pipefail
 
 fail() {

@@ -5,7 +5,7 @@ import functools
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import layers, models, utils
+from libml import experiment, layers, models, replicas, utils
 from libml.options import Option, above, at_least, below, between
 
 PARAMS = dict(
@@ -28,7 +28,7 @@ class PiModel(models.MultiModel):
         classifier = functools.partial(self.classifier, **size)
         weights = self.weights(**size)
         average = tf.train.ExponentialMovingAverage(ema)
-        average.apply(weights)  # This makes the averages. They move in the update below.
+        average.apply(weights)  # Creates the averages. Another `apply`, in the update below, moves them.
 
         moments = []  # Batch norm's statistics of the labelled batch.
         logits_x = classifier(x, training=True, moments=moments)  # [B, nclass]
@@ -38,7 +38,7 @@ class PiModel(models.MultiModel):
         loss_l2u = layers.unlabeled_loss(tf.nn.softmax(logits_1), logits_2)
         loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
         train_op = utils.in_order(
-            lambda: tf.train.AdamOptimizer(lr).minimize(utils.share_of_replica(loss), var_list=weights),
+            lambda: tf.train.AdamOptimizer(lr).minimize(replicas.part_of_loss(loss), var_list=weights),
             lambda: average.apply(weights),
             lambda: layers.update_moments(moments),
             lambda: self.advance(batch),
@@ -55,3 +55,7 @@ class PiModel(models.MultiModel):
             classify_op=tf.nn.softmax(classifier(x, getter=averaged)),  # [B, nclass]
             losses={'losses/xe': loss_xe, 'losses/l2u': loss_l2u},
         )
+
+
+if __name__ == '__main__':
+    experiment.main(PiModel)

@@ -17,7 +17,7 @@ import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, assign, evaluate, fitting, make_dataset, make_model, scalars, variables
 from forked import before, read
 
-from libml import checkpoints, hardware, layers, runs, train, utils
+from libml import checkpoints, hardware, layers, replicas, runs, train, utils
 
 SCRIPT = 'ablation/ab_mixmatch.py'
 TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--seed=3', '--noxla']
@@ -91,7 +91,7 @@ def test_monitors_are_those_of_the_whole_batch():
     p = np.random.RandomState(0).dirichlet([0.1] * 5, 6).astype(np.float32)
     strategy = hardware.Machine(devices=hardware.find_devices(2)).strategy
     with strategy.scope():
-        found = strategy.run(lambda: layers.guess_monitors(tf.constant(np.split(p, 2)[utils.replica()])))
+        found = strategy.run(lambda: layers.guess_monitors(tf.constant(np.split(p, 2)[replicas.number()])))
         found = {tag: strategy.reduce('MEAN', value, axis=None) for tag, value in found.items()}
     found, expected = evaluate([found, layers.guess_monitors(tf.constant(p))])
     assert found == pytest.approx(expected)

@@ -44,6 +44,17 @@ def test_another_method_goes_on_as_if_it_had_not_been_stopped(tmp_path):
         np.testing.assert_array_equal(value, weights['twice'][key], err_msg=key)
 
 
+def test_another_method_has_a_command_line(server, digits_dir, tmp_path):
+    flags = ['--filters=2', '--repeat=1', '--scales=1', '--batch=4', '--train_kimg=1', '--report_kimg=1']
+    where = '--data_dir=%s' % digits_dir, '--dataset=digits.1@20-100', '--train_dir=%s' % tmp_path
+    done = server.run('tests/pi_model.py', *where, *flags)
+    assert done.returncode == 0, done.stderr
+    (run,) = runs.find(tmp_path)
+    assert os.path.basename(run).startswith('PiModel_archresnet_batch4_') and runs.read_accuracy(run)
+    done = server.run('scripts/evaluate.py', run, '--data_dir=%s' % digits_dir)
+    assert done.returncode == 0, done.stderr
+
+
 def test_another_method_checks_its_arguments(tmp_path):
     with pytest.raises(utils.Error, match='w_match=-1 is not allowed: it must be at least 0'):
         make(tmp_path, w_match=-1)

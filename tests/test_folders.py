@@ -163,6 +163,22 @@ def test_a_class_without_a_picture_says_what_was_not_used(tmp_path):
         run(folder, tmp_path / 'data')
 
 
+@pytest.mark.parametrize('link', [os.symlink, os.link])
+@pytest.mark.parametrize(
+    ('new', 'old'),
+    [('train/robin/z.png', 'test/crow/test0.png'), ('test/robin/z.png', 'train/crow/train0.png')]
+    + [('unlabeled/z.png', 'test/crow/test0.png')],
+)
+def test_a_file_in_train_and_in_test_is_told(tmp_path, capsys, link, new, old):
+    folder = make_folder(tmp_path / 'pictures', unlabeled=1)
+    link(os.path.join(folder, old), os.path.join(folder, new))
+    os.symlink(os.path.join(folder, 'train/crow/train1.jpg'), os.path.join(folder, 'unlabeled/harmless.jpg'))
+    folders.plan_folders(folder)
+    err = capsys.readouterr().err
+    assert err.startswith('Warning: 1 test pictures train as well, through links: ') and err.count('\n') == 1
+    assert new in err and old in err
+
+
 # --- Names of classes ---
 
 
@@ -181,11 +197,15 @@ def test_two_spellings_of_one_name_are_one_class(tmp_path, capsys, form):
     assert family.classes == (unicodedata.normalize('NFC', 'café'), 'tea')
 
 
+REFUSED = 'holds the class %s, whose name is not UTF-8 or has a control character: rename it'
+
+
 def test_a_name_that_is_not_utf8_is_one_line(tmp_path):
     folder = make_folder(tmp_path / 'pictures')
     os.rename(os.path.join(folder, 'train', 'crow'), os.fsencode(folder) + b'/train/cr\xf6w')
-    with pytest.raises(utils.Error, match=r"holds the class 'cr\\udcf6w', whose name is not UTF-8: rename it"):
+    with pytest.raises(utils.Error) as error:
         run(folder, tmp_path / 'data')
+    assert REFUSED % r"'cr\udcf6w'" in str(error.value)
 
 
 @pytest.mark.parametrize('name', ['a\nb', 'a\tb', '\x1b[31mred', 'a\u202eb', 'a\u2028b'])
@@ -195,8 +215,17 @@ def test_a_name_that_acts_on_a_terminal_is_refused_before_a_picture_is_read(tmp_
     monkeypatch.setattr(pictures, 'convert', None)
     with pytest.raises(utils.Error) as error:
         run(folder, tmp_path / 'data')
-    assert 'holds the class %r, whose name has a control character: rename it' % name in str(error.value)
+    assert REFUSED % repr(name) in str(error.value)
     assert not os.path.exists(tmp_path / 'data')
+
+
+def test_a_long_name_does_not_widen_the_table(tmp_path):
+    long = 'Animalia_' + 'x' * 200 + '_Lumbricus'
+    place(tmp_path / 'pics', *('%s/%d.png' % (name, i) for name in (long, 'dog') for i in range(3)))
+    plan = folders.plan_folders(str(tmp_path / 'pics'), 0.3)
+    lines = list(folders.table(plan))
+    assert max(map(len, lines)) < 80 and lines[1].startswith('Animalia_xxx') and 'xx_Lumbricus' in lines[1]
+    assert plan.classes == (long, 'dog')
 
 
 @pytest.mark.parametrize('name', ['می\u200cخواهم', 'Ünïcode 猫', "it's"])
@@ -399,6 +428,17 @@ def test_rows_without_a_file_are_listed_and_stop_the_command(tmp_path, kaggle, c
     assert not os.path.exists(tmp_path / 'data')
 
 
+@pytest.mark.parametrize(
+    'name',
+    ['images/07.PNG', 'Images/07.png', '07.Png', 'pics/images/07.png', '/home/ann/07.png', 'C:\\ann\\07.png', '07.jpg'],
+)
+def test_a_row_that_nearly_names_a_file_says_which(kaggle, tmp_path, capsys, name):
+    table = write_csv(tmp_path / 'x.csv', [(name, 'cat')])
+    with pytest.raises(utils.Error, match='1 rows of'):
+        folders.plan_table(kaggle[0], table, 0.2)
+    assert capsys.readouterr().err == '%s, line 2: %s is not there, but images/07.png is\n' % (table, name)
+
+
 def test_rows_of_files_that_are_no_pictures_are_named(tmp_path, kaggle, capsys):
     with open(os.path.join(kaggle[0], 'images', 'a.heic'), 'w') as file:
         file.write('x')
@@ -415,7 +455,10 @@ ROWS = 'a.png,cat\nb.png,dog\n'
 BAD_TABLES = {  # Name: content, words of the line.
     'empty': (b'', "0 columns named 'file'"),
     'no header': (ROWS.encode(), "0 columns named 'file'"),
-    'no file': (b'name,class\n' + ROWS.encode(), "0 columns named 'file'"),
+    'no file': (
+        b'id,class\n' + ROWS.encode(),
+        "0 columns named 'file': its first line must be a header, such as file,class, and is 'id,class'",
+    ),
     'no class': (b'file,label\n' + ROWS.encode(), "0 columns named 'class'"),
     'two files': (b'file,class,file\n', "2 columns named 'file'"),
     'contradiction': (
@@ -435,10 +478,11 @@ BAD_TABLES = {  # Name: content, words of the line.
     'no name': (b'file,class\n,cat\n', 'line 2: has no file'),
     'another split': (b'file,class,split\na.png,cat,val\n', "line 2: split is 'val': it must be train or test"),
     'test without class': (b'file,class,split\na.png,,test\n', 'line 2: a.png is for testing, but has no class'),
-    'one class': (b'file,class\na.png,cat\n', 'names 1 classes; at least 2 are needed'),
-    'no rows': (b'file,class\n', 'names 0 classes; at least 2 are needed'),
+    'one class': (b'file,class\na.png,cat\n', 'has 1 classes; at least 2 are needed'),
+    'no rows': (b'file,class\n', 'has 0 classes; at least 2 are needed'),
     'no test': (b'file,class\n' + ROWS.encode(), 'names no test pictures in a column `split`: give --test_fraction'),
     'escape in a split': (b'file,class,split\na.png,cat,\x1bx\n', r"split is '\x1bx': it must"),
+    'long class': (b'file,class\na.png,' + b'x' * 5000, r'whose name has 5000 letters, at most 255 are allowed: xxx'),
     'torn group': (
         b'file,class,split,group\na.png,cat,,p\nb.png,dog,,q\nc.png,cat,test,p\nd.png,dog,test,\n',
         "pictures of group 'p' both in train and in test",
@@ -598,12 +642,21 @@ def test_unreadable_pictures_can_be_left_out(tmp_path, spoilt, capsys):
     assert counts['all'] == [21, 6] and unused == {folders.UNREADABLE: 3}
 
 
+def test_the_unlabelled_pictures_must_not_all_be_unreadable(tmp_path):
+    folder = make_folder(tmp_path / 'pictures')
+    os.makedirs(os.path.join(folder, 'unlabeled'))
+    with open(os.path.join(folder, 'unlabeled', 'x.png'), 'wb') as f:
+        f.write(b'?')
+    with pytest.raises(utils.Error, match=r'no picture without a class; not used: 1 \(cannot be read\)'):
+        run(folder, tmp_path / 'data', skip_bad=True)
+
+
 def test_a_class_must_keep_a_picture(tmp_path):
     folder = make_folder(tmp_path / 'pictures', each=2)
     for name in os.listdir(os.path.join(folder, 'train', 'crow')):
         with open(os.path.join(folder, 'train', 'crow', name), 'wb') as f:
             f.write(b'?')
-    with pytest.raises(utils.Error, match="no picture of class 'crow' in train can be read"):
+    with pytest.raises(utils.Error, match=r'no picture of class crow for train; not used: 2 \(cannot be read\)'):
         run(folder, tmp_path / 'data', skip_bad=True)
     assert not (tmp_path / 'data').exists()
 

@@ -66,7 +66,7 @@ def print_peaks(folder, arch):
         for _ in range(3):
             model.session.run(model.ops.train_op)
         update = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        model.guesses()
+        model.predictions()
     print(update, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

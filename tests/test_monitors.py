@@ -101,7 +101,7 @@ def test_a_collapse_is_said_once(tmp_path, capsys):
 
     def said(weight, entropy):
         means = {'monitors/weight_l2u': weight, 'monitors/guess_entropy': entropy}
-        assert model.watch(means) is means
+        assert model.warn_of_collapse(means) is means
         return capsys.readouterr().out
 
     assert said(weight=0.0, entropy=0.01) == ''  # The guesses do not count yet.
@@ -127,8 +127,8 @@ def test_balanced_accuracy_where_classes_are_unequal(tmp_path, monkeypatch):
     dataset = make_dataset()
     dataset.sets['test'].labels[:] = [0, 0, 0, 0, 0, 1, 2]
     model = make_model(tmp_path, dataset)
-    guesses = [dataset.sets['labeled'].labels, dataset.sets['valid'].labels, np.array([0, 0, 0, 0, 0, 0, 2])]
-    monkeypatch.setattr(model, 'guesses', lambda: guesses)
+    predicted = [dataset.sets['labeled'].labels, dataset.sets['valid'].labels, np.array([0, 0, 0, 0, 0, 0, 2])]
+    monkeypatch.setattr(model, 'predictions', lambda: predicted)
     found = model.report(1024)
     assert found['accuracy'] == pytest.approx(100 * 6 / 7)
     assert found['accuracy/balanced'] == pytest.approx(100 * 2 / 3)
@@ -139,5 +139,7 @@ def test_no_balanced_accuracy_where_classes_are_equal(tmp_path, monkeypatch):
     dataset.sets['test'] = dataset.sets['test'].select(np.arange(6))
     dataset.sets['test'].labels[:] = [0, 0, 1, 1, 2, 2]
     model = make_model(tmp_path, dataset)
-    monkeypatch.setattr(model, 'guesses', lambda: [dataset.sets[name].labels for name in ('labeled', 'valid', 'test')])
+    monkeypatch.setattr(
+        model, 'predictions', lambda: [dataset.sets[name].labels for name in ('labeled', 'valid', 'test')]
+    )
     assert 'accuracy/balanced' not in model.report(1024)

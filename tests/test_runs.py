@@ -125,7 +125,7 @@ def test_a_finished_run_started_again_needs_no_data(tmp_path):
     done = command('ablation/ab_mixmatch.py', *args, env=env)
     assert (done.returncode, done.stderr) == (0, '')
     (run,) = runs.find(str(tmp_path / 'runs'))
-    assert done.stdout == '%s is finished: a larger --train_kimg than 1 continues from there\n' % run
+    assert done.stdout == '%s is finished: to train it longer, give a --train_kimg above 1\n' % run
     done = command('ablation/ab_mixmatch.py', *args, '--train_kimg=2', env=env)
     assert done.returncode == 1 and 'is not installed' in done.stderr
 

@@ -154,6 +154,8 @@ def snapshot(train_dir):
 def storm(start, whole, folder, count, harms):
     """Trains run after run until `count` processes were harmed. Each run is started until it ends, and ends as `whole`.
 
+    A process that is not killed ends well, or with one line that names a file of the run.
+
     Args:
         harms: function of a run's train_dir and number; returns an iterator of functions for `first`, one a process.
     """
@@ -167,7 +169,7 @@ def storm(start, whole, folder, count, harms):
             returncode = done.returncode
             assert returncode == 0 or not last, done
             if returncode not in (0, -signal.SIGKILL):
-                assert_one_line_error(done)
+                assert_one_line_error(done, str(train_dir))
             harmed += returncode != 0
 
             holds = snapshot(train_dir)

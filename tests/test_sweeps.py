@@ -9,9 +9,11 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from ablation.ab_mixmatch import OPTIONS, PARAMS, AblationMixMatch
-from libml import data_pair, options, runs
+from ablation.ab_mixmatch import PARAMS, AblationMixMatch
+from libml import data_pair, experiment, options, runs
 from scripts import report
+
+OPTIONS = experiment.table(AblationMixMatch)
 
 # Section 10 of the specification: the paper's Table 4.
 ROWS = [

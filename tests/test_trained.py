@@ -19,8 +19,8 @@ import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, command
 from PIL import Image
 
-from ablation import ab_mixmatch
-from libml import checkpoints, data, data_pair, pictures, records, trained, utils
+from ablation.ab_mixmatch import PARAMS, AblationMixMatch
+from libml import checkpoints, data, data_pair, experiment, pictures, records, trained, utils
 from scripts import create_datasets, create_split, evaluate, export, predict
 
 TINY = dict(
@@ -51,7 +51,9 @@ np.savez(file + '.npz', lite=lite, classes=classes, probabilities=found['probabi
 def train(data_dir, dataset, train_dir, **given):
     """Trains a tiny run; returns its folder."""
     with tf.Graph().as_default():
-        ab_mixmatch.run(data_dir=str(data_dir), dataset=dataset, train_dir=str(train_dir), **{**TINY, **given})
+        experiment.run(
+            AblationMixMatch, data_dir=str(data_dir), dataset=dataset, train_dir=str(train_dir), **{**TINY, **given}
+        )
     (folder,) = glob.glob(os.path.join(glob.escape(str(train_dir)), dataset, '*'))
     return folder
 
@@ -111,8 +113,8 @@ def by_the_model(world, images, raw=False, run=None):
     split = data_pair.parse(args['dataset'])
     dataset = data_pair.read_dataset(split, str(world.data), whiten=args['whiten'])
     with tf.Graph().as_default():
-        params = {name: args[name] for name in (*ab_mixmatch.PARAMS, 'nclass')}
-        model = ab_mixmatch.AblationMixMatch(str(world.data), dataset, seed=1, **params)
+        params = {name: args[name] for name in (*PARAMS, 'nclass')}
+        model = AblationMixMatch(str(world.data), dataset, seed=1, **params)
         with model.open_session() as session:
             model.checkpoints.restore(session, checkpoints.resolve(run or world.run))
             op = model.ops.classify_raw if raw else model.ops.classify_op
@@ -527,6 +529,12 @@ def test_eval_ckpt_passes_over_a_damaged_checkpoint(copy, world, capsys):
     args = trained.read_args(copy)
     given = {name: args[name] for name in ('dataset', 'whiten', *TINY) if name in args and not name.endswith('_kimg')}
     with tf.Graph().as_default():
-        ab_mixmatch.run(**{**TINY, **given}, data_dir=str(world.data), train_dir=str(world.data), eval_ckpt=str(copy))
+        experiment.run(
+            AblationMixMatch,
+            **{**TINY, **given},
+            data_dir=str(world.data),
+            train_dir=str(world.data),
+            eval_ckpt=str(copy),
+        )
     said = capsys.readouterr()
     assert 'tuned_ema' in said.out and 'older checkpoint' in said.err

@@ -1,0 +1,100 @@
+"""The command line of a method: it trains a run, or evaluates a checkpoint. A method is a subclass of MultiModel."""
+
+import functools
+import os
+import shlex
+import sys
+
+from easydict import EasyDict
+
+from libml import checkpoints, data_pair, hardware, options, runs, train, utils
+
+OPTIONS = {**data_pair.TRAINING_OPTIONS, **train.OPTIONS}  # Besides the method's PARAMS.
+
+
+def table(method):
+    """Returns the options of a method's command line."""
+    return {**method.PARAMS, **OPTIONS}
+
+
+def main(method):
+    """Does what the command line asks for."""
+    options.run(functools.partial(run, method), table(method), 'give flags only, such as --dataset=digits.1@20-100')
+
+
+def run(method, **given):
+    """Trains a run, or evaluates a checkpoint.
+
+    Args:
+        method: a subclass of models.MultiModel.
+        **given: options of `table`. An option that is not given has its default.
+
+    Raises:
+        utils.Error, SystemExit: see train.Model.train.
+    """
+    o = EasyDict(options.fill(table(method), given))
+    split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
+    family = data_pair.find_family(data_dir, split.name)
+    params, train_nimg = method.arguments(o, family), o.train_kimg << 10
+    folder = os.path.join(o.train_dir, str(split))
+    chosen = dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
+    saved = runs.Run(method.run_dir(folder, o.seed, precision=o.precision, **chosen, **params))
+    saved.check_name()
+
+    # What is wrong with a checkpoint is said before the data is read.
+    if o.eval_ckpt:
+        o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
+    elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
+        data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)
+        print('%s is finished: to train it longer, give a --train_kimg above %d' % (saved.folder, o.train_kimg))
+        return
+    else:
+        checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)
+
+    updates = 0 if o.eval_ckpt else train_nimg // o.batch
+    xla = saved.args.get('xla') if o.xla is None else o.xla  # A resumed run keeps its choice.
+    machine = hardware.choose(method.flop(family.shape, **params), updates, xla, o.devices)
+    method.check(machine.replicas, **params)
+    join_hosts(machine, o, seeded=o.seed is not None or bool(saved.args))
+    print('Reading %s' % split, flush=True)
+    dataset = data_pair.read_dataset(
+        split, data_dir, seed=o.seed or 0, needs_unlabeled=o.get('w_match', 1) > 0, **chosen
+    )
+    model = method(folder, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
+    model.config.log_device_placement = o.log_device_placement
+    if o.eval_ckpt:  # By the training graph, as batch norm is tuned again.
+        source = runs.Run(runs.folder_of(o.eval_ckpt))
+        dataset.check_identity(source.args, source.folder)
+        model.eval_checkpoint(o.eval_ckpt)
+    else:
+        model.train(train_nimg, o.report_kimg << 10, o.save_kimg << 10, o.keep_ckpt, o.init_ckpt)
+        print(what_next(saved.folder, o.data_dir))
+
+
+def join_hosts(machine, o, seeded):
+    """Checks that all hosts of a run were started alike. From here on, only host 0 prints.
+
+    Args:
+        machine: hardware.Machine.
+        o: dict of the options.
+        seeded: whether the seed is given, or the run has one already.
+
+    Raises:
+        utils.Error: hosts differ, or each would draw a seed of its own.
+    """
+    machine.check_hosts(repr(sorted(o.items())))
+    utils.check('seed', o['seed'], seeded or machine.hosts == 1, 'given, the same on all hosts')
+    if machine.host:
+        sys.stdout = utils.nowhere()
+
+
+def what_next(folder, data_dir):
+    """Returns the lines that say how to use a finished run; data_dir: as it was given, None for $ML_DATA."""
+    run = shlex.quote(folder)
+    place = ' --data_dir=%s' % shlex.quote(data_dir) if data_dir else ''
+    return (
+        'What it has learned:\n'
+        f'  python scripts/evaluate.py {run}{place}\n'
+        f'  python scripts/predict.py {run} PICTURES --out predictions.csv{place}\n'
+        f'  python scripts/export.py {run} OUT{place}'
+    )

@@ -1,0 +1,62 @@
+"""Several devices that share an update. Each builds a replica of the model, for its part of the batch.
+
+With one device, these functions change nothing.
+"""
+
+import tensorflow.compat.v1 as tf
+from easydict import EasyDict
+
+
+def number():
+    """Returns the number, from 0, of the replica that is being built; 0 if there is one."""
+    if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
+        return 0
+    return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
+
+
+def count():
+    """Returns the number of replicas, on all hosts."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def mean(value):
+    """Returns the mean of a tensor over the replicas."""
+    return tf.distribute.get_replica_context().all_reduce('MEAN', value) if count() > 1 else value
+
+
+def part_of_loss(loss):
+    """Returns what a replica minimises: an optimizer sums gradients over the replicas, so each loss is divided."""
+    return loss / count() if count() > 1 else loss
+
+
+def merge(strategy, found):
+    """Joins what the replicas built into one update.
+
+    Args:
+        strategy: the tf.distribute.Strategy that ran `Model.model`.
+        found: what it returned: a dict of ops, tensors, and dicts of float32 [].
+
+    Returns:
+        EasyDict of ops that run in all replicas, tensors of the first replica, and dicts of means over the replicas.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return found
+    ops = EasyDict()
+    for name, value in found.items():
+        if isinstance(value, dict):
+            ops[name] = {tag: strategy.reduce('MEAN', scalar, axis=None) for tag, scalar in value.items()}
+        else:
+            parts = strategy.experimental_local_results(value)
+            ops[name] = tf.group(*parts) if isinstance(parts[0], tf.Operation) else parts[0]
+    return ops
+
+
+def total(strategy, value):
+    """Returns the sum over the replicas, on all hosts, of what value() builds in each."""
+    found = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('SUM', value()))
+    return strategy.experimental_local_results(found)[0]
+
+
+def broadcast(strategy, variable):
+    """Returns the op that copies a variable from the first replica to all others."""
+    return variable.assign(total(strategy, lambda: tf.zeros_like(variable) if number() else tf.identity(variable)))
