@@ -390,7 +390,7 @@ class DataSet:
         changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
         if changed:
             raise other_data(run, self.name, ', '.join(changed))
-        if args.get('classes', list(self.family.classes)) != list(self.family.classes):
+        if (args.get('classes') or list(self.family.classes)) != list(self.family.classes):
             text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
             raise utils.Error(text % (run, ', '.join(args['classes']), self.name))
 

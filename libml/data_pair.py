@@ -35,11 +35,22 @@ TRAINING_OPTIONS = dict(
 
 
 CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
+CIFAR100 = tuple(  # The fine labels.
+    """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+    """.split()  # noqa: SIM905 (a list would take 100 lines.)
+)
 SVHN = tuple('1234567890')  # The archive counts from 1, and its class 10 is the digit 0.
 STL10 = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
 FAMILIES = {
     'cifar10': Family(32, 32, 3, 10, mirror=True, shift=4, classes=CIFAR10),
-    'cifar100': Family(32, 32, 3, 100, mirror=True, shift=4),
+    'cifar100': Family(32, 32, 3, 100, mirror=True, shift=4, classes=CIFAR100),
     'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra'), classes=SVHN),
     'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn', classes=SVHN),
     'stl10': Family(96, 96, 3, 10, mirror=True, shift=12, parts=('train', 'unlabeled'), classes=STL10),
@@ -63,6 +74,16 @@ class Split:
         """The name of the split's files."""
         return '%s.%d@%d' % (self.name, self.seed, self.size)
 
+    @property
+    def command(self):
+        """The command that makes the split."""
+        return 'python scripts/create_split.py --seed=%d --size=%d %s' % (self.seed, self.size, self.name)
+
+    def files(self, data_dir):
+        """Returns the paths of the split's records and map, and of the test set: dict(label, unlabel, map, test)."""
+        paths = split_files(os.path.join(data_dir, 'SSL'), self.name, self.seed, self.size)
+        return dict(zip(('label', 'unlabel', 'map'), paths, strict=True), test=record_file(data_dir, self.name, 'test'))
+
     def __str__(self):
         return '%s-%d' % (self.stem, self.valid)
 
@@ -84,14 +105,10 @@ def parse(text):
 
 
 def find_data_dir(data_dir=None, exists=True):
-    """Returns the folder of the datasets: `data_dir`, or else what the environment variable ML_DATA says now.
-
-    Args:
-        data_dir: path, None or ''.
-        exists: whether it must be there already.
+    """Returns the folder of the datasets: `data_dir` if given, or else what the environment variable ML_DATA says now.
 
     Raises:
-        utils.Error: none is given, or it is no folder.
+        utils.Error: none is given, or it is no folder although it must exist.
     """
     data_dir = utils.expand(data_dir or os.environ.get('ML_DATA'))
     if not data_dir:
@@ -132,15 +149,12 @@ def stl10_folds(data_dir):
 
 def installed_splits(data_dir):
     """Returns the names, such as 'digits.1@20', of the splits on disk, sorted."""
-    maps = glob.glob(os.path.join(glob.escape(data_dir), 'SSL', '*-map.json'))
-    return sorted(os.path.basename(path).removesuffix('-map.json') for path in maps)
+    return _names(os.path.join(data_dir, 'SSL'), '-map.json')
 
 
-def known_names(data_dir):
-    """Returns the names of the families: those of the table, then the user's own."""
-    paths = glob.glob(os.path.join(glob.escape(data_dir), '*.json'))
-    names = sorted(os.path.basename(path).removesuffix('.json') for path in paths)
-    return list(FAMILIES) + [name for name in names if name not in FAMILIES and re.fullmatch(NAME, name)]
+def _names(folder, ending):
+    """Returns the names of the files in a folder with an ending, without the ending, sorted."""
+    return sorted(path.removesuffix(ending) for path in glob.glob('*' + ending, root_dir=folder))
 
 
 # --- Families ---
@@ -156,8 +170,8 @@ def find_family(data_dir, name):
         return family
     if re.fullmatch(NAME, name) and os.path.isfile(record_file(data_dir, name, 'train')):
         raise utils.Error('unknown dataset %r: %s' % (name, description_hint(name)))
-    splits = ', '.join(installed_splits(data_dir)) or 'none'
-    known = ', '.join(known_names(data_dir))
+    own = [own for own in _names(data_dir, '.json') if own not in FAMILIES and re.fullmatch(NAME, own)]
+    known, splits = ', '.join([*FAMILIES, *own]), ', '.join(installed_splits(data_dir)) or 'none'
     raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, splits))
 
 
@@ -195,7 +209,7 @@ def check_family(family):
     numbers = (family.height, family.width, family.colors, family.nclass, family.shift)
     if not all(type(x) is int for x in numbers) or type(family.mirror) is not bool:
         raise TypeError('a number or truth value is of another type')
-    if not all(1 <= side <= records.MAX_SIDE for side in numbers[:2]):
+    if not all(1 <= side <= records.MAX_SIDE for side in (family.height, family.width)):
         raise ValueError('height and width must be 1 to %d' % records.MAX_SIDE)
     if family.colors not in (1, 3) or family.nclass < 2 or len(family.classes) not in (0, family.nclass):
         raise ValueError('colors must be 1 or 3, nclass at least 2 and the number of classes')
@@ -224,11 +238,9 @@ def check_classes(names):
 
 def check_gaps(name, labels, nclass):
     """Raises utils.Error unless each of nclass classes has a record, by the int [n] labels of what `name` names."""
-    found = np.unique(labels[labels >= 0])
-    missing = np.flatnonzero(found != np.arange(len(found)))
-    if len(missing) or len(found) < nclass:
-        lowest = missing[0] if len(missing) else len(found)
-        raise utils.Error('%s has no record of class %d of %d' % (name, lowest, nclass))
+    missing = np.setdiff1d(np.arange(min(nclass, len(labels) + 1)), labels)  # A label may be enormous.
+    if len(missing):
+        raise utils.Error('%s has no record of class %d of %d' % (name, missing[0], nclass))
 
 
 def write_family(path, family):
@@ -249,17 +261,6 @@ def write_family(path, family):
 # --- Reading a dataset ---
 
 
-def split_command(name, seed, size):
-    """Returns the command that makes a split."""
-    return 'python scripts/create_split.py --seed=%d --size=%d %s' % (seed, size, name)
-
-
-def install_hint(name, seed, size):
-    """Returns the two commands that install a split, as one line."""
-    source = name if name in FAMILIES else '--from_folder PICTURES --name ' + name
-    return '`python scripts/create_datasets.py %s` and then `%s`' % (source, split_command(name, seed, size))
-
-
 def read_map(path):
     """Returns the map.json of a split: dict(label=[...], unlabel=[...]), and `source` where it is kept.
 
@@ -275,43 +276,27 @@ def read_map(path):
     return found
 
 
-def check_counts(path, found, nlabel, nunlabel, size):
-    """Raises utils.Error unless a split's map counts the records that its files hold."""
-    counts = len(found['label']), len(found['unlabel'])
-    if counts != (nlabel, nunlabel) or nlabel != size:
-        text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
-        raise utils.Error(text % (path, *counts, nlabel, nunlabel))
-
-
 def check_source(split, data_dir, source, test):
     """Raises utils.Error where a split was made from other record files than those that are on disk.
 
-    Args:
-        split: Split.
-        data_dir: folder of the datasets.
-        source: dict from file names to fingerprints, of the split's map.
-        test: records.RecordFile of the test set.
+    source is the dict from file names to fingerprints in the split's map, test the records.RecordFile of the test set.
     """
     parts = [os.path.basename(path) for path in train_files(data_dir, split.name)]
     if split.name not in FAMILIES and parts[0] in source:  # A part that came later changes the split as well.
         source = {**dict.fromkeys(parts), **source}
     for name, fingerprint in source.items():
         path = os.path.join(data_dir, os.path.basename(name))
-        if os.path.isfile(path):
-            file = test if path == test.path else records.RecordFile(path)
-            if file.fingerprint != fingerprint:
-                text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
-                files = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
-                command = split_command(split.name, split.seed, split.size)
-                raise utils.Error(text % (split.stem, name, data_dir, ', '.join(files), command))
+        if not os.path.isfile(path):
+            continue
+        file = test if path == test.path else records.RecordFile(path)
+        if file.fingerprint != fingerprint:
+            text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
+            *files, _ = split.files(data_dir).values()
+            raise utils.Error(text % (split.stem, name, data_dir, ', '.join(files), split.command))
 
 
 def open_split(split, data_dir):
     """Opens the record files of a split.
-
-    Args:
-        split: Split.
-        data_dir: folder of the datasets.
 
     Returns:
         dict(label, unlabel, test) of records.RecordFile.
@@ -319,19 +304,22 @@ def open_split(split, data_dir):
     Raises:
         utils.Error: the split is not installed or damaged, or was made from other record files than those on disk.
     """
-    label, unlabel, map_file = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
-    test = record_file(data_dir, split.name, 'test')
-    missing = [path for path in (label, unlabel, map_file, test) if not os.path.isfile(path)]
+    paths = split.files(data_dir)
+    missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing:
-        hint = install_hint(split.name, split.seed, split.size)
-        raise utils.Error('%s is not installed, as %s is missing: run %s' % (split, missing[0], hint))
-    found = read_map(map_file)
+        name = split.name if split.name in FAMILIES else '--from_folder PICTURES --name ' + split.name
+        text = '%s is not installed, as %s is missing: run `python scripts/create_datasets.py %s` and then `%s`'
+        raise utils.Error(text % (split, missing[0], name, split.command))
+    found = read_map(paths['map'])
     files = dict(
-        label=records.RecordFile(label),
-        unlabel=records.RecordFile(unlabel, empty=not found['unlabel']),
-        test=records.RecordFile(test),
+        label=records.RecordFile(paths['label']),
+        unlabel=records.RecordFile(paths['unlabel'], empty=not found['unlabel']),
+        test=records.RecordFile(paths['test']),
     )
-    check_counts(map_file, found, len(files['label']), len(files['unlabel']), split.size)
+    listed, held = (tuple(len(of[part]) for part in ('label', 'unlabel')) for of in (found, files))
+    if listed != held or held[0] != split.size:
+        text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
+        raise utils.Error(text % (paths['map'], *listed, *held))
     check_source(split, data_dir, found.get('source', {}), files['test'])
     return files
 
@@ -339,16 +327,11 @@ def open_split(split, data_dir):
 def check_unchanged(split, data_dir, fingerprints, run):
     """Raises utils.Error where a run began with other files of a split than are on disk; missing ones do not count.
 
-    Args:
-        split: Split.
-        data_dir: folder of the datasets.
-        fingerprints: dict(label, unlabel, test) of the run's args.json; None: an older run.
-        run: the run's folder.
+    fingerprints is the dict(label, unlabel, test) of args.json in the folder `run`, None for an older run.
     """
-    label, unlabel, _ = split_files(os.path.join(data_dir, 'SSL'), split.name, split.seed, split.size)
-    files = dict(label=label, unlabel=unlabel, test=record_file(data_dir, split.name, 'test'))
     for part, fingerprint in (fingerprints or {}).items():
-        if os.path.isfile(files[part]) and records.RecordFile(files[part], empty=True).fingerprint != fingerprint:
+        path = split.files(data_dir)[part]
+        if os.path.isfile(path) and records.RecordFile(path, empty=True).fingerprint != fingerprint:
             raise data.other_data(run, split, part)
 
 
@@ -393,15 +376,14 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, nee
 
 
 def set_aside(split, labeled, rest):
-    """Sets the validation images aside.
+    """Sets the validation images aside: the first ones of `rest`.
 
     Args:
         split: Split.
         labeled, rest: data.Images of the split's two files.
 
     Returns:
-        data.Images for validation, the first ones of `rest`, and the unlabelled ones: the others, without those that
-        share a group with a validation image.
+        data.Images for validation, and the unlabelled ones: the others that share no group with a validation image.
 
     Raises:
         utils.Error: a validation image shares a group with a labelled one.
@@ -425,14 +407,8 @@ def set_aside(split, labeled, rest):
 
 
 def warn_of_classes(split, labels, names):
-    """Says on stderr which classes have no labelled picture: they cannot be learned.
-
-    Args:
-        split: what to call it.
-        labels: int [n], classes of the labelled pictures.
-        names: the names of all classes.
-    """
-    without = [name for label, name in enumerate(names) if not np.any(labels == label)]
+    """Says on stderr which of all classes have no labelled picture in a split; labels: int [n], of its pictures."""
+    without = [name for label, name in enumerate(names) if label not in labels]
     if without:
         some = ', '.join(without[:8]) + (', ...' if len(without) > 8 else '')
         text = '%s: %d of %d classes have no labelled picture, so they cannot be learned: %s'

@@ -564,7 +564,7 @@ def save(name, data_dir, family, parts):
         for part, examples, total in parts:
             path = data_pair.record_file(data_dir, name, part)
             target = stack.enter_context(records.aside(path))
-            records.write_part(target, examples, total, os.path.basename(path))
+            records.write_part(target, examples, total)
         data_pair.write_family(description, family)
 
 

@@ -24,9 +24,7 @@ BN_EPSILON = 1e-3
 def get_kernel(shape, initializer):
     """Returns the variable `kernel` of the current scope; the scope's name and the graph's seed decide its first value.
 
-    Args:
-        shape: list of ints.
-        initializer: one of TF1's initializer classes, or a partial of it; called with `seed`.
+    initializer is one of TF1's initializer classes, or a partial of it; it is called with `seed`.
     """
     # Without a seed, TensorFlow takes the number of ops in the graph, which changes with every op that is added.
     seed = zlib.crc32(tf.get_variable_scope().name.encode()) & 0x7FFFFFFF
@@ -97,8 +95,7 @@ def update_moments(moments):
 
     Replicas then take the mean of their averages.
 
-    Args:
-        moments: the list that batch_norm filled, (variable [C], float32 [C]) pairs.
+    moments is the list that batch_norm filled: pairs of a variable [C] and float32 [C].
     """
     return tf.group(*[average.assign_sub((1 - BN_MOMENTUM) * (average - value)) for average, value in moments])
 
@@ -171,14 +168,8 @@ def interleave_offsets(batch, nu):
 def interleave(xy, batch):
     """Swaps group i of batch 0 with group i of batch i, for i = 1..nu. A second `interleave` swaps them back.
 
-    Each new batch holds labelled and unlabelled examples, so that batch norm sees both in every batch.
-
-    Args:
-        xy: a list of nu + 1 tensors [batch, ...].
-        batch: int.
-
-    Returns:
-        A list like xy.
+    Each new batch holds labelled and unlabelled examples, so that batch norm sees both in every batch. xy, and what is
+    returned, is a list of nu + 1 tensors [batch, ...].
     """
     offsets = interleave_offsets(batch, len(xy) - 1)
     groups = [[v[begin:end] for begin, end in itertools.pairwise(offsets)] for v in xy]
@@ -285,11 +276,8 @@ class MixMode:
 def mix(batches, pool, m, partner):
     """Returns m · batches + (1 - m) · pool[partner], in batches again.
 
-    Args:
-        batches: list of float32 [B, ...], n examples together.
-        pool: list of float32 [B, ...].
-        m: float32 [n].
-        partner: int32 [n], positions in the concatenated pool.
+    batches, of n examples together, and pool are lists of float32 [B, ...]. m is float32 [n], and partner int32 [n]:
+    positions in the concatenated pool.
     """
     own = tf.concat(batches, axis=0)
     m = tf.reshape(m, [-1] + [1] * (own.shape.rank - 1))
@@ -300,9 +288,7 @@ def mix(batches, pool, m, partner):
 def labeled_loss(labels, logits):
     """Returns the mean over examples of the cross-entropy (equation 3 of the paper), float32 [].
 
-    Args:
-        labels: float32 [B, nclass], rows that sum to 1.
-        logits: float32 [B, nclass].
+    labels and logits are float32 [B, nclass]; a row of labels sums to 1.
     """
     return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits_v2(labels=labels, logits=logits))
 
@@ -310,21 +296,16 @@ def labeled_loss(labels, logits):
 def unlabeled_loss(labels, logits):
     """Returns the mean over examples and classes of (labels - softmax(logits))² (equation 4 of the paper), float32 [].
 
-    Args:
-        labels: float32 [nu * B, nclass], guesses.
-        logits: float32 [nu * B, nclass].
+    labels, the guesses, and logits are float32 [nu * B, nclass].
     """
     return tf.reduce_mean(tf.square(labels - tf.nn.softmax(logits)))
 
 
 def guess_monitors(p):
-    """Returns how sure and how varied guesses are, a dict from a tag of TensorBoard to float32 [] from 0 to 1.
+    """Returns how sure and how varied the guesses p are: a dict from a tag of TensorBoard to float32 [] from 0 to 1.
 
     Confidence is the mean of the guesses' largest probabilities. Entropy is the entropy of the mean guess, divided by
-    log(nclass): 0 if all guesses are one class.
-
-    Args:
-        p: float32 [B, nclass], guesses.
+    log(nclass): 0 if all guesses are one class. p is float32 [B, nclass].
     """
     mean = replicas.mean(tf.reduce_mean(p, axis=0))  # [nclass]
     entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
@@ -335,8 +316,6 @@ def guess_monitors(p):
 def ramp(step, kimg):
     """Returns how much of the unlabelled loss counts: 0 at step 0, linearly up to 1 after kimg · 1024 images.
 
-    Args:
-        step: int64 [], images seen.
-        kimg: number; 0 gives 1 from the start.
+    step, int64 [], counts images. If kimg is 0, all counts from the start.
     """
     return tf.clip_by_value(tf.cast(step, tf.float32) / (1024 * kimg), 0, 1) if kimg else tf.constant(1.0)

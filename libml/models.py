@@ -59,18 +59,11 @@ class MultiModel(train.ClassifySemi):
         """Returns the networks.Network of these arguments; the first call creates its variables in scope `classify`."""
         key = (replicas.number(), arch, scales, filters, repeat)  # Gradients are tied to one device.
         if key not in self.networks:
-            self.networks[key] = networks.Network(
-                arch,
-                self.dataset.shape,
-                self.machine.xla,
-                tf.bfloat16 if self.precision == 'bfloat16' else tf.float32,
-                self.whiten,
-                nclass=self.nclass,
-                scales=scales,
-                filters=filters,
-                repeat=repeat,
-            )
-            self.networks[key].get_variables(getter=None)
+            size = dict(nclass=self.nclass, scales=scales, filters=filters, repeat=repeat)
+            dtype = tf.bfloat16 if self.precision == 'bfloat16' else tf.float32
+            found = networks.Network(arch, self.dataset.shape, self.machine.xla, dtype, self.whiten, **size)
+            found.get_variables(getter=None)
+            self.networks[key] = found
         return self.networks[key]
 
     def weights(self, **size):

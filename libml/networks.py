@@ -154,12 +154,9 @@ class Description:
 
 @functools.lru_cache
 def describe(arch, shape, nclass, scales, filters, repeat, /):  # Positional only, so that the cache finds equal calls.
-    """Returns the Description of a network, which is built in a graph that is thrown away.
+    """Returns the Description of a network for images of a shape (H, W, C), see resnet for the other arguments.
 
-    Args:
-        arch: one of MODELS.
-        shape: (H, W, C) of the images.
-        nclass, scales, filters, repeat: ints, see resnet.
+    The network is built in a graph that is thrown away.
 
     Raises:
         utils.Error: the images or the scales do not fit the architecture.
@@ -177,13 +174,9 @@ def describe(arch, shape, nclass, scales, filters, repeat, /):  # Positional onl
         build(arch, tf.zeros([1, *shape]), noise, True, [], getter=note, whiten=tf.identity, **size)
         options = tf.profiler.ProfileOptionBuilder(tf.profiler.ProfileOptionBuilder.float_operation())
         flop = tf.profiler.profile(graph, options=options.with_empty_output().build()).total_float_ops
-        layer_sizes = [op.outputs[0].shape.num_elements() for op in graph.get_operations() if is_layer(op)]
-    return Description(tuple(variables), flop, max(layer_sizes))
-
-
-def is_layer(op):
-    """Returns whether an operation's first output is a layer, [1, H, W, C]."""
-    return bool(op.outputs) and op.outputs[0].shape.rank == 4 and op.outputs[0].shape[0] == 1
+        shapes = [op.outputs[0].shape for op in graph.get_operations() if op.outputs]
+    sizes = [shape.num_elements() for shape in shapes if shape.rank == 4 and shape[0] == 1]  # Layers are [1, H, W, C].
+    return Description(tuple(variables), flop, max(sizes))
 
 
 class Network:
@@ -207,8 +200,7 @@ class Network:
         images = tf.TensorSpec([None, *shape], tf.float32)
         self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
         counts = (size[name] for name in ('nclass', 'scales', 'filters', 'repeat'))
-        self.description = describe(arch, tuple(shape), *counts)
-        self.variables = self.description.variables
+        self.variables = describe(arch, tuple(shape), *counts).variables
         self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
         self.weights = {}  # By getter, for all calls: every forward pass of an update reads before the update writes.
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]

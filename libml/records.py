@@ -72,27 +72,16 @@ def _decoder(shape, count):
 
 
 def encode(images):
-    """Encodes images as PNG, many times faster than one by one.
+    """Returns the PNGs, a list of n bytes objects, of images uint8 [n, H, W, C], C = 1 or 3.
 
-    Args:
-        images: uint8 [n, H, W, C], C = 1 or 3.
-
-    Returns:
-        A list of n bytes objects.
+    All together take far less time than one by one.
     """
     images = np.asarray(images, np.uint8)
     return list(_encoder(images.shape[1:])(images)) if len(images) else []
 
 
 def decode(pngs, shape):
-    """Decodes PNGs of one known shape, whose headers were checked (png_shape).
-
-    Args:
-        pngs: list of n bytes objects.
-        shape: (H, W, C).
-
-    Returns:
-        uint8 [n, H, W, C].
+    """Decodes a list of n PNGs of one shape (H, W, C), whose headers were checked (png_shape), to uint8 [n, H, W, C].
 
     Raises:
         tf.errors.OpError: one of them does not decode.
@@ -157,41 +146,38 @@ class Example(NamedTuple):
 
 def serialize(png, label, group=NO_GROUP):
     """Returns the bytes of a tf.train.Example."""
-    feature = {'image': tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])), 'label': _int64(label)}
-    if group != NO_GROUP:
-        feature['group'] = _int64(group)
+    numbers = dict(label=label) if group == NO_GROUP else dict(label=label, group=group)
+    feature = {name: tf.train.Feature(int64_list=tf.train.Int64List(value=[int(n)])) for name, n in numbers.items()}
+    feature['image'] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[png]))
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
 
 
-def _int64(value):
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=[int(value)]))
-
-
-def write(path, examples, total=None, desc=None):
+def write(path, examples, total=None):
     """Writes a record file and returns the number of records.
 
     Args:
         path: the file; its folder exists.
         examples: iterable of Example, or of (PNG bytes, label).
-        total: how many there will be, desc: what they are; both for the progress bar.
+        total: how many there will be, for the progress bar.
 
     Raises:
         utils.Error: the file exists already, or the disk is full.
     """
     with aside(path) as part:
-        return write_part(part, itertools.starmap(serialize, examples), total, desc or os.path.basename(path))
+        return write_part(part, itertools.starmap(serialize, examples), total)
 
 
-def write_part(part, examples, total=None, desc=None):
+def write_part(part, examples, total=None):
     """Writes serialized examples to a file given by `aside`, with a progress bar; returns their number."""
-    n = 0
+    n, path = 0, part.rsplit('.part-', 1)[0]
+    bar = tqdm(examples, os.path.basename(path), total, unit='rec', leave=False)
     try:
-        with tf.io.TFRecordWriter(part) as writer, tqdm(examples, desc, total, unit='rec', leave=False) as bar:
+        with tf.io.TFRecordWriter(part) as writer, bar:
             for example in bar:
                 writer.write(example)
                 n += 1
     except tf.errors.OpError as error:  # A full disk comes as one of several of these.
-        raise utils.Error('cannot write %s (%s)' % (part.rsplit('.part-', 1)[0], error.message)) from error
+        raise utils.Error('cannot write %s (%s)' % (path, error.message)) from error
     return n
 
 
@@ -211,11 +197,7 @@ class RecordFile:
     """
 
     def __init__(self, path, empty=False):
-        """Opens a file.
-
-        Args:
-            path: the file.
-            empty: whether it may have no records.
+        """Opens a file, which may have no records only if `empty`.
 
         Raises:
             utils.Error: the file is missing, empty, cut or damaged.
@@ -231,7 +213,7 @@ class RecordFile:
             self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b''
         if self.begin[-1] != size:
             n = len(self) - (self.begin[-1] > size)
-            for _ in self._raw(n):  # A wrong length can look like a cut: then a checksum fails in the first bad record.
+            for _ in self.raw(n):  # A wrong length can look like a cut: then a checksum fails in the first bad record.
                 pass
             raise utils.Error('%s is cut in the middle of record %d: remove it and make it again' % (path, n))
 
@@ -242,15 +224,12 @@ class RecordFile:
         """Returns the bytes of a record's tf.train.Example; the checksum is not looked at."""
         return self._bytes[self.begin[number] + 12 : self.begin[number + 1] - 4]
 
-    def raw(self):
-        """Yields the bytes of each record's tf.train.Example.
+    def raw(self, n=None):
+        """Yields the bytes of the tf.train.Example of the first n records; None: of all.
 
         Raises:
             utils.Error: a checksum is wrong.
         """
-        return self._raw(len(self))
-
-    def _raw(self, n):
         count = 0
         try:
             for record in itertools.islice(tf.python_io.tf_record_iterator(self.path), n):
@@ -283,7 +262,7 @@ class RecordFile:
             shape = shape or png_shape(example.png)
             yield example
 
-    def read(self, nclass=None, shape=None, unlabeled=False):
+    def read(self, nclass, shape, unlabeled=False):
         """Reads all pictures.
 
         Args: see `examples`.
@@ -294,13 +273,8 @@ class RecordFile:
         Raises:
             utils.Error: a record is damaged, or not what the arguments say.
         """
-        images, (labels, groups) = np.empty([len(self), *(shape or (1, 1, 1))], np.uint8), self._labels_and_groups()
-        for numbers, size, batch in self._batches(nclass, shape, unlabeled):
-            if images.shape[1:] != size:
-                images = np.empty([len(self), *size], np.uint8)
-            images[numbers] = self.decode([example.png for example in batch], size, numbers)
-            labels[numbers] = [example.label for example in batch]
-            groups[numbers] = [example.group for example in batch]
+        images = np.empty([len(self), *shape], np.uint8)
+        _, labels, groups = self._scan(nclass, shape, unlabeled, images.__setitem__)
         return images, labels, groups
 
     def check(self, nclass=None, shape=None, unlabeled=False, pixels=False):
@@ -314,13 +288,19 @@ class RecordFile:
         Raises:
             utils.Error: a record is damaged, or not what the arguments say.
         """
-        labels, groups = self._labels_and_groups()
-        for numbers, size, batch in self._batches(nclass, shape, unlabeled):
-            labels[numbers] = [example.label for example in batch]
-            groups[numbers] = [example.group for example in batch]
-            shape = shape or size
-            if pixels:
-                self.decode([example.png for example in batch], size, numbers)
+        return self._scan(nclass, shape, unlabeled, (lambda numbers, images: None) if pixels else None)
+
+    def _scan(self, nclass, shape, unlabeled, take):
+        """As `check`; gives the decoded pictures, batch by batch, to take(numbers, images), a function or None."""
+        labels, groups = np.full([len(self)], NO_CLASS, np.int32), np.full([len(self)], NO_GROUP, np.int64)
+        examples, first = self.examples(nclass, shape, unlabeled), 0
+        while batch := list(itertools.islice(examples, batch_size(shape) if shape else 1)):
+            numbers = range(first, first + len(batch))
+            pngs, labels[numbers], groups[numbers] = zip(*batch, strict=True)
+            shape = tuple(shape or png_shape(pngs[0]))
+            if take:
+                take(numbers, self.decode(list(pngs), shape, numbers))
+            first += len(batch)
         return shape, labels, groups
 
     def gather(self, numbers, shape):
@@ -338,17 +318,6 @@ class RecordFile:
                 except tf.errors.OpError as error:
                     raise self.damaged(number, 'has a picture that does not decode') from error
             raise
-
-    def _labels_and_groups(self):
-        return np.full([len(self)], NO_CLASS, np.int32), np.full([len(self)], NO_GROUP, np.int64)
-
-    def _batches(self, nclass, shape, unlabeled):
-        """Yields (range of the numbers, shape, list of Example) of batches; takes and raises what `examples` does."""
-        examples, first = self.examples(nclass, shape, unlabeled), 0
-        while batch := list(itertools.islice(examples, batch_size(shape) if shape else 1)):
-            shape = tuple(shape or png_shape(batch[0].png))
-            yield range(first, first + len(batch)), shape, batch
-            first += len(batch)
 
 
 def _walk(file, size):
@@ -381,10 +350,8 @@ def parse(record):
     image = features['image'].bytes_list.value if 'image' in features else ()
     label = features['label'].int64_list.value if 'label' in features else (NO_CLASS,)
     group = features['group'].int64_list.value if 'group' in features else (NO_GROUP,)
-    if len(image) != 1 or len(label) != 1:
-        raise ValueError('does not have one image and one label')
-    if len(group) != 1:
-        raise ValueError('does not have one group')
+    if not len(image) == len(label) == len(group) == 1:
+        raise ValueError('does not have one image and one label, and at most one group')
     return Example(image[0], label[0], group[0])
 
 

@@ -63,9 +63,6 @@ class Output:
 
     `| head`, a full disk and Ctrl-C on a whole pipeline break a stream; a run must still save its checkpoint. A
     character that the stream's encoding lacks becomes `?`.
-
-    Args:
-        stream: sys.stdout or sys.stderr.
     """
 
     def __init__(self, stream):
@@ -165,11 +162,9 @@ def model_vars(scope=None):
 
 
 def getter_ema(ema, getter, name, *args, **kwargs):
-    """A custom getter that replaces each variable by its moving average, where it has one.
+    """A custom getter, for variable_scope, that replaces each variable by its moving average, where it has one.
 
-    Args:
-        ema: tf.train.ExponentialMovingAverage that has been applied.
-        getter: the getter that variable_scope passes; name, args and kwargs are its arguments.
+    ema is a tf.train.ExponentialMovingAverage that has been applied.
     """
     variable = getter(name, *args, **kwargs)
     average = ema.average(variable)
@@ -177,10 +172,9 @@ def getter_ema(ema, getter, name, *args, **kwargs):
 
 
 def in_order(*steps):
-    """Returns an op that runs several steps, one after another.
+    """Returns an op that runs several steps, one after another. Each reads the variables as the step before left them.
 
-    Args:
-        *steps: functions that return an op or a list of ops. Each reads the variables as the step before left them.
+    A step is a function that returns an op or a list of ops.
     """
     done = []
     for step in steps:

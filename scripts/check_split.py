@@ -14,7 +14,6 @@ if __name__ == '__main__':
 import hashlib
 
 import numpy as np
-import pandas as pd
 
 from libml import data_pair, options, records
 
@@ -24,11 +23,8 @@ EXAMPLES = 3  # Pictures with two classes that are named.
 
 def hashes(images):
     """Returns the 16-byte hash of the pixels of each of some data.Images."""
-    return [
-        hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-        for batch, _ in images.batches(1024)
-        for image in batch
-    ]
+    pixels = (image.tobytes() for batch, _ in images.batches(1024) for image in batch)
+    return [hashlib.blake2b(content, digest_size=16).digest() for content in pixels]
 
 
 def overlaps(sets):
@@ -50,17 +46,12 @@ def conflicts(hashed, labels):
     Returns:
         A list with a dict for each such picture: from each of its classes to the first (name of the set, number) there.
     """
-    pictures = pd.DataFrame(
-        [
-            (element, label, (name, number))
-            for name, elements in hashed.items()
-            for number, (element, label) in enumerate(zip(elements, labels[name].tolist(), strict=True))
-            if label != records.NO_CLASS
-        ],
-        columns=['element', 'label', 'place'],
-    ).drop_duplicates(['element', 'label'])
-    several = pictures[pictures.duplicated('element', keep=False)].groupby('element', sort=False)
-    return [dict(zip(found.label, found.place, strict=True)) for _, found in several]
+    found = {}
+    for name, elements in hashed.items():
+        for number, (element, label) in enumerate(zip(elements, labels[name].tolist(), strict=True)):
+            if label != records.NO_CLASS:
+                found.setdefault(element, {}).setdefault(label, (name, number))
+    return [places for places in found.values() if len(places) > 1]
 
 
 def check_split(name, data_dir=None):

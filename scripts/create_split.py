@@ -52,16 +52,14 @@ def shares(labels, nclass):
     return counts / counts.max()
 
 
-class Turn:
-    """Says whose turn it is, when classes are to be picked in proportion to `stats`."""
+def next_class(stats, counts):
+    """Returns whose turn it is if classes are picked in proportion to stats: the class furthest behind, or the lowest.
 
-    def __init__(self, stats):
-        self._stats = stats
-        self.counts = np.zeros(len(stats), np.int64)  # How many were picked of each class.
-
-    def next(self):
-        """Returns the class that is furthest behind; the lowest of several."""
-        return int(np.argmax(self._stats - self.counts / max(self.counts.max(), 1)))
+    Args:
+        stats: float64 [nclass], see `shares`.
+        counts: int [nclass], how many were picked of each class.
+    """
+    return int(np.argmax(stats - counts / max(counts.max(), 1)))
 
 
 def pick_labeled(labels, stats, size, seed):
@@ -84,23 +82,24 @@ def pick_labeled(labels, stats, size, seed):
         random = np.random.RandomState(seed)
         for positions in members:
             random.shuffle(positions)
-    turn, picked = Turn(stats), []
+    counts, picked = np.zeros(len(stats), np.int64), []
     for _ in range(size):
-        label = turn.next()
-        if turn.counts[label] == len(members[label]):
+        label = next_class(stats, counts)
+        if counts[label] == len(members[label]):
             text = 'size=%d: the %d pictures of class %d are used up after %d labels: choose a smaller size'
             raise utils.Error(text % (size, len(members[label]), label, len(picked)))
-        picked.append(int(members[label][turn.counts[label]]))
-        turn.counts[label] += 1
+        picked.append(int(members[label][counts[label]]))
+        counts[label] += 1
     return picked
 
 
 def order_unlabeled(labels, stats, labeled):
     """Orders the records that were not picked so that every beginning of the file has the classes in proportion.
 
+    Records without a class wait in class 0's queue, where the published script has them.
+
     Args:
-        labels, stats: see pick_labeled. Records without a class wait in class 0's queue, where the published script
-            has them.
+        labels, stats: see pick_labeled.
         labeled: positions that were picked.
 
     Returns:
@@ -108,16 +107,16 @@ def order_unlabeled(labels, stats, labeled):
     """
     labeled = set(labeled)
     queues = [collections.deque() for _ in stats]
-    turn, ordered = Turn(stats), []
-    label = turn.next()
+    counts, ordered = np.zeros(len(stats), np.int64), []
+    label = next_class(stats, counts)
     for position, own in enumerate(np.maximum(labels, 0).tolist()):
         if position in labeled:
             continue
         queues[own].append(position)
         while queues[label]:
             ordered.append(queues[label].popleft())
-            turn.counts[label] += 1
-            label = turn.next()
+            counts[label] += 1
+            label = next_class(stats, counts)
     return ordered + list(itertools.chain(*queues))
 
 
@@ -137,15 +136,17 @@ def whole_groups(positions, labels, groups, labeled):
     """
     if np.all(groups == records.NO_GROUP):
         return positions, len(positions)
-    taken = set(groups[labeled].tolist()) - {records.NO_GROUP}
-    members = collections.defaultdict(list)  # Group, or for those of none the position: positions.
-    for position in positions:
-        group = int(groups[position])
-        members[(position,) if group == records.NO_GROUP else group].append(position)
-    with_class = {group: max(labels[found]) != records.NO_CLASS for group, found in members.items()}
-    order = sorted(members, key=lambda group: 2 if group in taken else 1 - with_class[group])  # Ties: as they came.
-    free = sum(len(found) for group, found in members.items() if group not in taken)
-    return list(itertools.chain.from_iterable(members[group] for group in order)), free
+    single = -1 - len(groups) + np.arange(len(groups))  # A record of no group is a group of its own.
+    groups = np.where(groups == records.NO_GROUP, single, groups).tolist()
+    taken, with_class, first = {groups[i] for i in labeled}, set(), {}
+    for place, i in enumerate(positions):
+        first.setdefault(groups[i], place)
+        with_class.update([groups[i]] if labels[i] != records.NO_CLASS else [])
+
+    def rank(i):
+        return 2 if groups[i] in taken else groups[i] not in with_class, first[groups[i]]
+
+    return sorted(positions, key=rank), sum(groups[i] not in taken for i in positions)
 
 
 # --- Files ---
@@ -167,7 +168,7 @@ class Source:
         """Opens the record files at `paths`; their folder may hold `<name>.json` and `<name>-test.tfrecord`.
 
         Raises:
-            utils.Error: a file is missing or damaged; a class has no record.
+            utils.Error: a file is missing or damaged; a class has no record, or is beyond the family's.
         """
         self.name = name
         self._folder = os.path.dirname(paths[0])
@@ -175,9 +176,12 @@ class Source:
         self._files = [records.RecordFile(path) for path in paths]
         self._first = np.cumsum([0] + [len(file) for file in self._files])
         self.labels, self.groups = map(np.concatenate, zip(*map(self._check, self._files), strict=True))
-        if self.labels.max() < 0:
+        found = int(self.labels.max()) + 1
+        nclass = self.family.nclass if self.family else found
+        if not found:
             raise utils.Error('%s: no record has a class' % ', '.join(paths))
-        nclass = self._nclass()
+        if found > nclass:
+            raise utils.Error('%s has %d classes, but a record has class %d' % (name, nclass, found - 1))
         data_pair.check_gaps(name, self.labels, nclass)
         self.stats = np.ones(nclass) if name == 'stl10' else shares(self.labels[self.labels >= 0], nclass)
         test = data_pair.record_file(self._folder, name, 'test')
@@ -190,13 +194,6 @@ class Source:
         _, labels, groups = file.check(unlabeled=True)
         classless = os.path.basename(file.path).endswith('-unlabeled.tfrecord')
         return np.full_like(labels, records.NO_CLASS) if classless else labels, groups
-
-    def _nclass(self):
-        found = int(self.labels.max()) + 1
-        if self.family and found > self.family.nclass:
-            text = '%s has %d classes, but a record has class %d'
-            raise utils.Error(text % (self.name, self.family.nclass, found - 1))
-        return self.family.nclass if self.family else found
 
     def pick(self, size, seed):
         """Returns the positions of the labelled records, in file order."""
@@ -227,13 +224,7 @@ class Source:
 
 
 def create(source, targets, size, seed):
-    """Writes a split, and prints what it holds.
-
-    Args:
-        source: Source.
-        targets: the files to write: labelled records, unlabelled records, map; see data_pair.split_files.
-        size: number of labelled records.
-        seed: int.
+    """Writes a split of `size` labels from a Source to targets, see data_pair.split_files; prints what it holds.
 
     Raises:
         utils.Error: a target exists, or there are too few records.
@@ -253,8 +244,7 @@ def create(source, targets, size, seed):
         label as label_part,
     ):
         for part, positions in (label_part, labeled), (unlabel_part, unlabeled):
-            desc = os.path.basename(part).rsplit('.part', 1)[0]
-            records.write_part(part, source.serialized(positions), len(positions), desc)
+            records.write_part(part, source.serialized(positions), len(positions))
         with open(map_part, 'w', encoding='utf-8') as f:
             json.dump({'label': labeled, 'unlabel': unlabeled, 'source': source.fingerprints}, f)
     split = targets[0].removesuffix('-label.tfrecord')
@@ -263,13 +253,9 @@ def create(source, targets, size, seed):
 
 
 def remark(split, source, labeled, unlabeled, free):
-    """Says on stderr what a new split may not be meant to be.
+    """Says on stderr what a new split, such as 'digits.1@20', may not be meant to be.
 
-    Args:
-        split: its name, such as 'digits.1@20'.
-        source: Source.
-        labeled, unlabeled: positions of the records.
-        free: how many of the unlabelled ones share no group with a labelled one.
+    labeled and unlabeled are positions of records; `free` of the unlabelled ones share no group with a labelled one.
     """
     count = len(unlabeled)
     names = source.family.names if source.family else tuple(map(str, range(len(source.stats))))
@@ -278,8 +264,7 @@ def remark(split, source, labeled, unlabeled, free):
         text = '%s: no picture is left to be unlabelled: train %s-0 with --w_match=0, or choose a smaller --size'
         data_pair.warn(text % (split, split))
     elif source.labels[unlabeled].max() == records.NO_CLASS:
-        text = '%s: no picture with a class is left to validate: the validation accuracy will be nan'
-        data_pair.warn(text % split)
+        data_pair.warn('%s: no picture with a class is left to validate: the validation accuracy will be nan' % split)
     if free < count:
         text = '%s: %d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
         data_pair.warn(text % (split, count - free, free))
@@ -314,12 +299,9 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
     source = Source(name, paths)
     for size, seed in wanted:
         targets = data_pair.split_files(folder, name, seed, size)
-        if not all or not _are_files(targets):
+        missing = [path for path in targets if not os.path.isfile(path)]
+        if missing or not all:
             create(source, targets, size, seed)
-
-
-def _are_files(paths):
-    return all(map(os.path.isfile, paths))
 
 
 if __name__ == '__main__':

@@ -126,7 +126,8 @@ def raw_records(path):
 
 def read_records(path, nclass=None, shape=None, unlabeled=False):
     """Returns the images and the labels of a record file."""
-    return records.RecordFile(path).read(nclass, shape, unlabeled)[:2]
+    file = records.RecordFile(path)
+    return file.read(nclass, shape or file.check(nclass, unlabeled=unlabeled)[0], unlabeled)[:2]
 
 
 # --- Harm ---

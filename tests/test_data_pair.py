@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libml import data_pair, records, utils
+from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
 from scripts import create_split
 
@@ -266,6 +266,21 @@ def test_an_index_is_walked_once(installed, monkeypatch):
     DATASETS['digits.1@12-15'](installed)
     names = [*FILES[:2], 'digits-test.tfrecord', 'digits-train.tfrecord']
     assert sorted(walked) == sorted(os.path.getsize(os.path.join(installed, name)) for name in names)
+
+
+def test_the_classes_of_cifar100_are_the_sorted_fine_labels():
+    classes = data_pair.FAMILIES['cifar100'].classes
+    assert len(set(classes)) == 100 and list(classes) == sorted(classes)
+    assert (classes[0], classes[1], classes[50], classes[99]) == ('apple', 'aquarium_fish', 'mouse', 'worm')
+
+
+def test_a_run_from_before_its_classes_had_names_continues():
+    pictures = data.Images(fakes.random_images(2, 32, 32, 3), [0, 99])
+    dataset = data.DataSet('cifar100.1@1-1', data_pair.FAMILIES['cifar100'], dict.fromkeys(data.SETS, pictures))
+    for args in {}, dict(classes=[]), dict(classes=list(dataset.family.classes)):
+        dataset.check_identity(args, 'run')
+    with pytest.raises(utils.Error, match='was trained on classes of other names'):
+        dataset.check_identity(dict(classes=list(map(str, range(100)))), 'run')
 
 
 # --- Legal, and perhaps not meant ---

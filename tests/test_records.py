@@ -133,7 +133,7 @@ def test_a_group_is_kept(tmp_path):
     file = records.RecordFile(str(tmp_path / 'x'))
     _, labels, groups = file.check(unlabeled=True)
     assert (labels.tolist(), groups.tolist()) == ([0, 1, records.NO_CLASS], [records.NO_GROUP, 7, 0])
-    assert file.read(unlabeled=True)[2].tolist() == groups.tolist()
+    assert file.read(None, SHAPE, unlabeled=True)[2].tolist() == groups.tolist()
     assert list(file.examples(unlabeled=True)) == [records.Example(*example) for example in examples]
     assert b'group' not in file.serialized(0)  # Records without groups stay as the published scripts write them.
 
