@@ -184,6 +184,12 @@ def write_part(part, examples, total=None):
 # --- Reading ---
 
 
+def read(path, nclass=None, shape=None, unlabeled=False):
+    """Returns the images, uint8 [n, H, W, C], and labels, int32 [n], of a whole file; the rest: see RecordFile.read."""
+    file = RecordFile(path)
+    return file.read(nclass, shape or file.check(nclass, None, unlabeled)[0], unlabeled)[:2]
+
+
 class RecordFile:
     """A record file that is there to be read. Opening walks over its index once; the pictures are read when asked for.
 

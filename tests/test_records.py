@@ -178,6 +178,14 @@ def test_a_fingerprint_is_that_of_lengths_and_checksums(examples):
             assert records.RecordFile(path, empty=True).fingerprint == fingerprint(f.read())
 
 
+def test_a_file_is_read_by_one_call(tmp_path):
+    pixels = fakes.random_images(3, 6, 5, 3)
+    records.write(str(tmp_path / 'x'), zip(records.encode(pixels), [0, -1, 2], strict=True))
+    images, labels = records.read(str(tmp_path / 'x'), unlabeled=True)
+    np.testing.assert_array_equal(images, pixels)
+    assert labels.tolist() == [0, -1, 2]
+
+
 def test_a_fingerprint_stands_for_pictures_labels_and_order(tmp_path):
     pngs = records.encode(fakes.random_images(3, *SHAPE))
     first, second, third = ([records.serialize(png, label) for png in pngs] for label in (0, 1, 2))
