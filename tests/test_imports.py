@@ -1,5 +1,6 @@
 """Importing a module changes nothing, and brings only what it needs."""
 
+import glob
 import json
 import os
 import pkgutil
@@ -33,6 +34,21 @@ def test_importing_changes_nothing(tmp_path):
     assert set(NAMES) - {'libml.quiet'} <= set(found.pop('new'))
     assert found == dict(written=[])
     assert list((tmp_path / 'here').iterdir()) == []
+
+
+def test_scripts_hide_the_messages_of_tensorflow():
+    """They call quiet.import_tensorflow before anything else imports TensorFlow."""
+    code = """if True:
+        import runpy, sys
+        from libml import quiet
+        quiet.import_tensorflow = lambda: sys.exit('late' if 'tensorflow' in sys.modules else 'first')
+        for path in sys.argv[1:]:
+            try:
+                runpy.run_path(path, run_name='__main__')
+            except SystemExit as end:
+                print(path, end)"""
+    paths = ['ablation/ab_mixmatch.py', *sorted(glob.glob('scripts/[!_]*.py', root_dir=ROOT))]
+    assert command('-c', code, *paths).stdout.splitlines() == [path + ' first' for path in paths]
 
 
 def test_networks_bring_no_trainer():
