@@ -67,10 +67,11 @@ def resolve(path):
         check(ckpt)
         return ckpt
     ckpt, damage = newest_whole(path if find(path) else os.path.join(path, 'tf'))
+    if not ckpt:
+        why = next(iter(damage.values()), 'name a run, or one of its checkpoints')
+        raise utils.Error('%s holds no whole checkpoint: %s' % (path, why))
     for error in damage.values():
         print('Warning: an older checkpoint is taken: %s' % error, file=sys.stderr)
-    if not ckpt:
-        raise utils.Error('%s holds no whole checkpoint: name a run, or one of its checkpoints' % path)
     return ckpt
 
 

@@ -213,8 +213,10 @@ def check_family(family):
         raise ValueError('height and width must be 1 to %d' % records.MAX_SIDE)
     if family.colors not in (1, 3) or family.nclass < 2 or len(family.classes) not in (0, family.nclass):
         raise ValueError('colors must be 1 or 3, nclass at least 2 and the number of classes')
-    if not set(family.parts) <= {'train', 'unlabeled'} or family.source:
+    if tuple(family.parts) not in (('train',), ('train', 'unlabeled')):
         raise ValueError('parts must be train, or train and unlabeled')
+    if family.source:
+        raise ValueError('source must be empty: only a published dataset uses the records of another one')
     data.check_shift(family.shift, family.height, family.width)
     check_classes(family.classes)
     if family.range:

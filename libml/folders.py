@@ -607,7 +607,8 @@ def _leave_out(plan, folder, bad, skip_bad):
         text = '%d pictures have more than 8 bits a value, from %.9g to %.9g, such as %s: give --range=%.9g,%.9g, say'
         raise utils.Error(text % (len(deep), low, high, shown(next(iter(deep))), low, top))
     if bad and not skip_bad:
-        raise utils.Error('%d pictures cannot be read, see above: mend or remove them, or give --skip_bad' % len(bad))
+        text = '%d pictures cannot be read, see above: mend or remove them; or give --skip_bad or --max_megapixels'
+        raise utils.Error(text % len(bad))
     plan.unused.update(dict.fromkeys(sorted(bad), UNREADABLE))
     plan.parts = {part: [item for item in items if item.path not in bad] for part, items in plan.parts.items()}
     _check_parts(plan, folder, plan.parts)

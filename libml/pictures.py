@@ -189,8 +189,7 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
         except (TooDeep, MemoryError):
             raise
         except Image.DecompressionBombError as error:
-            text = 'claims more than %g megapixels: give --max_megapixels if this is true'
-            raise ValueError(text % max_megapixels) from error
+            raise ValueError('claims more than %g megapixels, the limit' % max_megapixels) from error
         except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
             with contextlib.suppress(Exception):
                 return _converted(io.BytesIO(_without_metadata(source)), size, colors, range)

@@ -186,8 +186,7 @@ def write_part(part, examples, total=None):
 
 def read(path, nclass=None, shape=None, unlabeled=False):
     """Returns the images, uint8 [n, H, W, C], and labels, int32 [n], of a whole file; the rest: see RecordFile.read."""
-    file = RecordFile(path)
-    return file.read(nclass, shape or file.check(nclass, None, unlabeled)[0], unlabeled)[:2]
+    return RecordFile(path).read(nclass, shape, unlabeled)[:2]
 
 
 class RecordFile:
@@ -268,10 +267,10 @@ class RecordFile:
             shape = shape or png_shape(example.png)
             yield example
 
-    def read(self, nclass, shape, unlabeled=False):
+    def read(self, nclass=None, shape=None, unlabeled=False):
         """Reads all pictures.
 
-        Args: see `examples`.
+        Args: see `examples`. A file without records needs a shape.
 
         Returns:
             images uint8 [n, H, W, C], labels int32 [n], groups int64 [n].
@@ -279,6 +278,7 @@ class RecordFile:
         Raises:
             utils.Error: a record is damaged, or not what the arguments say.
         """
+        shape = shape or self.check(nclass, None, unlabeled)[0]
         images = np.empty([len(self), *shape], np.uint8)
         _, labels, groups = self._scan(nclass, shape, unlabeled, images.__setitem__)
         return images, labels, groups

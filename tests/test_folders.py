@@ -626,11 +626,11 @@ def spoilt(tmp_path):
 
 
 def test_unreadable_pictures_are_listed_and_stop_the_command(tmp_path, spoilt, capsys):
-    with pytest.raises(utils.Error, match=r'3 pictures cannot be read, see above: .*--skip_bad'):
+    with pytest.raises(utils.Error, match=r'3 pictures cannot be read, see above: .*--skip_bad or --max_megapixels'):
         run(spoilt, tmp_path / 'data')
     lines = {line.split(': ')[0]: line for line in capsys.readouterr().err.splitlines() if '/bad' in line}
     assert set(lines) == set(BAD)
-    assert 'claims more than 400 megapixels: give --max_megapixels' in lines['train/robin/bad1.png']
+    assert 'claims more than 400 megapixels, the limit' in lines['train/robin/bad1.png']
     assert not (tmp_path / 'data').exists()
 
 

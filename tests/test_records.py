@@ -184,6 +184,7 @@ def test_a_file_is_read_by_one_call(tmp_path):
     images, labels = records.read(str(tmp_path / 'x'), unlabeled=True)
     np.testing.assert_array_equal(images, pixels)
     assert labels.tolist() == [0, -1, 2]
+    np.testing.assert_array_equal(records.RecordFile(str(tmp_path / 'x')).read(unlabeled=True)[0], pixels)
 
 
 def test_a_fingerprint_stands_for_pictures_labels_and_order(tmp_path):

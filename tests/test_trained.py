@@ -351,6 +351,10 @@ def test_the_newest_whole_checkpoint_is_taken_and_said(copy, world, capsys):
     assert trained.load(copy, data_dir=str(world.data)).ckpt.endswith('1024')
     assert 'Warning: an older checkpoint is taken' in capsys.readouterr().err
     assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(os.path.join(copy, 'tf'))] == [1024, 2048]
+    damage(copy, 1024)
+    with pytest.raises(utils.Error, match=r'holds no whole checkpoint: .*-0000002048 is not a whole checkpoint'):
+        trained.load(copy, data_dir=str(world.data))
+    assert capsys.readouterr().err == ''
 
 
 def test_a_run_is_named_by_its_folder_or_a_checkpoint(copy, world):
