@@ -1,6 +1,6 @@
 """Archives of published datasets: downloaded or taken from a folder, verified, and read without unpacking them to disk.
 
-Imports utils only. Nothing is unpickled, and archives that hold links or names that would leave a folder are refused.
+Nothing is unpickled. A link, or a name that would leave a folder, before the last wanted member is an error.
 """
 
 import contextlib
@@ -168,8 +168,8 @@ def members(path, names):
     They come in the archive's order, and each is to be read before the next is asked for.
 
     Raises:
-        utils.Error: the archive is cut or damaged, lacks one of them, or holds a link, a device or a name that would
-            leave the folder it is unpacked in.
+        utils.Error: the archive is cut or damaged, lacks one of them, or holds, before the last of them, a link, a
+            device or a name that would leave the folder it is unpacked in.
     """
     missing = set(names)
     with tarfile.open(path, 'r|*') as tar:

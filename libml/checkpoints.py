@@ -1,4 +1,4 @@
-"""Checkpoints: found, checked, read, written and removed. Imports utils only.
+"""Checkpoints: found, checked, read, written and removed.
 
 A checkpoint is `model.ckpt-<step, 10 digits>.index` and `.data-...` beside it; its path without the ending is its
 prefix, which is what these functions take and return.

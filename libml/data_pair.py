@@ -1,6 +1,6 @@
-"""The datasets by name: `DATASETS['cifar10.3@250-5000']()` reads one. Imports utils, records and data of libml.
+"""The datasets by name: `DATASETS['cifar10.3@250-5000']()` reads one.
 
-Families of datasets are declared in one table, FAMILIES; one of the user's own is known by its <data_dir>/<name>.json.
+Published datasets are rows of FAMILIES. A dataset of the user's own is described by <data_dir>/<name>.json.
 Any split that is on disk can be read. Nothing is read, listed or checked at import.
 """
 

@@ -1,10 +1,8 @@
 """People's own pictures, made into a dataset: which is of what class and for what, and their records.
 
-    PICTURES/train/<class>/**    PICTURES/test/<class>/** (or a fraction of train)    PICTURES/unlabeled/** (optional)
-    PICTURES/<class>/**          PICTURES/unlabeled/** (optional)                     with a fraction for testing
-    PICTURES/**                  and a table of labels, a CSV file
-
-Imports pictures and libml's data side only.
+PICTURES/train/<class>/**    PICTURES/test/<class>/** (or a fraction of train)    PICTURES/unlabeled/** (optional)
+PICTURES/<class>/**          PICTURES/unlabeled/** (optional)                     with a fraction for testing
+PICTURES/**                  and a table of labels, a CSV file
 """
 
 import collections
@@ -388,8 +386,8 @@ def _check_parts(plan, folder, parts):
 def set_aside(items, classes, fraction, seed):
     """Splits items in two, the second with about `fraction` of each class, at least one; a group stays together.
 
-    Without groups, exactly round(fraction * n) of a class's n pictures are set aside. Groups are taken in random order,
-    as long as they bring the classes' counts closer to that.
+    Without groups, round(fraction * n) of a class's n pictures are set aside, but at least one. Groups are taken in
+    random order, as long as they bring the classes' counts closer to that.
 
     `items` is a list of Item, `classes` are the names by label. Returns (rest, aside), in the order of `items`.
 

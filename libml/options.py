@@ -1,7 +1,6 @@
 """Options: what a user can choose, each written once with its default, its meaning and what is allowed.
 
-A table is a dict from a name to an Option. From it follow a script's flags, their checks and their defaults. Imports
-utils only.
+A table is a dict from a name to an Option. From it follow a script's flags, their checks and their defaults.
 """
 
 import dataclasses
@@ -68,7 +67,7 @@ DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DE
 
 
 def define(table, flag_values=flags.FLAGS):
-    """Defines a flag for each option of a table; to be called from a script's `__main__` block."""
+    """Defines a flag for each option of a table."""
     for name, option in table.items():
         if option.choices:
             flags.DEFINE_enum(name, option.default, option.choices, option.meaning, flag_values=flag_values)

@@ -1,4 +1,4 @@
-"""Pictures of any common format: which files of a folder are pictures, and one as pixels. Imports utils only.
+"""Pictures of any common format: which files of a folder are pictures, and one as pixels.
 
 Nothing here knows of datasets: what brings pictures in and what classifies them reads them in the same way.
 """
@@ -89,13 +89,13 @@ def _files(folder, within, above, reason):
 
 
 def folders(folder):
-    """Returns the names of the folders in a folder that `listed` looks into, sorted."""
+    """Returns the names of the folders in a folder whose pictures `listed` takes, sorted."""
     entries = [entry for entry in os.scandir(folder) if not _named(entry.name)]
     return sorted(entry.name for entry in entries if stat.S_ISDIR(_mode(entry) or 0))
 
 
 def _named(name):
-    """Returns the reason why a file or folder of a name is not looked at, or ''."""
+    """Returns the reason why files of a name, or in a folder of that name, are not taken, or ''."""
     if name.lower() in GENERATED:
         return SYSTEM
     return HIDDEN if name.startswith('.') else ''

@@ -7,7 +7,7 @@ import sys
 
 @contextlib.contextmanager
 def muted():
-    """Drops what C++ code writes to stderr inside: TensorFlow's notes on missing CUDA drivers bury one-line errors."""
+    """Drops what is written to stderr inside: TensorFlow's notes on CUDA drivers would bury one-line errors."""
     if sys.stderr is None:  # It was closed before Python started: there is nothing to drop.
         yield
         return

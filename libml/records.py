@@ -1,6 +1,6 @@
-"""Records on disk: files of tf.train.Example with `image` (PNG bytes) and `label` (int64). Imports utils only.
+"""Records on disk: files of tf.train.Example with `image` (PNG bytes) and `label` (int64).
 
-An example may have a `group` (int64) as well: pictures of one group stay on one side of every split.
+An example may have a `group` (int64) as well: no group is both in training and in validation, or in training and test.
 
 Reading checks everything (checksums, parsing, labels, sizes, decoding), so that an error names the file and the number
 of the record, counted from 0. PNGs are encoded and decoded in whole batches.
@@ -218,7 +218,7 @@ class RecordFile:
             self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b''
         if self.begin[-1] != size:
             n = len(self) - (self.begin[-1] > size)
-            for _ in self.raw(n):  # A wrong length can look like a cut: then a checksum fails in the first bad record.
+            for _ in self.raw(n):  # A wrong length may end the walk later than where it stands: then a checksum fails.
                 pass
             raise utils.Error('%s is cut in the middle of record %d: remove it and make it again' % (path, n))
 

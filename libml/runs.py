@@ -1,7 +1,4 @@
-"""The folder of a run: its layout, args.json, the lock, the event log, and reports read back.
-
-Imports utils and checkpoints only.
-"""
+"""The folder of a run: its layout, args.json, the lock, the event log, and reports read back."""
 
 import contextlib
 import errno

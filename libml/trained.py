@@ -1,11 +1,10 @@
-"""What a run has learned, as a classifier of pictures that needs nothing but the run's folder.
+"""What a run has learned, as a classifier of pictures. A run on a published dataset needs nothing but its folder.
 
     from libml import trained
     classifier = trained.load('experiments/birds.1@30-50/AblationMixMatch_T0.5_...')
     print(classifier.guess(['new/1.jpg', 'new/2.png']))
 
-Imports utils, options, networks, checkpoints, runs, pictures and libml's data side, not the trainer. Everywhere here,
-`args` is what a run's args.json holds, and `data_dir` the folder of the datasets; None: $ML_DATA.
+Everywhere here, `args` is what a run's args.json holds, and `data_dir` the folder of the datasets; None: $ML_DATA.
 """
 
 import contextlib

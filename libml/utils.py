@@ -1,4 +1,4 @@
-"""What everything else stands on: errors, scripts, sessions, variables, JSON files. Imports only libml.quiet."""
+"""What everything else stands on: errors, scripts, sessions, variables, JSON files."""
 
 import contextlib
 import json

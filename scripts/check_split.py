@@ -1,4 +1,4 @@
-"""Says which pictures the sets of a dataset have in common, by their pixels, and which carry two classes.
+"""Counts the pictures that the sets of a dataset have in common, by their pixels; names some that carry two classes.
 
     python scripts/check_split.py cifar10.3@250-5000
 

@@ -254,7 +254,7 @@ def fetching(data_dir, source, verify):
 
 
 def resize(source, name, data_dir, size, augment=None):
-    """Makes a dataset of an installed one: its pictures at another size, each pixel the average of those it covers.
+    """Makes a dataset of an installed one: its pictures at another size, see `shrunk`.
 
     Args:
         source: name of the dataset, whose records are in data_dir.
@@ -321,14 +321,18 @@ OWN = dict(  # Of the user's own pictures.
 NEW = dict(  # Of a dataset that gets a name of its own.
     name=Option('', 'Name of the dataset made of --from_folder, or of a published one by --size.'),
     size=Option('', "WIDTHxHEIGHT of the pictures; default: 32x32 for the user's own, as they are for published ones."),
-    augment=Option(None, "Augmentation, such as 'mirror,shift4' or ''; default: as published datasets.", type=str),
+    augment=Option(
+        None,
+        "Augmentation, such as 'mirror,shift4' or ''. Default: mirror and shift; of a resized copy, as its source.",
+        type=str,
+    ),
 )
 OPTIONS = dict(
     **data_pair.OPTIONS,
     source=Option('', 'Folder that holds the published archives already: nothing is downloaded.', path=True),
     verify=Option(True, "Refuse archives whose length or sha256 differ from the published ones'."),
     from_folder=Option(
-        '', "Folder of the user's own pictures: train/<class>/*, test/<class>/*, unlabeled/**.", path=True
+        '', "Folder of the user's own pictures, such as train/<class>/**; docs/data.md has all layouts.", path=True
     ),
     **NEW,
     **OWN,

@@ -3,7 +3,7 @@
     python scripts/describe_dataset.py NAME [--augment=mirror,shift4] [--classes=bee,cat]
 
 <data_dir>/NAME-train.tfrecord and NAME-test.tfrecord hold tf.train.Examples of `image` (PNG bytes, all of one size) and
-`label` (int64, from 0). NAME-unlabeled.tfrecord may hold more pictures, without `label`.
+`label` (int64, from 0), perhaps `group` (int64). NAME-unlabeled.tfrecord may hold more pictures, without `label`.
 """
 
 from libml import quiet
@@ -18,7 +18,7 @@ from libml.options import Option
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
-    augment=Option(None, "How training augments the pictures: 'mirror,shift4', say, or ''. Default: both.", type=str),
+    augment=Option(None, "Augmentation, such as 'mirror,shift4' or ''. Default: mirror and shift.", type=str),
     classes=Option('', 'Comma-separated names of the classes, in the order of their labels. Default: numbers.'),
 )
 
