@@ -92,7 +92,7 @@ def locked(path):
         yield
     finally:
         with contextlib.suppress(OSError):
-            os.remove(path)  # Who waits for it sees that it is gone, and makes another.
+            os.remove(path)  # A waiting process sees that the file is gone, and makes a new one.
         lock.release()
 
 

@@ -25,7 +25,7 @@ UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
 DAMAGE = re.compile('checksum|sstable|corrupt|truncated|less bytes than requested|No such file', re.IGNORECASE)
 # What TensorFlow's reader says of errors of the system, which are no damage.
 SYSTEM = [os.strerror(number) for number in errno.errorcode if number != errno.ENOENT]
-# What TensorFlow's reader raises: IndexError for a file that is cut.
+# What TensorFlow's reader raises. LookupError includes IndexError, which it raises for a file that is cut.
 FAILURES = (tf.errors.OpError, ValueError, LookupError, RuntimeError)
 UNUSUAL = re.compile(r'[][*?\\\ud800-\udfff]')  # What TensorFlow takes for a pattern, and what is not UTF-8.
 
@@ -76,7 +76,7 @@ def resolve(path):
 
 
 def initial(folder, init_ckpt):
-    """Returns the whole checkpoint that a run begins with, '' where it has one of its own in `folder` or starts afresh.
+    """Returns the whole checkpoint that a new run begins with; '' if none is given, or `folder` has one already.
 
     Args:
         init_ckpt: see resolve, which says what is raised; '' for none.
@@ -132,9 +132,9 @@ def check(ckpt):
 
 @contextlib.contextmanager
 def opened(ckpt):
-    """Gives the prefix of a copy of a checkpoint, for TensorFlow's reader.
+    """Copies a checkpoint to a temporary folder, and gives the prefix of the copy, for TensorFlow's reader.
 
-    Where a disk fails, this reader may end the process, or speak of damage. What it reads was therefore read before.
+    If a disk fails, TensorFlow's reader may crash, or report damage. Copying first reports a failing disk as such.
 
     Raises:
         utils.Error: there is no checkpoint, or it cannot be read now.

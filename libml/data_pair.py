@@ -137,7 +137,7 @@ def train_files(data_dir, name):
 
 
 def split_files(folder, name, seed, size):
-    """Returns the paths of a split, labelled records, unlabelled records and map, in `folder`, <data_dir>/SSL."""
+    """Returns the paths of a split's three files in `folder`: labelled records, unlabelled records, map."""
     prefix = os.path.join(folder, '%s.%d@%d' % (name, seed, size))
     return prefix + '-label.tfrecord', prefix + '-unlabel.tfrecord', prefix + '-map.json'
 
@@ -184,7 +184,7 @@ def known_family(data_dir, name):
 
 
 def description_hint(name):
-    """Returns how record files of the user's own become a dataset, as one line."""
+    """Returns a line for the user: the command that makes a dataset of record files."""
     text = 'training knows your own record files once %s.json describes them: `python scripts/describe_dataset.py %s`'
     return (text + ' reads %s-train.tfrecord and writes it') % (name, name, name)
 
@@ -212,7 +212,7 @@ def check_family(family):
     if not all(1 <= side <= records.MAX_SIDE for side in (family.height, family.width)):
         raise ValueError('height and width must be 1 to %d' % records.MAX_SIDE)
     if family.colors not in (1, 3) or family.nclass < 2 or len(family.classes) not in (0, family.nclass):
-        raise ValueError('colors must be 1 or 3, nclass at least 2 and the number of classes')
+        raise ValueError('colors must be 1 or 3; nclass must be at least 2, and the number of names in classes')
     if tuple(family.parts) not in (('train',), ('train', 'unlabeled')):
         raise ValueError('parts must be train, or train and unlabeled')
     if family.source:
@@ -232,15 +232,16 @@ def check_classes(names):
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError('classes must be a list of texts')
     for name in names:
-        if not name or any(map(utils.acts, name)):
+        if not name or any(map(utils.is_control, name)):
             raise ValueError('the class %a is empty, or has characters that are no text' % name)
     if len(set(names)) < len(names):
         raise ValueError('two classes have the same name')
 
 
 def check_gaps(name, labels, nclass):
-    """Raises utils.Error unless each of nclass classes has a record, by the int [n] labels of what `name` names."""
-    missing = np.setdiff1d(np.arange(min(nclass, len(labels) + 1)), labels)  # A label may be enormous.
+    """Raises utils.Error unless each of nclass classes has a record. labels: int [n]; name: for the error's text."""
+    # nclass may be enormous: len(labels) + 1 classes suffice to find a gap.
+    missing = np.setdiff1d(np.arange(min(nclass, len(labels) + 1)), labels)
     if len(missing):
         raise utils.Error('%s has no record of class %d of %d' % (name, missing[0], nclass))
 
@@ -284,7 +285,8 @@ def check_source(split, data_dir, source, test):
     source is the dict from file names to fingerprints in the split's map, test the records.RecordFile of the test set.
     """
     parts = [os.path.basename(path) for path in train_files(data_dir, split.name)]
-    if split.name not in FAMILIES and parts[0] in source:  # A part that came later changes the split as well.
+    if split.name not in FAMILIES and parts[0] in source:
+        # A record file that was added later makes a split invalid: it gets the fingerprint None, which no file has.
         source = {**dict.fromkeys(parts), **source}
     for name, fingerprint in source.items():
         path = os.path.join(data_dir, os.path.basename(name))
@@ -338,7 +340,7 @@ def check_unchanged(split, data_dir, fingerprints, run):
 
 
 def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, needs_unlabeled=True):
-    """Reads a dataset. What may not be meant is said on stderr, a line each.
+    """Reads a dataset. Warns on stderr of what may be a mistake, a line for each.
 
     Args:
         split: Split.
@@ -346,8 +348,8 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, nee
         whiten: see data.DataSet.
         p_unlabeled: text, the weights of the classes among the unlabelled images; '': keep all.
         seed: int, of the shuffling and augmentation in the properties of data.DataSet.
-        needs_unlabeled: False where the unlabelled loss has no weight. Then, if no unlabelled images are left, the
-            labelled ones are in the set `unlabeled` as well. Otherwise that set stays empty: to stream it is an error.
+        needs_unlabeled: False if the unlabelled loss has no weight. If no unlabelled images are left, then False puts
+            the labelled images into the set `unlabeled`, and True leaves the set empty, so that streaming it fails.
 
     Returns:
         data.DataSet.
@@ -360,7 +362,7 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, nee
     weights = data.parse_weights(p_unlabeled, family.nclass) if p_unlabeled else None
     files = open_split(split, data_dir)
     if split.valid > len(files['unlabel']):
-        text = '%s asks for %d validation images, but only %d images are not labelled ones'
+        text = '%s asks for %d validation images, but has only %d images that are not labelled'
         raise utils.Error(text % (split, split.valid, len(files['unlabel'])))
 
     load = functools.partial(data.load, nclass=family.nclass, shape=family.shape)
@@ -393,7 +395,7 @@ def set_aside(split, labeled, rest):
     valid, unlabeled = rest.select(slice(split.valid)), rest.select(slice(split.valid, None))
     shared = np.isin(valid.groups, labeled.groups) & (valid.groups != records.NO_GROUP)
     if shared.any():
-        text = '%s: only the first %d images left share no group with a labelled one: at most so many can validate'
+        text = '%s: at most %d images can validate: the next unlabelled one is of the same group as a labelled one'
         raise utils.Error(text % (split, shared.argmax()))
     outside = ~np.isin(unlabeled.groups, valid.groups) | (unlabeled.groups == records.NO_GROUP)
     if not outside.all():
@@ -401,9 +403,10 @@ def set_aside(split, labeled, rest):
         warn(text % (split, np.count_nonzero(~outside)))
         unlabeled = unlabeled.select(np.flatnonzero(outside))
     classless = np.count_nonzero(valid.labels == records.NO_CLASS)
-    if classless:
+    if classless and classless == len(valid):
+        warn('%s: no validation image has a class: validation accuracy will be nan' % split)
+    elif classless:
         text = '%s: %d of the %d validation images have no class: validation accuracy is that of the others'
-        text += ', nan as there are none' if classless == len(valid) else ''
         warn(text % (split, classless, len(valid)))
     return valid, unlabeled
 

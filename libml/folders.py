@@ -23,9 +23,9 @@ from libml import data, data_pair, pictures, records, utils
 from libml.pictures import shown
 
 UNLABELED = ('unlabeled', 'unlabelled')
-# A class of such a name is probably a mistake. These are parts of a dataset,
+# Names that are probably no class, but a part of a dataset.
 PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', *UNLABELED})
-NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # and these stand where there is no class.
+NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # What people write where there is no class.
 BATCH = 256  # Pictures encoded at a time, at most.
 LISTED = 20  # Lines of a list of what is wrong.
 LONGEST_NAME = 255  # Letters of a class: more cannot name a folder, and are probably a text from another column.
@@ -109,12 +109,12 @@ def _check_flat(folder, names, test_fraction):
         raise utils.Error(text % shown(train))
 
 
-def _check_fraction(test_fraction, testing, yes, no):
-    """Raises utils.Error if a fraction is given beside test pictures (`yes` says which), or neither (`no`)."""
-    if testing and test_fraction is not None:
-        raise utils.Error(yes + ': leave --test_fraction out')
-    if not testing and test_fraction is None:
-        raise utils.Error(no + ': give --test_fraction=.2, say, to set training pictures aside')
+def _check_fraction(test_fraction, has_test, found, missing):
+    """Raises utils.Error unless there is either a test set or a fraction. found, missing: beginnings of the error."""
+    if has_test and test_fraction is not None:
+        raise utils.Error(found + ': leave --test_fraction out')
+    if not has_test and test_fraction is None:
+        raise utils.Error(missing + ': give --test_fraction=.2, say, to set training pictures aside')
 
 
 def _class_folders(folder):
@@ -127,7 +127,7 @@ def _class_name(name, where):
 
     `where` is the folder or table that holds the name; utils.Error names it if this cannot be the name of a class.
     """
-    if any(map(utils.acts, name)):
+    if any(map(utils.is_control, name)):
         text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
         raise utils.Error(text % (shown(where), shown(repr(name))))
     if len(name) > LONGEST_NAME:
@@ -226,8 +226,8 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
 
     Args:
         folder: PICTURES; laid out in any way.
-        labels: path of the table, see `read_labels`. A file is relative to PICTURES. Without a folder it may lie
-            in any, and its ending may be left out, if only one picture is of that name.
+        labels: path of the table, see `read_labels`. Its files are relative to PICTURES. A file without a folder is
+            searched in all folders, with or without its ending; then only one picture may have that name.
         test_fraction, seed: those of `plan_folders`; test_fraction is needed where the table names no test pictures.
         skip_bad: pass over rows of files that cannot be read.
 
@@ -238,9 +238,8 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
     found, unused = pictures.listed(folder)
     by_path = _matched(labels, folder, rows, found, unused, skip_bad)
     plan, numbers = _new_plan(labels, {row.label for row in rows if row.label}, unused)
-    testing = any(row.split == 'test' for row in rows)
-    no = labels + ' names no test pictures in a column `split`'
-    _check_fraction(test_fraction, testing, labels + ' names test pictures', no)
+    has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
+    _check_fraction(test_fraction, has_test, labels + ' names test pictures', labels + missing)
     for path in found:
         row = by_path.get(path) or Row(0, path, '', '', '')
         part = (row.split or 'train') if row.label else 'unlabeled'
@@ -344,7 +343,7 @@ def _new_plan(where, classes, unused):
 
 
 def _finished(plan, folder, test_fraction, seed):
-    """Sets pictures aside for testing where asked, and checks that train and test have all classes."""
+    """Sets test pictures aside if asked, checks the classes, leaves out unlabelled pictures of test groups, warns."""
     if test_fraction is not None:
         _check_parts(plan, folder, ['train'])
         plan.parts['train'], plan.parts['test'] = set_aside(plan.parts['train'], plan.classes, test_fraction, seed)
@@ -374,7 +373,7 @@ def _identity(folder, item):
 
 
 def _check_parts(plan, folder, parts):
-    """Raises utils.Error unless parts of a Plan hold pictures of all classes, or unlabelled ones."""
+    """Raises utils.Error unless each part has pictures: `unlabeled` any, the others some of each class."""
     for part in parts:
         wanted = {records.NO_CLASS} if part == 'unlabeled' else set(range(len(plan.classes)))
         for label in sorted(wanted - {item.label for item in plan.parts[part]}):
@@ -400,7 +399,7 @@ def set_aside(items, classes, fraction, seed):
     wanted = {label: max(1, round(fraction * count)) for label, count in counts.items()}
     for label, count in sorted(counts.items()):
         if wanted[label] >= count:
-            text = 'class %s has %d pictures: too few to set %g aside'
+            text = 'class %s has %d pictures: too few to set a share of %g aside'
             raise utils.Error(text % (shown(classes[label]), count, fraction))
     keys = [i if item.group is None else item.group for i, item in enumerate(items)]
     brought, taken, have = collections.defaultdict(collections.Counter), set(), collections.Counter()
@@ -416,7 +415,7 @@ def set_aside(items, classes, fraction, seed):
         gain = sum(abs(wanted[x] - have[x]) - abs(wanted[x] - have[x] - n) for x, n in brought[key].items())
         if gain > 0 and _leaves_some(brought[key], have, counts):
             take(key)
-    for label in sorted(counts):  # A class whose groups are all larger than what was wanted.
+    for label in sorted(counts):  # A class may have nothing yet, if its groups are too large: take its smallest.
         if not have[label]:
             able = [key for key in order if label in brought[key] and _leaves_some(brought[key], have, counts)]
             if not able:
@@ -434,7 +433,7 @@ def _shuffled_by_class(items, seed):
 
 
 def _leaves_some(brought, have, counts):
-    """Returns whether each class keeps a picture when what is brought is set aside beside what was before."""
+    """Returns whether each class keeps a training picture if `brought` is set aside in addition to `have`."""
     return all(have[label] + n < counts[label] for label, n in brought.items())
 
 
@@ -499,7 +498,8 @@ def parse_range(text):
 def check_new_name(name):
     """Raises utils.Error unless a dataset of the user's own can bear a name: well-formed, not of the published ones."""
     if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
-        raise utils.Error('name %r: letters, digits, - and _, not one of %s' % (name, ', '.join(data_pair.FAMILIES)))
+        text = 'name=%s is not allowed: take letters, digits, _ and - (not first), and none of %s'
+        raise utils.Error(text % (shown(name), ', '.join(data_pair.FAMILIES)))
 
 
 def check_name(data_dir, name):
@@ -541,7 +541,7 @@ def make(folder, name, data_dir, size, colors, augment, range, labels, test_frac
     else:
         plan = plan_folders(folder, test_fraction, seed)
     kept = tuple(part for part in plan.parts if part != 'test')
-    for part in kept:  # Their order often follows bursts.
+    for part in kept:  # Shuffles: files in order often show the same thing.
         order = np.random.RandomState(seed).permutation(len(plan.parts[part]))
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
@@ -557,7 +557,7 @@ def save(name, data_dir, family, parts):
 
     `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
-    with contextlib.ExitStack() as stack:  # All are named in the end, if nothing failed; the description last.
+    with contextlib.ExitStack() as stack:  # If nothing failed, renames all files at its end; the first entered is last.
         description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
         for part, examples, total in parts:
             path = data_pair.record_file(data_dir, name, part)
@@ -567,7 +567,7 @@ def save(name, data_dir, family, parts):
 
 
 def _converted(plan, folder, family, max_megapixels, skip_bad):
-    """Yields the parts of a Plan as `save` takes them; at the end takes what cannot be read out of the Plan."""
+    """Yields the parts of a Plan as `save` takes them; at the end, removes unreadable pictures from the Plan."""
     bad, groups = {}, _group_numbers(plan)
     for part, items in plan.parts.items():
         paths = (os.path.join(folder, item.path) for item in items)
@@ -594,7 +594,10 @@ def _examples(items, images, shape, bad, groups):
 
 
 def _leave_out(plan, folder, bad, skip_bad):
-    """Lists the unreadable pictures on stderr and leaves them out, or raises utils.Error if that must not be."""
+    """Lists the unreadable pictures on stderr and removes them from the Plan.
+
+    Raises utils.Error without skip_bad, if a picture has more than 8 bits a value, or if a class is left empty.
+    """
     deep = {path: error for path, error in bad.items() if isinstance(error, pictures.TooDeep)}
     for path, error in bad.items():
         if path not in deep:

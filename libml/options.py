@@ -37,7 +37,7 @@ class Option:
     path: bool = False
 
 
-# What is allowed, in words and as a function: for the end of an Option, as in Option(1, '...', *at_least(1)).
+# Each function returns `allowed` and `valid` of an Option, as in Option(1, '...', *at_least(1)).
 
 
 def at_least(low):
@@ -62,7 +62,7 @@ def below(low, high):
 
 SEED = between(0, 2**32 - 1)  # What NumPy's generators take.
 
-flags.disclaim_key_flags()  # --help lists what a script defines here as the script's own.
+flags.disclaim_key_flags()  # So --help lists the flags under the script that called `define`, not under this module.
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 
@@ -135,7 +135,7 @@ def run(function, table, usage=''):
         try:
             inspect.signature(function).bind(*words, **values)
         except TypeError as error:
-            raise utils.Error('%s: %s' % (' '.join(words) or 'no argument', usage)) from error
+            raise utils.Error('%s (given: %s)' % (usage, ' '.join(words) or 'no argument')) from error
         function(*words, **values)
 
     utils.run(main)

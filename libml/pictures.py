@@ -26,7 +26,7 @@ MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more 
 LARGE = 1 << 25  # Pixels. Of larger pictures one is decoded at a time: one for each core would fill the memory.
 # Pillow opens EPS by running Ghostscript on it, and of the others reads the header alone.
 NOT_READ = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
-# What files without an ending are looked at for. Other formats begin with too few bytes of their own to be told.
+# Formats that a file without an ending is tested for, by its first bytes. Those of other formats are too short.
 SNIFFED = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'TIFF', 'WEBP')
 FOREIGN = frozenset(  # Endings of pictures that Pillow does not read.
     ('.heic', '.heif', '.hif', '.jxl', '.svg', '.eps', '.ps', '.wmf', '.emf', '.psb', '.xcf', '.dcm')
@@ -149,7 +149,7 @@ def _looks_like_a_picture(path):
 def shown(text):
     """Returns a path as stdout can print it on one line, whatever bytes it is made of."""
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
-    plain = ''.join(repr(c)[1:-1] if utils.acts(c) else c for c in str(text))
+    plain = ''.join(repr(c)[1:-1] if utils.is_control(c) else c for c in str(text))
     return plain.encode(encoding, 'backslashreplace').decode(encoding)
 
 
@@ -209,14 +209,14 @@ def _converted(source, size, colors, range):
 
 
 def _draft(image, side, mode):
-    """Lets a JPEG that is far larger than `side` be decoded at a reduced scale, not below it.
+    """Lets a JPEG that is far larger than `side` be decoded smaller: its sides stay at least `side`.
 
     Returns (left, top, right, bottom), where the picture lies in what will be decoded; None where it fills that.
     """
     if min(image.size) < 2 * side:
         return None
     drafted = image.draft(mode if mode == 'L' else None, (side, side))
-    return drafted and drafted[1]  # Its last column and row may be decoded from padding in part.
+    return drafted and drafted[1]  # The box of the true picture: beyond it, the decoded picture has padding.
 
 
 def fit(image, size, whole=None, method=Image.Resampling.LANCZOS):
@@ -342,7 +342,7 @@ def _jpeg_segments(content):
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
-        if content[at + 1] not in (*range(0xE1, 0xEE), 0xEF, 0xFE):  # Applications' own, but Adobe's, and comments.
+        if content[at + 1] not in (*range(0xE1, 0xEE), 0xEF, 0xFE):  # Leaves out APP1 to 15 (not Adobe's 14), comments.
             yield content[at:end]
         at = end
     yield content[at:]

@@ -26,7 +26,7 @@ def muted():
 def open_closed_streams():
     """Opens /dev/null in place of each standard stream that was closed before Python started, as by `2>&-`.
 
-    The next files that are opened would get the streams' numbers, and what C++ code prints would go into them.
+    Without this, the next file that is opened would become stderr, say, and what C++ code prints would go into it.
     """
     for number, name in enumerate(('stdin', 'stdout', 'stderr')):
         try:
@@ -56,7 +56,7 @@ def import_tensorflow():
     """
     open_closed_streams()
     try:
-        # The first variable silences XLA's start-up message; the second leaves Keras out, which takes half the time.
+        # The first variable silences XLA's start-up message. The second leaves Keras out: the import is twice as fast.
         with environment(TF_CPP_MIN_LOG_LEVEL='1', TF_USE_LEGACY_KERAS='1'), muted():
             import tensorflow  # noqa: F401
     except KeyboardInterrupt:

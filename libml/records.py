@@ -25,13 +25,13 @@ from libml import utils
 MAX_SIDE = 4096  # Pixels. An image beyond this is damage or a decompression bomb: no dataset here comes near.
 BATCH_BYTES = 1 << 24  # Decoded bytes handled at a time: large enough to be fast, small enough not to be noticed.
 DECODED = 128  # PNGs that one run of a graph decodes, an op for each: a loop in the graph would take twice as long.
-AHEAD = 4 << 20  # Bytes: a file that is not in memory is walked five times as fast as with single requests.
+AHEAD = 4 << 20  # Bytes that the system is asked to read ahead. A file on disk is then walked five times as fast.
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 PNG_COLORS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # By PNG's color type: grey, RGB, palette, grey + alpha, RGB + alpha.
 NO_CLASS = -1  # The label of a record without a class.
 NO_GROUP = -1  # The group of a record that belongs to none.
-NO_MORE = 1 << 31  # Labels are kept as int32.
-NO_POSITION = (1 << 63) - 1  # Beyond every file: where a record with a senseless length seems to end.
+LABELS = 1 << 31  # Labels are below it: they are kept as int32.
+FAR = (1 << 63) - 1  # A position beyond every file, for where a record of absurd length would end.
 
 
 # --- PNG ---
@@ -185,7 +185,7 @@ def write_part(part, examples, total=None):
 
 
 def read(path, nclass=None, shape=None, unlabeled=False):
-    """Returns the images, uint8 [n, H, W, C], and labels, int32 [n], of a whole file; the rest: see RecordFile.read."""
+    """Returns (images uint8 [n, H, W, C], labels int32 [n]) of a file. Arguments: see RecordFile.examples."""
     return RecordFile(path).read(nclass, shape, unlabeled)[:2]
 
 
@@ -197,8 +197,8 @@ class RecordFile:
     Attributes:
         path: the file.
         begin: int64 [n + 1], where each record begins in the file, and where the last one ends.
-        fingerprint: the SHA-256, in hexadecimal, of the length and the checksum of the data of all records in turn. It
-            stands for the content: another picture, label or order gives another fingerprint.
+        fingerprint: hexadecimal SHA-256 over the length and the data's checksum of each record, in order. It stands
+            for the content: another picture, label or order gives another fingerprint.
     """
 
     def __init__(self, path, empty=False):
@@ -327,7 +327,7 @@ class RecordFile:
 
 
 def _walk(file, size):
-    """Returns RecordFile's `begin` and `fingerprint` of a file descriptor; a wrong length ends the walk beyond size."""
+    """Returns RecordFile's `begin` and `fingerprint` of a file descriptor; begin[-1] is not size if the file is cut."""
     begin, digest, ahead = [0], hashlib.sha256(), 0
     length = os.pread(file, 8, 0)
     while begin[-1] + 16 <= size:
@@ -335,7 +335,7 @@ def _walk(file, size):
             os.posix_fadvise(file, begin[-1], 2 * AHEAD, os.POSIX_FADV_WILLNEED)
             ahead = begin[-1] + AHEAD
         end = begin[-1] + 16 + int.from_bytes(length, 'little')
-        begin.append(min(end, NO_POSITION))
+        begin.append(min(end, FAR))
         if end <= size:
             around = os.pread(file, 12, end - 4)  # The checksum of the data, and the length of the next record.
             digest.update(length + around[:4])
@@ -363,8 +363,8 @@ def parse(record):
 
 def check(png, label, shape, nclass, unlabeled):
     """Raises ValueError (its text continues 'record 7 ...') unless the example is of that shape and those classes."""
-    if not (0 <= label < (nclass or NO_MORE) or (unlabeled and label == NO_CLASS)):
-        raise ValueError('has label %d, not one of 0 to %d' % (label, (nclass or NO_MORE) - 1))
+    if not (0 <= label < (nclass or LABELS) or (unlabeled and label == NO_CLASS)):
+        raise ValueError('has label %d, not one of 0 to %d' % (label, (nclass or LABELS) - 1))
     found = png_shape(png)
     if found is None:
         raise ValueError('does not hold a grey or RGB picture in PNG format')

@@ -22,7 +22,7 @@ LAST = (1, 10, 20, 50)
 # Arguments that may change when a run continues.
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt', 'xla', 'devices')
 DATA_ARGS = ('data', 'classes', 'mean', 'std')  # Arguments that say which data a run began with.
-NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # Arguments that need not agree, and that TensorBoard's HPARAMS page lacks.
+NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # check_args does not compare these, and TensorBoard does not show them.
 MAX_NAME = 255  # Bytes of a folder's name that file systems allow.
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
@@ -51,7 +51,7 @@ class Run:
         if type(seed) is not int or not 0 <= seed < 2**32:
             text = '%s is damaged: seed=%r is no number from 0 to 2^32 - 1. Mend it, or take another --train_dir'
             raise utils.Error(text % (self.args_file, seed))
-        return {'precision': 'float32', **args} if args else {}  # Older runs do not say so.
+        return {'precision': 'float32', **args} if args else {}  # Older runs have no precision: it was float32.
 
     def check_args(self, args):
         """Raises utils.Error where the folder holds a run with other arguments."""
@@ -115,8 +115,8 @@ class Run:
 def try_lock(file, owner):
     """Locks an open file for this process; returns whether no other process holds it.
 
-    Where the file system has no locks, the text in the file decides: `owner`, such as 'process 7 on host'. Then a
-    process of this machine that lives holds the lock.
+    If the file system has no locks, the text in the file decides: `owner`, such as 'process 7 on host'. The run counts
+    as locked if that process is on this machine and still runs.
     """
     for lock in (fcntl.flock, fcntl.lockf):
         try:
@@ -127,7 +127,7 @@ def try_lock(file, owner):
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-    text = 'Warning: this file system has no locks: train this run once at a time, and remove %s if nothing trains it'
+    text = 'Warning: this file system has no locks: let one process at a time train this run. If none does, remove %s'
     print(text % file.name, file=sys.stderr)
     match = re.fullmatch(r'process ([1-9]\d{0,8}) on (.*)', owner)
     return not (match and match[2] == socket.gethostname() and is_running(int(match[1])))
@@ -153,7 +153,7 @@ class EventLog(contextlib.AbstractContextManager):
     Args:
         folder: where it goes.
         graph: tf.Graph, for the graph page.
-        step: int, in images; what an earlier process logged after it is forgotten, as those updates are made again.
+        step: int, in images. TensorBoard drops later points of an earlier process: those updates are made again.
         hparams: dict of numbers, bools and strings, for the HPARAMS page. TensorBoard keeps what the first event file
             of a folder says, so these must not change when a run continues.
     """

@@ -56,7 +56,7 @@ def find_family(args, data_dir=None):
         text = 'the description of the dataset %s is gone: %s.json is needed to treat pictures as the run did'
         raise utils.Error(text % (name, name))
     if (args['nclass'], tuple(args.get('classes') or family.names)) != (family.nclass, family.names):
-        text = 'the dataset %s has %d classes now, and not those that the run learned: it is another one of that name'
+        text = 'the dataset %s has other classes now (%d) than the run learned: another dataset has taken its name'
         raise utils.Error(text % (name, family.nclass))
     return family
 
@@ -115,7 +115,7 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
 
     Args:
         path: the run's folder, or one of its checkpoints.
-        ckpt: checkpoint to take; '': `path`, the newest whole one where that is a folder. Damaged ones are named.
+        ckpt: checkpoint to take. '': `path` itself, or, if that is a folder, its newest whole checkpoint.
         weights: one of WEIGHTS.
         data_dir: a run on a published dataset needs none.
 
@@ -150,7 +150,7 @@ class Classifier:
         sizes = [args[name] for name in SIZES]
         description = networks.describe(args['arch'], family.shape, *sizes)
         values = read_weights(ckpt, description, weights)
-        self.batch = max(1, min(BATCH, MEMORY // (4 * 4 * description.largest)))  # Four layers at a time, 4 bytes each.
+        self.batch = max(1, min(BATCH, MEMORY // (4 * 4 * description.largest)))  # Four layers of 4-byte numbers fit.
         # TF32 is a switch of the whole process, on by default; `export` must give the same numbers everywhere.
         tf.config.experimental.enable_tensor_float_32_execution(False)
         with tf.Graph().as_default() as self.graph:
@@ -226,7 +226,7 @@ def logits(images, arch, sizes, values, whiten):
 
 
 def explained(error):
-    """Returns the ValueError of an unreadable picture in words that fit a run, whose range cannot be chosen."""
+    """Returns a ValueError for the user of a run, who cannot give --range; other errors stay as they are."""
     if not isinstance(error, pictures.TooDeep):
         return error
     text = 'has values from %.9g to %.9g, but the run learned from pictures of 8 bits: convert it to 8 bits'
@@ -235,7 +235,7 @@ def explained(error):
 
 @contextlib.contextmanager
 def result(path):
-    """Gives the name of a file or folder to make beside `path`. It takes that name once whole, else it is removed.
+    """Gives the name of a new file or folder beside `path`. It is renamed at the end, or removed on an exception.
 
     Raises:
         utils.Error: `path` exists already, or cannot be written.

@@ -59,7 +59,7 @@ def run(main):
 
 
 class Output:
-    """A standard stream that never ends the work: what cannot be written is dropped, and stderr says so once.
+    """A standard stream whose errors never stop the program: what cannot be written is dropped. stderr says so once.
 
     `| head`, a full disk and Ctrl-C on a whole pipeline break a stream; a run must still save its checkpoint. A
     character that the stream's encoding lacks becomes `?`.
@@ -104,8 +104,8 @@ def fail(error, code):
     return code
 
 
-def acts(character):
-    """Returns whether a character does something to a terminal or a text rather than stand in it.
+def is_control(character):
+    """Returns whether a character controls a terminal or the layout of a text, instead of being a visible part of it.
 
     These are control characters, ends of lines, changes of the direction of writing, and halves of surrogate pairs.
     """
@@ -185,7 +185,7 @@ def in_order(*steps):
 
 @contextlib.contextmanager
 def naming(path):
-    """Gives an OSError inside the name of the file that it was about; a failed read or write does not know it."""
+    """Sets the file name of an OSError that is raised inside: errors of read and write have none."""
     try:
         yield
     except OSError as error:
@@ -213,7 +213,7 @@ def part(path):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Gives the name of a file to write beside `path`. It takes that name once it is whole, else it is removed."""
+    """Gives the name of a new file beside `path`. It is renamed to `path` at the end, or removed on an exception."""
     aside = part(path)
     try:
         yield aside
@@ -234,7 +234,7 @@ def write_json(path, value):
 
 def find_latest_checkpoint(folder):
     """Returns the path prefix of the newest checkpoint in a folder, None where there is none."""
-    from libml import checkpoints  # It imports this module; other people's scripts find the name here.
+    from libml import checkpoints  # Not above: it imports this module. Other people's scripts call utils.find_...
 
     return next(reversed(checkpoints.find(folder)), None)
 

@@ -9,8 +9,8 @@ python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
     startup  a training command from its start to its first update; --xla with an empty persistent cache, and with one
              that an earlier start has filled (TF_XLA_FLAGS=--tf_xla_persistent_cache_directory=FOLDER)
 
-The flags of training say what is measured. Each part runs in a process of its own, whose peak memory is that of all
-that it compares.
+The flags of training choose the network and the batch. Each part runs in its own process. The peak memory is that of
+this process, so of all variants together.
 
 To compare with another program, give that program the same batch, nu, network and threads, and run the two alternately,
 several times, on an idle machine. Compare its medians with the labelled images a second of `step`: with those of the
@@ -56,25 +56,25 @@ OPTIONS = dict(
 MATRIX = dict(cpu=2048, gpu=8192)
 EVALUATED = 1536  # Images, for `eval`.
 TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'ablation', 'ab_mixmatch.py')
-# What a training command does first, and the line with which that is done.
+# The stages of a training command's start: {name: beginning of the line that it prints when the stage is over}.
 STAGES = {'Python and TensorFlow': 'Reading', 'data and graph': 'Variables', 'first update': 'The first update'}
 PLAIN, COMPILED = 'plain graph (--noxla)', 'compiled (--xla)'
 
 
-def in_turns(functions, turns, at_least):
+def in_turns(functions, turns, seconds_each):
     """Returns the seconds that a call of each function takes, {name: float [turns]}.
 
     Args:
         functions: {name: function without arguments}.
         turns: int, how often each is measured, one after the other.
-        at_least: seconds that a measurement lasts, by as many calls as that takes.
+        seconds_each: seconds that a measurement lasts, by as many calls as that takes.
     """
     calls, seconds = {}, {name: [] for name in functions}
     for name, function in functions.items():
         function()  # Traces, compiles, fills caches.
         begin = time.perf_counter()
         function()
-        calls[name] = max(1, round(at_least / (time.perf_counter() - begin)))
+        calls[name] = max(1, round(seconds_each / (time.perf_counter() - begin)))
     for _ in range(turns):
         for name, function in functions.items():
             begin = time.perf_counter()
@@ -99,7 +99,10 @@ def rows(unit, values):
 
 
 def matrix_product(dtype):
-    """Returns a function that squares matrices, one for each core, as an operation may have but one; and its GFLOP."""
+    """Returns a function that squares matrices, and its GFLOP.
+
+    Each core gets a matrix of its own, because an operation may be limited to one core.
+    """
     size, count = (MATRIX['gpu'], 1) if utils.get_available_gpus() else (MATRIX['cpu'], os.cpu_count())
     with tf.Graph().as_default() as graph:
         values = tf.random.stateless_uniform([count, size, size], [0, 1])
@@ -125,7 +128,7 @@ class Bench:
 
     Args:
         o: EasyDict of OPTIONS.
-        stack: contextlib.ExitStack that closes the sessions. (Python's exit would wait for ever for an input's thread.)
+        stack: contextlib.ExitStack that closes the sessions. (Else their input threads keep Python from ending.)
     """
 
     def __init__(self, o, stack):

@@ -44,7 +44,7 @@ def conflicts(hashed, labels):
         labels: dict from the name of a set to int [n], the classes; records.NO_CLASS where a picture has none.
 
     Returns:
-        A list with a dict for each such picture: from each of its classes to the first (name of the set, number) there.
+        A list with a dict for each such picture: {class: (set, number) of the first copy that has this class}.
     """
     found = {}
     for name, elements in hashed.items():

@@ -225,7 +225,7 @@ def keep_folds(path, fetch):
 
 @contextlib.contextmanager
 def fetching(data_dir, source, verify):
-    """Gives the function from an Archive to its verified path. What was downloaded is removed once all went well.
+    """Gives a function that takes an Archive and returns its path, verified. If all went well, removes the downloads.
 
     Other processes that download to the same data_dir wait meanwhile.
     """
@@ -319,7 +319,7 @@ OWN = dict(  # Of the user's own pictures.
     seed=Option(0, 'Of the order of the pictures, and of what is set aside.', *options.SEED),
 )
 NEW = dict(  # Of a dataset that gets a name of its own.
-    name=Option('', 'Name of the dataset made of --from_folder, or of a published one by --size.'),
+    name=Option('', 'Name of the new dataset: that of --from_folder, or the resized copy (--size).'),
     size=Option('', "WIDTHxHEIGHT of the pictures; default: 32x32 for the user's own, as they are for published ones."),
     augment=Option(
         None,

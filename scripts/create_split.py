@@ -25,7 +25,7 @@ OPTIONS = dict(
     **data_pair.OPTIONS,
     seed=Option(
         0,
-        'Seed of the choice of labels; 0: in file order. For stl10 with 1000 labels: line of the published folds.',
+        'Seed of the choice of labels; 0: in file order. stl10 with 1000 labels: number of the published fold.',
         *options.SEED,
     ),
     size=Option(None, 'How many records keep their labels.', *at_least(1), type=int),
@@ -53,7 +53,7 @@ def shares(labels, nclass):
 
 
 def next_class(stats, counts):
-    """Returns whose turn it is if classes are picked in proportion to stats: the class furthest behind, or the lowest.
+    """Returns the class to pick next: the one furthest behind its share; of several, the lowest.
 
     Args:
         stats: float64 [nclass], see `shares`.
@@ -94,7 +94,7 @@ def pick_labeled(labels, stats, size, seed):
 
 
 def order_unlabeled(labels, stats, labeled):
-    """Orders the records that were not picked so that every beginning of the file has the classes in proportion.
+    """Orders the records that were not picked so that the first k, for every k, have the classes in proportion.
 
     Records without a class wait in class 0's queue, where the published script has them.
 
@@ -239,7 +239,7 @@ def create(source, targets, size, seed):
     label, unlabel, map_file = map(records.aside, targets)
     with (
         records.made(os.path.dirname(targets[0]) or '.'),
-        map_file as map_part,  # All are named in the end, the map last.
+        map_file as map_part,  # If nothing failed, all files are renamed at the end; the first entered is last.
         unlabel as unlabel_part,
         label as label_part,
     ):
@@ -253,7 +253,7 @@ def create(source, targets, size, seed):
 
 
 def remark(split, source, labeled, unlabeled, free):
-    """Says on stderr what a new split, such as 'digits.1@20', may not be meant to be.
+    """Warns on stderr of what may be a mistake in a new split, such as 'digits.1@20'.
 
     labeled and unlabeled are positions of records; `free` of the unlabelled ones share no group with a labelled one.
     """
@@ -276,7 +276,7 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
     """Makes splits of a dataset.
 
     Args:
-        name: of the dataset. With `paths`: the path of the splits to write, up to the dot before the seed.
+        name: of the dataset. With `paths`: the splits' path and name, such as DIR/cifar10 for DIR/cifar10.3@250-*.
         *paths: the record files to split; none for those of the dataset `name` in data_dir.
         size: number of labelled records.
         seed: int from 0 to 2**32 - 1.

@@ -219,7 +219,7 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     """Evaluates a run, prints and writes the results, see the module.
 
     Args:
-        run: see trained.load; data_dir, which: its further arguments.
+        run: a run's folder or one of its checkpoints; data_dir, **which: further arguments of trained.load.
         set: one of data.SETS.
         out: folder for the results; '': <run>/evaluation.
 

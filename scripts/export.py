@@ -42,7 +42,7 @@ def export(run, out, tflite=False, **which):
     """Exports a run, see the module.
 
     Args:
-        run: see trained.load; which: its further arguments.
+        run: a run's folder or one of its checkpoints; **which: further arguments of trained.load.
         out: folder to make; it must not exist.
         tflite: whether to write out/model.tflite.
 

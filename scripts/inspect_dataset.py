@@ -24,7 +24,7 @@ OPTIONS = dict(
 )
 COLUMNS = 10
 AUGMENTED_ROWS = 6
-TILE = 64  # Pixels: small pictures are enlarged by a whole factor, to this at most unless they are larger.
+TILE = 64  # Pixels. Smaller pictures are enlarged, by a whole factor, to at most this; larger ones stay as they are.
 MARGIN = 96  # For the names of the classes.
 
 

@@ -35,7 +35,7 @@ def find(places):
     """Finds the pictures that a user means.
 
     Args:
-        places: folders and files. Of one folder, paths are relative to it.
+        places: folders and files. If there is one folder alone, the paths returned are relative to it.
 
     Returns:
         (folder that the paths are relative to, '' for the current one; sorted paths; {unused path: reason}).
@@ -110,7 +110,7 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
     """Writes the table of a run's guesses for some pictures, and prints a summary.
 
     Args:
-        run: see trained.load; which: its further arguments.
+        run: a run's folder or one of its checkpoints; **which: further arguments of trained.load.
         places: folders and picture files.
         out: path of the table; it must not exist.
         probabilities: write the probabilities of all classes.

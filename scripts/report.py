@@ -47,8 +47,8 @@ NOT_SHARED = ('dataset', 'seed', 'save_kimg', 'keep_ckpt', 'xla', 'devices')  # 
 RUN = dict(dataset=str, flags=str, row=str, split=int, seed=int)  # Columns that tell one run from all others.
 REPORT = dict(RUN, train_kimg=float, kimg=float, error=float)  # Columns of a report, see read_run.
 
-# The paper's setting: what its rows share is at the defaults, except for these flags. (--scales=3 is what the default
-# means for CIFAR-10.) The published sweep leaves --w_match at 100, the default; the paper's text says 75.
+# The paper's setting: all flags that no row varies are at their defaults, except for these. (--scales=3 is what the
+# default means for CIFAR-10.) The published sweep leaves --w_match at 100, the default; the paper's text says 75.
 PAPER_DATASETS = {'cifar10@250-1': '250', 'cifar10@4000-1': '4000'}
 PAPER_FLAGS = ('--beta=0.75 --scales=3', '--beta=0.75 --scales=3 --w_match=75')
 OTHER_SETTING = 'paper (another setting: WRN-28-2, CIFAR-10, %d labels)'
@@ -173,9 +173,9 @@ class Table:
 def summarise(reports):
     """Returns the DataFrame of the runs of a setting, a line a run.
 
-    Its columns are row, split, seed and train_kimg; kimg, how far the run came; error, the median of its last 20
-    reports in percent; finished; counts, whether the run has a part in its row's error: finished runs have, and where
-    a row has none, all that have reported.
+    Its columns are row, split, seed and train_kimg; kimg, the place of the last report; error, the median of the last
+    20 reports in percent; finished; and counts: whether the run counts in its row's error. Finished runs count. If a
+    row has no finished run, all its runs that have a report count.
     """
     groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
     table = groups.agg(kimg=('kimg', 'last'), error=('error', lambda e: runs.medians(e.array)['last20'])).reset_index()
@@ -203,10 +203,10 @@ def differences(errors):
 
 
 def compare(table):
-    """Returns a DataFrame indexed by row, the paper's first, from that of summarise.
+    """Returns a DataFrame indexed by row, the paper's rows first; table is what summarise returned.
 
-    Its columns are error and deviation: the mean and the sample's standard deviation over splits, after the mean over
-    seeds; runs and finished: how many; and for all but MixMatch those of `differences`, made from finished runs alone.
+    Its columns are error and deviation, the mean and the sample's standard deviation over splits (of the means over
+    seeds); runs and finished, how many; and the columns of `differences` from finished runs alone, nan for MixMatch.
     """
     names = [*paper_rows(), *sorted(set(table.row) - set(paper_rows()))]
     counted, finished = (
@@ -350,7 +350,7 @@ PANELS = 4  # Side by side in curves.png.
 
 
 def limits(rows):
-    """Returns the ends of the axis of differences: every dot, and intervals as far as the dots stay apart."""
+    """Returns the ends of the axis of differences. All dots are inside; long intervals are cut, to keep dots apart."""
     dots = np.nan_to_num([0, *rows.difference, *rows.paper_difference])
     ends = np.nan_to_num([*dots, *rows.low, *rows.high])
     room = np.ptp(dots) + 1
@@ -389,7 +389,7 @@ def draw_differences(figure, table):
 def curve(table, row):
     """Returns kimg [n], mean [n], low [n] and high [n]: a row's test accuracy ± standard deviation over runs, in %.
 
-    It is taken at the reports that all runs have which count.
+    Only runs that count (see summarise) are taken, and only the reports that all of them have.
     """
     chosen = table.runs[table.runs.counts & (table.runs.row == row)][['row', 'split', 'seed']]
     accuracy = 100 - chosen.merge(table.reports).pivot(index='kimg', columns=['split', 'seed'], values='error').dropna()

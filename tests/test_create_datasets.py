@@ -508,7 +508,7 @@ BAD = [
     ([], dict(name='mini', size='4x4'), 'to resize, give one dataset'),
     (['digits', 'cifar10'], dict(name='mini', size='4x4'), 'to resize, give one dataset'),
     (['digits'], dict(name='mini', size='4'), 'size=4: give WIDTHxHEIGHT'),
-    (['digits'], dict(name='svhn', size='4x4'), "name 'svhn'"),
+    (['digits'], dict(name='svhn', size='4x4'), 'name=svhn is not allowed'),
 ]
 
 

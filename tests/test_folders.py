@@ -666,9 +666,9 @@ def test_a_class_must_keep_a_picture(tmp_path):
 
 BAD_OPTIONS = {  # By what the command line would say: options and words of the line.
     'no --name': (dict(name=''), 'needs --name'),
-    '--name=cifar10': (dict(name='cifar10'), "name 'cifar10'"),
-    '--name=../x': (dict(name='../x'), "name '../x'"),
-    '--name=a.b': (dict(name='a.b'), "name 'a.b'"),
+    '--name=cifar10': (dict(name='cifar10'), 'name=cifar10 is not allowed'),
+    '--name=../x': (dict(name='../x'), 'name=../x is not allowed'),
+    '--name=a.b': (dict(name='a.b'), 'name=a.b is not allowed'),
     '--size=32': (dict(size='32'), 'size=32: give WIDTHxHEIGHT'),
     '--size=0x8': (dict(size='0x8'), 'size=0x8'),
     '--size=9999x8': (dict(size='9999x8'), 'size=9999x8'),
@@ -709,7 +709,7 @@ def test_folders_laid_out_otherwise_are_refused(tmp_path):
     refused('test is missing: give --test_fraction')
     for fraction in (0, 1, -1, 2, float('nan')):
         refused('must be between 0 and 1', test_fraction=fraction)
-    refused('too few to set 0.95 aside', test_fraction=0.95)
+    refused('too few to set a share of 0.95 aside', test_fraction=0.95)
     place(folder, 'test/owl/x.png', 'test/crow/x.png')
     refused("has the class 'owl', which the training pictures lack")
     os.rename(os.path.join(folder, 'test', 'owl'), os.path.join(folder, 'test', 'robin'))

@@ -415,7 +415,7 @@ BROKEN = {
     no_args: 'args.json',
     empty_args: 'args.json is damaged',
     description_gone: 'own.json',
-    more_classes: '4 classes',
+    more_classes: r'other classes now \(4\)',
     other_classes: 'classes',
     other_network: 'does not fit',
 }
