@@ -16,7 +16,7 @@ from easydict import EasyDict
 from libml import experiment, layers, models, networks, replicas, utils
 from libml.options import Option, above, at_least, below, between
 
-PARAMS = dict(  # The model's hyperparameters. With the class they name the run's folder.
+PARAMS = dict(  # The hyperparameters. They are part of the name of the run's folder.
     batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),
     lr=Option(0.002, "Adam's learning rate.", *above(0)),
     wd=Option(0.02, 'Weight decay, times lr, at each update.', *at_least(0)),
@@ -63,7 +63,7 @@ class AblationMixMatch(models.MultiModel):
         q̄ and q, beta is α, and w_match is λ_U.
 
         Args:
-            batch: int, labelled images of this update; of this device's part, if several devices share the update.
+            batch: int, labelled images of this update; if devices share the update, of this device's part.
             nclass: int, classes.
             size: the classifier's arch, scales, filters, repeat.
             nu, w_match, ...: the options of the same names.
@@ -96,7 +96,7 @@ class AblationMixMatch(models.MultiModel):
         # Classify in interleaved batches, so that each batch is a mixture. Each is normalised by its own statistics.
         with tf.name_scope('interleave'):
             batches = layers.interleave([mixed_x, *mixed_y], batch)  # (1 + nu) * [B, H, W, C]
-        moments = []  # Of the first batch: its statistics alone move batch norm's averages, as the batches are alike.
+        moments = []  # Statistics of the first batch. They alone move batch norm's averages: the batches are alike.
         logits = [classifier(batches[0], training=True, moments=moments)]
         logits += [classifier(b, training=True) for b in batches[1:]]
         with tf.name_scope('interleave'):
@@ -139,7 +139,7 @@ class AblationMixMatch(models.MultiModel):
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
     def remedy(self):
-        """See train.Model.remedy: a smaller lr or w_match, whichever is further above its default."""
+        """See train.Model.remedy. Halves lr, unless w_match is above its default, and further above it than lr."""
         excess = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
         if excess['w_match'] > max(1, excess['lr']):
             return '--w_match=%g' % PARAMS['w_match'].default
@@ -163,7 +163,7 @@ class AblationMixMatch(models.MultiModel):
 
 
 def adam(loss, weights, lr):
-    """Returns the op of one step of Adam. Outside all name scopes, its variables get the published names."""
+    """Returns the op of one step of Adam, outside name scopes, so that its variables have the published names."""
     with tf.name_scope(None):
         return tf.train.AdamOptimizer(lr).minimize(replicas.part_of_loss(loss), var_list=weights, name='update/Adam')
 

@@ -1,8 +1,8 @@
-"""Images in memory, the endless streams drawn from them, their augmentation.
+"""Images in memory or on disk, the endless streams drawn from them, and their augmentation.
 
 A stream's images are a pure function of seed, stream number and position: a run that continues at a position sees
-exactly what it would have seen had it never stopped. Images stay uint8 until they are augmented, and whole batches are
-gathered.
+exactly what it would have seen had it never stopped. Images stay uint8 on their way to the
+device, and whole batches are gathered.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from libml import records, utils
 SETS = ('labeled', 'unlabeled', 'valid', 'test')  # The names of the four sets of images, everywhere.
 TRAINING = dict(labeled=0, unlabeled=1)  # The sets that are streamed, and the numbers of their streams.
 MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; larger files are read as they are used.
-# Batches that one call of Python draws, and their bytes at most. A call is slow beside an update of a small network.
+# One call of Python draws up to CHUNK batches, of CHUNK_BYTES bytes. A call takes long beside a small update.
 CHUNK, CHUNK_BYTES = 64, 4 << 20
 VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
 
@@ -81,7 +81,7 @@ def load(file, nclass, shape, unlabeled=False, limit=MEMORY):
     """Reads the Images of a records.RecordFile.
 
     Args:
-        limit: bytes of pixels above which they stay on disk. The other arguments, and errors: those of its `read`.
+        limit: int. If the pixels take more bytes, they stay on disk. The rest, and errors: see RecordFile.read.
     """
     if len(file) * int(np.prod(shape)) > limit:
         return StreamedImages(file, *file.check(nclass, shape, unlabeled, pixels=True))
@@ -108,10 +108,10 @@ def order(start, count, n, seed, stream):
     return np.concatenate([_permutation(n, seed, stream, e) for e in epochs])[skipped : skipped + count]
 
 
-@functools.lru_cache(maxsize=16)  # The epochs of a chunk of both streams, unless one has very few images.
+@functools.lru_cache(maxsize=16)  # Enough for a chunk of both streams, unless a set has very few images.
 def _permutation(n, seed, stream, epoch):
-    # The legacy generator is frozen for ever: the same order in every version of NumPy. To make one takes ten times as
-    # long as to seed it, which counts where an epoch is a few images.
+    # The legacy generator gives the same order in every version of NumPy. To make a generator takes ten times as long
+    # as to seed one, which counts if an epoch has few images. So each thread keeps its generator.
     if not hasattr(_thread, 'random'):
         _thread.random = np.random.RandomState()
     _thread.random.seed([seed, stream, epoch])
@@ -130,7 +130,7 @@ def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
         seed, stream_id: see `order`.
         start: position of the first image: an int, or a scalar int64 tensor that is read when the iterator is
             initialised, so that one graph can continue anywhere.
-        part: (r, n): of batches of n * batch images, each is the r-th part, counted from 0.
+        part: (r, n): n devices share whole batches of n * batch images. The result has part r, from 0, of each.
 
     Returns:
         Dataset of dict(image uint8 [batch, H, W, C], label int32 [batch]).
@@ -169,7 +169,7 @@ def once(images, batch):
 
 
 def equal_batches(sets, limit):
-    """Yields the pictures of several Images, one set after another, in batches of one size: XLA compiles for each.
+    """Yields the pictures of several Images, one set after another, all in batches of one size, as XLA compiles each.
 
     Args:
         sets: list of Images of one shape.
@@ -190,7 +190,7 @@ def equal_batches(sets, limit):
 
 
 def _arrays(positions, draw, count, shape):
-    """Returns the Dataset of what a Python function makes of each position: images [*count, *shape], labels count."""
+    """Calls draw(position) for each position; returns a Dataset of dict(image [*count, *shape], label [*count])."""
 
     @tf.autograph.experimental.do_not_convert
     def call(position):
@@ -316,7 +316,7 @@ class Family:
         mirror, shift: the augmentation, see `augment`.
         parts: the record files that splits are made of, `<source>-<part>.tfrecord`. The test set is always
             `<name>-test.tfrecord`.
-        source: the name that the parts bear, if it is another's.
+        source: the dataset whose record files are used, as svhn_noextra uses those of svhn; '': its own.
         classes: names of the classes; () if they have none.
         range: (lowest, highest) value of the pictures that were deeper than 8 bits; () if none was.
     """

@@ -30,7 +30,8 @@ def run(method, **given):
         **given: options of `table`. An option that is not given has its default.
 
     Raises:
-        utils.Error, SystemExit: see train.Model.train.
+        utils.Error: an option, the dataset, a checkpoint or a host is not as it must be; or see train.Model.train.
+        SystemExit: see there.
     """
     o = EasyDict(options.fill(table(method), given))
     split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
@@ -41,7 +42,7 @@ def run(method, **given):
     saved = runs.Run(method.run_dir(folder, o.seed, precision=o.precision, **chosen, **params))
     saved.check_name()
 
-    # What is wrong with a checkpoint is said before the data is read.
+    # Checkpoints are checked now: reading the data takes longer.
     if o.eval_ckpt:
         o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
     elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
@@ -49,12 +50,12 @@ def run(method, **given):
         print('%s is finished: to train it longer, give a --train_kimg above %d' % (saved.folder, o.train_kimg))
         return
     else:
-        checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)
+        checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)  # Raises if it is missing or damaged.
 
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
     xla = saved.args.get('xla') if o.xla is None else o.xla  # A resumed run keeps its choice.
     machine = hardware.choose(method.flop(family.shape, **params), updates, xla, o.devices)
-    method.check(machine.replicas, **params)
+    method.check(machine.replicas, **params)  # Again, now with the number of devices.
     join_hosts(machine, o, seeded=o.seed is not None or bool(saved.args))
     print('Reading %s' % split, flush=True)
     dataset = data_pair.read_dataset(
@@ -62,7 +63,7 @@ def run(method, **given):
     )
     model = method(folder, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
     model.config.log_device_placement = o.log_device_placement
-    if o.eval_ckpt:  # By the training graph, as batch norm is tuned again.
+    if o.eval_ckpt:  # By the training graph, which can tune batch norm again.
         source = runs.Run(runs.folder_of(o.eval_ckpt))
         dataset.check_identity(source.args, source.folder)
         model.eval_checkpoint(o.eval_ckpt)
@@ -72,7 +73,7 @@ def run(method, **given):
 
 
 def join_hosts(machine, o, seeded):
-    """Checks that all hosts of a run were started alike. From here on, only host 0 prints.
+    """Checks that all hosts of a run were started alike. From here on, only host 0 prints to stdout.
 
     Args:
         machine: hardware.Machine.
@@ -89,7 +90,7 @@ def join_hosts(machine, o, seeded):
 
 
 def what_next(folder, data_dir):
-    """Returns the lines that say how to use a finished run; data_dir: as it was given, None for $ML_DATA."""
+    """Returns the lines that say how to use a finished run. data_dir is the flag's value; None stands for $ML_DATA."""
     run = shlex.quote(folder)
     place = ' --data_dir=%s' % shlex.quote(data_dir) if data_dir else ''
     return (

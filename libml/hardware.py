@@ -1,4 +1,4 @@
-"""What the hardware decides: the devices, the threads of an operation, and whether XLA compiles. Imports utils only."""
+"""What the hardware decides: the devices, the threads of an operation, and whether XLA compiles."""
 
 import contextlib
 import dataclasses
@@ -17,9 +17,11 @@ import tensorflow.compat.v1 as tf
 
 from libml import replicas, utils
 
-SMALL_UPDATE = 1e9  # Floating-point operations. Below, an operation is too short to be split between threads.
+# Floating-point operations of an update. Below, several threads for an operation are slower than one.
+SMALL_UPDATE = 1e9
 WATCH = 5  # Seconds between two looks at the other hosts.
-LARGE_RUN = 1e13  # Floating-point operations. XLA saves about a sixth of a run's time, and compiles for 10 to 15 s.
+# Floating-point operations of a run. Above, on a CPU without AVX-512, XLA saves more than its 10 to 15 s of compiling.
+LARGE_RUN = 1e13
 
 
 def find_devices(wanted=1):
@@ -135,7 +137,7 @@ class Machine:
 
     @property
     def gpu(self):
-        """Name of the GPU of the replica that is being built, on which its batches wait; None on a CPU."""
+        """Name of the GPU of the replica that is being built; None on a CPU. The replica's batches wait there."""
         device = self.devices[replicas.number() % len(self.devices)]
         return device if device in utils.get_available_gpus() else None
 
@@ -148,9 +150,10 @@ class Machine:
 
     @contextlib.contextmanager
     def watching_hosts(self):
-        """Ends the process with one line inside, where another host no longer answers. (TensorFlow may wait for ever.)
+        """Watches the other hosts inside. If one is lost, this process ends with one line.
 
-        Gives a threading.Event, to be set when the hosts no longer wait for each other.
+        (TensorFlow alone may wait for ever.) Gives a threading.Event, which ends the watch; to be set when the hosts no
+        longer wait for each other.
         """
         over = threading.Event()
         if self.hosts > 1:
@@ -166,7 +169,7 @@ class Machine:
             over.set()
 
     def watch(self, over):
-        """Looks after the other hosts until `over` is set."""
+        """Polls all hosts until `over` is set. A lost host ends this process."""
         while not over.wait(WATCH):
             for host, address in enumerate(self.addresses):
                 if not (answers(address) or over.wait(WATCH) or answers(address)):
@@ -179,15 +182,15 @@ class Machine:
         return utils.Error(text % (host, self.addresses[host]))
 
     def check_hosts(self, text):
-        """Raises utils.Error where another host calls this with another text than host 0."""
+        """Raises utils.Error if a host calls this with another text than host 0."""
         if self.hosts == 1:
             return
         mine = np.zeros(self.hosts, np.int64)
         mine[self.host] = zlib.crc32(text.encode())
         with tf.Graph().as_default(), self.strategy.scope():
-            found = self.strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('SUM', tf.constant(mine)))
+            digests = replicas.total(self.strategy, lambda: tf.constant(mine))
             with self.watching_hosts(), tf.Session(self.target, config=self.config()) as session:
-                found = session.run(self.strategy.experimental_local_results(found)[0])
+                found = session.run(digests)
         if other := next((host for host, digest in enumerate(found) if digest != found[0]), 0):
             raise utils.Error('host %d was started with other flags than host 0: give all hosts the same' % other)
 
@@ -198,8 +201,11 @@ def choose(flop, updates, xla=None, devices=1):
     Args:
         flop: floating-point operations of an update.
         updates: int, updates that the run will make.
-        xla: whether XLA compiles the networks; None: where that is faster.
-        devices: see find_devices, which says what is raised.
+        xla: whether XLA compiles the networks; None: if that is faster.
+        devices: see find_devices.
+
+    Raises:
+        utils.Error: see find_devices and find_cluster; or hosts without GPUs are to have several devices each.
     """
     cluster = find_cluster()
     devices = find_devices(devices)
@@ -211,11 +217,10 @@ def choose(flop, updates, xla=None, devices=1):
 
 
 def xla_is_faster(flop, updates):
-    """Returns whether XLA makes a run faster, its compilation included. The arguments are those of `choose`.
+    """Returns whether XLA makes a run faster, its compilation included; flop and updates: see `choose`.
 
-    Measured on 2 CPU cores by scripts/benchmark.py. Nothing was measured on a GPU: other people report a gain there.
-    For a small update, one thread an operation is faster. TensorFlow's own convolutions use 512-bit vectors, XLA's do
-    not.
+    Measured on 2 CPU cores by scripts/benchmark.py. GPUs were not measured; other people report a gain. A small update
+    is faster with one thread for each operation. Of 512-bit vectors, only TensorFlow's own convolutions make use.
     """
     if utils.get_available_gpus():
         return True
@@ -223,12 +228,12 @@ def xla_is_faster(flop, updates):
 
 
 def operation_threads(flop):
-    """Returns how many threads should share an operation of an update of so many operations; 0: one a core."""
+    """Returns how many threads should share an operation of an update of `flop` operations; 0: one for each core."""
     return 1 if flop < SMALL_UPDATE else 0
 
 
 def set_operation_threads(threads):
-    """Sets how many threads of the CPU share an operation; 0: one a core. The first session of a process decides."""
+    """Sets how many threads share an operation; 0: one for each core. The first session of a process decides."""
     config = utils.get_config()
     config.intra_op_parallelism_threads = threads
     with tf.Graph().as_default(), tf.Session(config=config) as session:
@@ -236,7 +241,7 @@ def set_operation_threads(threads):
 
 
 def has_avx512():
-    """Returns whether the CPU has 512-bit vectors; False where /proc/cpuinfo does not say."""
+    """Returns whether the CPU has 512-bit vectors; False if /proc/cpuinfo does not say."""
     with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
         return ' avx512f ' in file.read()
     return False

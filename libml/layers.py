@@ -26,18 +26,18 @@ def get_kernel(shape, initializer):
 
     initializer is one of TF1's initializer classes, or a partial of it; it is called with `seed`.
     """
-    # Without a seed, TensorFlow takes the number of ops in the graph, which changes with every op that is added.
+    # Besides the graph's, the kernel gets a seed of its own. Else TensorFlow would take the number of ops in the graph.
     seed = zlib.crc32(tf.get_variable_scope().name.encode()) & 0x7FFFFFFF
     return tf.get_variable('kernel', shape, initializer=initializer(seed=seed))
 
 
 def conv2d(x, filters, size, strides=1, padding='same', use_bias=True, initializer=tf.glorot_uniform_initializer):
-    """A size×size convolution in the precision of x, [N, H, W, C] -> [N, H / strides, W / strides, filters].
+    """A size×size convolution in the precision of x, [N, H, W, C] -> [N, H', W', filters].
 
     Args:
         x: float32 or bfloat16 [N, H, W, C].
         filters, size, strides: ints.
-        padding: 'same' or 'valid'.
+        padding: 'same': H' is H / strides, rounded up; 'valid': the kernel's places inside x.
         use_bias: adds a bias that starts at zero.
         initializer: of the kernel [size, size, C, filters], see get_kernel.
     """
@@ -93,7 +93,7 @@ def batch_norm(x, training, moments=None):
 def update_moments(moments):
     """Returns the op that moves batch norm's averages: average <- 0.999 average + 0.001 value.
 
-    Replicas then take the mean of their averages.
+    If several devices share the update, each average becomes the mean over the devices.
 
     moments is the list that batch_norm filled: pairs of a variable [C] and float32 [C].
     """
@@ -104,7 +104,7 @@ def shakeshake(a, b, training, noise):
     """Blends two branches into a + μ (b - a), Shake-Shake regularisation (Gastaldi 2017).
 
     Args:
-        a, b: [N, H, W, C], float32 or bfloat16 as the noise is.
+        a, b: [N, H, W, C], of the type of noise, float32 or bfloat16.
         training: True takes an example's μ from noise; False takes μ = 0.5.
         noise: [N, 2] in [0, 1): μ of the forward pass, and of the backward pass.
     """
@@ -197,7 +197,7 @@ def permutation(n, key):
     return tf.argsort(tf.random.stateless_uniform([n], key), stable=True)
 
 
-X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # The beta of a mix: that of x, that of y, or the mean of both, as weights.
+X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # How much beta of x and beta of y count: x's alone, y's alone, their mean.
 MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); None leaves a side unmixed.
     'xx.yy':   (('x',  X),    ('y',  Y)),
     'xxy.yxy': (('xy', MEAN), ('xy', MEAN)),
@@ -214,8 +214,8 @@ MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); N
 class MixMode:
     """Which images are mixed with which, and by which beta: one row of MIXES.
 
-    The example at position i of a pool gets the partner permutation[i]. Both sides of `xxy.yxy` share the pool of x and
-    y, and so one permutation.
+    A pool is what partners come from: x, y, or x and y. The example at position i of a pool gets the partner at
+    permutation[i]. Both sides of `xxy.yxy` share one permutation.
 
     Args:
         mode: one of MixMode.MODES. Raises utils.Error for others.
@@ -234,7 +234,7 @@ class MixMode:
         Args:
             xl: [x, y_1, .., y_nu], each float32 [B, H, W, C].
             ll: their labels, each float32 [B, nclass].
-            betal: [beta of x, beta of y].
+            betal: [beta of x, beta of y]. The published code has two; --beta gives the same twice.
             key: integer [2] that decides the draws; None draws a new one at every run of the graph.
 
         Returns:
@@ -243,7 +243,7 @@ class MixMode:
         if key is None:
             key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
         images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
-        # One key for each pool, and one for y that is mixed with x alone.
+        # A key for each pool. In xx.yx both sides use the pool x, so y gets a key of its own, 'yx'.
         keys = dict(zip(['x', 'y', 'xy', 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
         mixed_images, mixed_labels = [], []
         for side, row in zip('xy', MIXES[self.mode], strict=True):
@@ -264,7 +264,7 @@ class MixMode:
         size = {name: sum(tf.shape(v)[0] for v in batches) for name, batches in images.items()}
         weight_key, partner_key = tf.unstack(tf.random.split(key))
         if side in pool:
-            # Drawn for the whole pool, in which x comes first; the side takes its own part.
+            # Draws are made for the whole pool, x first. The side takes those at its own examples' positions.
             own = slice(size['x'], None) if (side, pool) == ('y', 'xy') else slice(size[side])
             return mix_weights(size[pool], beta, weight_key)[own], permutation(size[pool], partner_key)[own]
         # y of xx.yx: each of its batches takes a permutation of x.
@@ -274,10 +274,12 @@ class MixMode:
 
 
 def mix(batches, pool, m, partner):
-    """Returns m · batches + (1 - m) · pool[partner], in batches again.
+    """Mixes examples with their partners: m · example + (1 - m) · partner. Returns batches of the same sizes.
 
-    batches, of n examples together, and pool are lists of float32 [B, ...]. m is float32 [n], and partner int32 [n]:
-    positions in the concatenated pool.
+    Args:
+        batches, pool: lists of float32 [B, ...]; the batches hold n examples together.
+        m: float32 [n], the weights of the examples.
+        partner: int32 [n], their partners' positions in the concatenated pool.
     """
     own = tf.concat(batches, axis=0)
     m = tf.reshape(m, [-1] + [1] * (own.shape.rank - 1))

@@ -18,7 +18,7 @@ PARAMS = dict(  # The classifier's hyperparameters.
 class MultiModel(train.ClassifySemi):
     """A semi-supervised model whose classifier is any of networks.ARCHS.
 
-    A method is a subclass that defines PARAMS and `model`, see train.Model.model.
+    An algorithm is a subclass that defines PARAMS and `model`, see train.Model.model.
 
     Args:
         train_dir, dataset, nclass, **params: see train.ClassifySemi and train.Model.
@@ -29,7 +29,7 @@ class MultiModel(train.ClassifySemi):
 
     def __init__(self, train_dir, dataset, nclass, **params):
         super().__init__(train_dir, dataset, nclass, **params)
-        self.networks = {}  # By replica and size; all sizes share the scope `classify`, so a model has one.
+        self.networks = {}  # By replica and size. A model uses one size: all would share the scope `classify`.
         self.build()
 
     @classmethod
@@ -57,7 +57,7 @@ class MultiModel(train.ClassifySemi):
 
     def network(self, arch, scales, filters, repeat):
         """Returns the networks.Network of these arguments; the first call creates its variables in scope `classify`."""
-        key = (replicas.number(), arch, scales, filters, repeat)  # Gradients are tied to one device.
+        key = (replicas.number(), arch, scales, filters, repeat)  # A network's gradients belong to one device.
         if key not in self.networks:
             size = dict(nclass=self.nclass, scales=scales, filters=filters, repeat=repeat)
             dtype = tf.bfloat16 if self.precision == 'bfloat16' else tf.float32

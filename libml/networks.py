@@ -182,8 +182,8 @@ def describe(arch, shape, nclass, scales, filters, repeat, /):  # Positional onl
 class Network:
     """A classifier as a function of images and weights, traced once for training and once for inference.
 
-    One trace serves every call: raw or averaged weights, guess or update. So the graph is small, and XLA compiles one
-    program.
+    Weights are arguments of the traces. So the same two traces serve raw and averaged weights, the guess and the
+    update: the graph stays small, and XLA compiles little.
 
     Args:
         arch: one of MODELS.
@@ -196,16 +196,16 @@ class Network:
 
     def __init__(self, arch, shape, xla, dtype, whiten, **size):
         self.dtype = dtype
-        self.build = functools.partial(build, arch, whiten=whiten, **size)
+        self.layers = functools.partial(build, arch, whiten=whiten, **size)
         images = tf.TensorSpec([None, *shape], tf.float32)
         self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
         counts = (size[name] for name in ('nclass', 'scales', 'filters', 'repeat'))
-        self.variables = describe(arch, tuple(shape), *counts).variables
-        self.moving = [i for i, variable in enumerate(self.variables) if not variable['trainable']]
-        self.weights = {}  # By getter, for all calls: every forward pass of an update reads before the update writes.
-        weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.variables]
+        self.described = describe(arch, tuple(shape), *counts).variables
+        self.moving = [i for i, variable in enumerate(self.described) if not variable['trainable']]
+        self.variables = {}  # (variables, values) by getter. Safe to share: an update writes after all calls have read.
+        weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.described]
         signature = [images, self.noise, weights]
-        with tf.Graph().as_default():  # A strategy that is being built would tie what the functions hold to a device.
+        with tf.Graph().as_default():  # Without a strategy, which would tie the traces to a device.
             self.functions = {
                 training: tf.function(
                     functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
@@ -215,19 +215,19 @@ class Network:
 
     def trace(self, training, x, noise, weights):
         """Builds the network with given weights; returns the logits, and batch norm's statistics in training."""
-        values = {'classify/' + variable['name']: w for variable, w in zip(self.variables, weights, strict=True)}
+        values = {'classify/' + variable['name']: w for variable, w in zip(self.described, weights, strict=True)}
         moments = []
         x, noise = tf.cast(x, self.dtype), tf.cast(noise, self.dtype)
-        logits = self.build(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
+        logits = self.layers(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
         return logits, [value for _, value in moments]
 
     def get_variables(self, getter):
         """Returns the network's variables, which the first call creates, and their values, as two lists."""
-        if getter not in self.weights:
+        if getter not in self.variables:
             with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
-                variables = [tf.get_variable(**variable) for variable in self.variables]
-            self.weights[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
-        return self.weights[getter]
+                variables = [tf.get_variable(**described) for described in self.described]
+            self.variables[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
+        return self.variables[getter]
 
     def __call__(self, x, training, key, getter=None, moments=None):
         """See MultiModel.classifier."""

@@ -25,7 +25,7 @@ def mean(value):
 
 
 def part_of_loss(loss):
-    """Returns what a replica minimises: an optimizer sums gradients over the replicas, so each loss is divided."""
+    """Returns loss / number of replicas: an optimizer adds up the replicas' gradients, which so become the mean."""
     return loss / count() if count() > 1 else loss
 
 
@@ -34,7 +34,7 @@ def merge(strategy, found):
 
     Args:
         strategy: the tf.distribute.Strategy that ran `Model.model`.
-        found: what it returned: a dict of ops, tensors, and dicts of float32 [].
+        found: what strategy.run returned: a dict of ops, tensors, and dicts of float32 [].
 
     Returns:
         EasyDict of ops that run in all replicas, tensors of the first replica, and dicts of means over the replicas.

@@ -26,22 +26,24 @@ OPTIONS = dict(
     save_kimg=Option(64, 'Checkpoint period in kimg.', *between(1, 1 << 40)),
     keep_ckpt=Option(50, 'Checkpoints that are kept.', *at_least(1)),
     eval_ckpt=Option(
-        '', 'Only evaluate this checkpoint, or run: raw, averaged, and both after re-tuning batch norm.', path=True
+        '', 'Only evaluate this checkpoint or run, before and after batch norm is tuned again.', path=True
     ),
     init_ckpt=Option(
-        '', 'Checkpoint, or run, that a new run starts from, weights and step, for example to change --lr.', path=True
+        '',
+        'A new run starts from the weights and step of this checkpoint or run, for example to change --lr.',
+        path=True,
     ),
     seed=Option(None, 'Fixes every random choice. Default: a new seed for each run.', *options.SEED, type=int),
     precision=Option(
         'float32',
         (
-            'Precision of the networks. tf32: a GPU multiplies with 10 bits of fraction. bfloat16: images, kernels and '
-            'layers have 7. Weights, statistics, losses and updates stay float32.'
+            'Precision of the networks. tf32: a GPU multiplies numbers with 10 fraction bits. bfloat16: images, '
+            'kernels and layers have 7 fraction bits. Weights, statistics, losses and updates stay float32.'
         ),
         choices=PRECISIONS,
     ),
     xla=Option(
-        None, 'Compile the networks with XLA. Default: if that is faster; a resumed run keeps its choice.', type=bool
+        None, 'Compile the networks with XLA. Default: only if it is faster. A resumed run keeps its choice.', type=bool
     ),
     devices=Option(
         '1',
@@ -52,7 +54,8 @@ OPTIONS = dict(
     log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
 )
 
-UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')  # They join a run's name if they differ.
+# A run's name leaves out these arguments if they have these values.
+UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
 PREFETCH = 2  # Batches of each kind that wait on the device.
@@ -64,7 +67,8 @@ POINTS = 16  # Points that each loss curve gets between two reports.
 class Model:
     """A model, its run and its training loop.
 
-    MultiModel's constructor ends by calling `build`, which calls the `model` of the method, a subclass of MultiModel.
+    An algorithm, such as AblationMixMatch, is a subclass of models.MultiModel that defines `model`. MultiModel's
+    constructor calls `build`, and `build` calls `model`.
 
     Args:
         train_dir: folder under which the run's own folder goes.
@@ -72,7 +76,7 @@ class Model:
         seed: int that fixes every random choice. None: the seed that the run began with, a new one for a new run.
         precision: of the networks, one of PRECISIONS.
         machine: hardware.Machine; None: one device, the first GPU if there is one, and no XLA.
-        **params: the arguments of `model`; with the class they name the run's folder.
+        **params: the arguments of `model`, which are part of the name of the run's folder.
     """
 
     PARAMS = types.MappingProxyType({})  # Option by name: what the arguments of `model` may be.
@@ -86,12 +90,12 @@ class Model:
         chosen = dict(whiten=dataset.whiten, p_unlabeled=dataset.p_unlabeled, precision=precision)
         self.run = runs.Run(self.run_dir(train_dir, seed, **chosen, **params))
         self.seed = self.run.args.get('seed', secrets.randbits(31)) if seed is None else seed
-        if self.machine.host:  # Host 0 writes the run's folder.
+        if self.machine.host:  # Only host 0 writes the run's folder. The others write to a folder of their own.
             self.scratch = tempfile.TemporaryDirectory()
             self.run = runs.Run(self.scratch.name)
         # TF32 is a switch of the whole process, on by default.
         tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
-        if seed is not None and self.machine.gpu:  # Many of its operations are not deterministic unless asked.
+        if seed is not None and self.machine.gpu:  # Many operations on a GPU are deterministic only on request.
             tf.compat.v2.config.experimental.enable_op_determinism()
         tf.set_random_seed(self.seed)
         self.config = self.machine.config()
@@ -106,7 +110,7 @@ class Model:
         self.stopped = []  # The names of the signals that asked to stop.
 
     def build(self):
-        """Builds the graph: the model's inputs, networks, update and evaluation; then what saves and starts them."""
+        """Builds the graph: first what `model` builds, then what broadcasts, saves and initialises variables."""
         strategy = self.machine.strategy
         count = self.machine.replicas
         part = dict(self.params, batch=self.params.batch // count) if count > 1 else self.params
@@ -166,7 +170,7 @@ class Model:
 
     @classmethod
     def run_dir(cls, train_dir, seed=None, **params):
-        """Returns the folder of the run of such a model. What has its value in UNNAMED is not part of the name."""
+        """Returns the folder of the run with these arguments; see UNNAMED for what its name leaves out."""
         named = {name: value for name, value in dict(params, seed=seed).items() if UNNAMED.get(name, ...) != value}
         return os.path.join(train_dir, cls.experiment_name(**named))
 
@@ -190,7 +194,7 @@ class Model:
         self.session = None
 
     def args(self, train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt):
-        """Returns all that is needed to start the run again, the contents of args.json."""
+        """Returns the contents of args.json: the arguments, and what identifies the data. devices counts all hosts."""
         return dict(
             self.params,
             **{'class': type(self).__name__, 'dataset': self.dataset.name, 'seed': self.seed},
@@ -265,8 +269,8 @@ class Model:
     def loop(self, step, periods, keep_ckpt, means, log, bar):
         """Makes updates, checkpoints and reports from `step` on, until the end or until a signal came.
 
-        A checkpoint is saved before the report of its step, so that no update is lost if the report fails. A run that
-        was stopped in between makes the report when it continues.
+        A checkpoint is saved before the report of its step, so that no update is lost if the report fails. The report
+        is made in the next turn of the loop, where a run that was stopped in between makes it as well.
 
         Returns:
             The step at which it ended, and whether nothing is left to do.
@@ -278,7 +282,7 @@ class Model:
         while True:
             if report_due:
                 report_due = not self.try_report(step, log, bar)
-            if self.must_stop() or step >= periods.train:  # A signal that comes later waits for the next update.
+            if self.must_stop() or step >= periods.train:  # A later signal takes effect after the next update.
                 self.hosts_done.set()  # A host that ends from here on is no error.
                 break
 
@@ -296,7 +300,9 @@ class Model:
             if due.save or due.report:
                 self.check_finite_weights(step)
             if due.point:
-                log.scalars(step, self.warn_of_collapse(means.take()))
+                point = means.take()
+                self.warn_of_collapse(point)
+                log.scalars(step, point)
             if due.save:
                 self.save(step, keep_ckpt, means)
                 saved = step
@@ -305,7 +311,7 @@ class Model:
         return step, step >= periods.train and not report_due
 
     def must_stop(self):
-        """Returns whether a signal asked to stop: on any host, so that all stop at the same step."""
+        """Returns whether a signal asked any host to stop. All hosts get the same answer, so they stop together."""
         if self.machine.hosts > 1 and self.session.run(self.stop_anywhere, {self.stop: len(self.stopped)}):
             self.stopped.append('a signal to another host')  # `train` names the first entry.
         return bool(self.stopped)
@@ -317,11 +323,11 @@ class Model:
         self.checkpoints.save(self.session, step, keep_ckpt, means.state())
 
     def lacks_report(self, step):
-        """Returns whether the run's own checkpoint of a step was saved, but its report not made."""
+        """Returns whether the run has a checkpoint of its own of a step, but no report."""
         return self.checkpoints.is_own and not any(at == step for at, _ in runs.accuracies(self.train_dir))
 
     def try_report(self, step, log, bar):
-        """Makes the report of a step; returns whether it was made, or a signal came before its end."""
+        """Makes the report of a step, on host 0. Returns False if a signal came before its end, else True."""
         if self.machine.host:
             return True
         clock = time.monotonic()
@@ -333,7 +339,7 @@ class Model:
         return True
 
     def warn_of_collapse(self, means):
-        """Returns the means of a point. Says once if the guesses have become one class."""
+        """Says once if the guesses have become one class, by the means of a point of the curves."""
         collapsed = means.get('monitors/weight_l2u') and means.get('monitors/guess_entropy', 1) < COLLAPSED
         if collapsed and not self.warned:
             self.warned = True
@@ -342,12 +348,11 @@ class Model:
                 'unlabelled images. Try a smaller --w_match, or a larger --warmup_kimg.'
                 % means['monitors/guess_entropy']
             )
-        return means
 
     def print_start(self, args):
         """Prints the configuration and the table of variables."""
         shown = {name: value for name, value in args.items() if name not in runs.DATA_ARGS}
-        print_table('Configuration', [('train_dir', self.train_dir), *sorted(shown.items())])
+        print_table('Configuration', [('folder', self.train_dir), *sorted(shown.items())])
         variables = [(v.op.name, 'x'.join(map(str, v.shape)), v.shape.num_elements()) for v in utils.model_vars()]
         print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
 
@@ -358,7 +363,7 @@ class Model:
             raise self.diverged('the loss is not finite at step %d (%s)' % (step, shown))
 
     def check_finite_weights(self, step):
-        """Raises utils.Error if an update of finite loss has left variables that are not finite."""
+        """Raises utils.Error if a variable is not finite, which can happen though the loss was."""
         if not all(np.isfinite(value).all() for value in self.session.run(self.floats)):
             raise self.diverged('the weights are not finite at step %d' % step)
 
@@ -392,7 +397,7 @@ class Periods:
     save: int
 
     def due(self, step):
-        """Returns which of report, save and point (of the curves) are due at a step, an EasyDict of bools."""
+        """Returns what is due at a step: EasyDict(report, save, point) of bools; a point is one of the curves."""
         done = step >= self.train
 
         def passed(period):
@@ -534,7 +539,7 @@ class ClassifySemi(Model):
         return self.accuracies(self.predictions(batch, feed_extra, classify_op))
 
     def tune(self, nimg):
-        """Moves batch norm's averages over so many training images, weights untouched."""
+        """Moves batch norm's averages, and nothing else, as updates on nimg training images would."""
         for step in range(0, nimg, self.params.batch):
             self.session.run(self.ops.tune_op, {self.update_key: step})
 
@@ -542,12 +547,11 @@ class ClassifySemi(Model):
         """Prints the accuracies of a checkpoint: raw and averaged weights, before and after tuning batch norm.
 
         Args:
-            ckpt: a checkpoint or a run. Raises utils.Error if it is missing or damaged, see checkpoints.resolve.
+            ckpt: the prefix of a whole checkpoint, see checkpoints.resolve.
 
         Returns:
             dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
         """
-        ckpt = checkpoints.resolve(ckpt)
         with self.open_session():
             self.checkpoints.restore(self.session, ckpt)
             self.session.run(self.init_input_op)
@@ -588,8 +592,8 @@ def progress_bar(step, train_nimg, disable=False):
 def stop_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)):
     """Yields a list to which the names of stop signals are added as they come.
 
-    A Ctrl-C after another signal stops at once. Repeated other signals are ignored: batch systems send them several
-    times. SIGHUP comes when a terminal closes; under nohup it stays ignored.
+    After the first signal, whichever it was, a Ctrl-C stops the program at once. Other further signals do nothing:
+    batch systems send them several times. SIGHUP comes when a terminal closes; under nohup it stays ignored.
     """
     stopped = []
 
