@@ -87,7 +87,7 @@ def locked(path):
         print('Waiting for another process, which holds %s' % path, file=sys.stderr)
         lock.acquire()
     except OSError as error:
-        print('Warning: %s (%s): let no other process download there' % (path, error.strerror), file=sys.stderr)
+        utils.warn('%s (%s): let no other process download there' % (path, error.strerror))
     try:
         yield
     finally:

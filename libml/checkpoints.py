@@ -9,7 +9,6 @@ import errno
 import os
 import re
 import shutil
-import sys
 import tempfile
 
 import tensorflow.compat.v1 as tf
@@ -71,7 +70,7 @@ def resolve(path):
         why = next(iter(damage.values()), 'name a run, or one of its checkpoints')
         raise utils.Error('%s holds no whole checkpoint: %s' % (path, why))
     for error in damage.values():
-        print('Warning: an older checkpoint is taken: %s' % error, file=sys.stderr)
+        utils.warn('an older checkpoint is taken: %s' % error)
     return ckpt
 
 

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import sys
 
 import numpy as np
 
@@ -368,18 +367,18 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, nee
     load = functools.partial(data.load, nclass=family.nclass, shape=family.shape)
     labeled, rest = load(files['label']), load(files['unlabel'], unlabeled='unlabeled' in family.parts)
     warn_of_classes(split, labeled.labels, family.names)
-    valid, unlabeled = set_aside(split, labeled, rest)
+    valid, unlabeled = take_validation(split, labeled, rest)
     if weights is not None:
         unlabeled = data.thin(unlabeled, weights)
     if not needs_unlabeled and not len(unlabeled):
-        warn('%s: no unlabelled images are left, and the labelled ones take their place' % split)
+        utils.warn('%s: no unlabelled images are left, and the labelled ones take their place' % split)
         unlabeled = labeled
     sets = dict(labeled=labeled, unlabeled=unlabeled, valid=valid, test=load(files['test']))
     fingerprints = {part: file.fingerprint for part, file in files.items()}
     return data.DataSet(str(split), family, sets, whiten, p_unlabeled, seed, fingerprints)
 
 
-def set_aside(split, labeled, rest):
+def take_validation(split, labeled, rest):
     """Sets the validation images aside: the first ones of `rest`.
 
     Args:
@@ -400,14 +399,14 @@ def set_aside(split, labeled, rest):
     outside = ~np.isin(unlabeled.groups, valid.groups) | (unlabeled.groups == records.NO_GROUP)
     if not outside.all():
         text = '%s: %d unlabelled images are left out, as they share a group with a validation image'
-        warn(text % (split, np.count_nonzero(~outside)))
+        utils.warn(text % (split, np.count_nonzero(~outside)))
         unlabeled = unlabeled.select(np.flatnonzero(outside))
     classless = np.count_nonzero(valid.labels == records.NO_CLASS)
     if classless and classless == len(valid):
-        warn('%s: no validation image has a class: validation accuracy will be nan' % split)
+        utils.warn('%s: no validation image has a class: validation accuracy will be nan' % split)
     elif classless:
         text = '%s: %d of the %d validation images have no class: validation accuracy is that of the others'
-        warn(text % (split, classless, len(valid)))
+        utils.warn(text % (split, classless, len(valid)))
     return valid, unlabeled
 
 
@@ -417,12 +416,7 @@ def warn_of_classes(split, labels, names):
     if without:
         some = ', '.join(without[:8]) + (', ...' if len(without) > 8 else '')
         text = '%s: %d of %d classes have no labelled picture, so they cannot be learned: %s'
-        warn(text % (split, len(without), len(names), some))
-
-
-def warn(text):
-    """Prints a line on stderr."""
-    print('Warning: %s' % text, file=sys.stderr, flush=True)
+        utils.warn(text % (split, len(without), len(names), some))
 
 
 class Registry:

@@ -20,14 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from libml import data, data_pair, pictures, records, utils
-from libml.pictures import shown
+from libml.utils import shown
 
 UNLABELED = ('unlabeled', 'unlabelled')
 # Names that are probably no class, but a part of a dataset.
 PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', *UNLABELED})
 NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # What people write where there is no class.
 BATCH = 256  # Pictures encoded at a time, at most.
-LISTED = 20  # Lines of a list of what is wrong.
 LONGEST_NAME = 255  # Letters of a class: more cannot name a folder, and are probably a text from another column.
 COLUMN = 40  # Letters of a class's name in a table, at most.
 
@@ -76,23 +75,25 @@ def plan_folders(folder, test_fraction=None, seed=0):
     """
     found, unused = pictures.listed(folder)
     names = pictures.folders(folder)
-    if 'train' not in names:
-        _check_flat(folder, names, test_fraction)
-    else:
+    nested = 'train' in names
+    if nested:
         test = shown(os.path.join(folder, 'test'))
         _check_fraction(test_fraction, 'test' in names, test + ' exists', test + ' is missing')
-    roots = {part: part for part in ('train', 'test') if part in names} or {'train': ''}
-    folders = {part: _class_folders(os.path.join(folder, root)) for part, root in roots.items()}
+    else:
+        _check_flat(folder, names, test_fraction)
+    parts = ('train', 'test') if 'test' in names else ('train',)
+    places = {part: os.path.join(folder, part if nested else '') for part in parts}
+    folders = {part: _class_folders(place) for part, place in places.items()}
     _check_test_classes(folder, folders)
-    plan, labels = _new_plan(shown(os.path.join(folder, roots['train'])), folders['train'].values(), unused)
+    plan, labels = _new_plan(shown(places['train']), folders['train'].values(), unused)
     for path in found:
-        part, own = _place(path, roots)
+        part, own = _place(path, nested)
         if part in UNLABELED:
             plan.parts['unlabeled'].append(Item(path, records.NO_CLASS))
-        elif part in roots and own in folders[part]:
+        elif own in folders.get(part, ()):
             plan.parts[part].append(Item(path, labels[folders[part][own]]))
         else:
-            unused[path] = BESIDE_CLASSES if part in roots else BESIDE_LAYOUT
+            unused[path] = BESIDE_CLASSES if part in folders else BESIDE_LAYOUT
     return _finished(plan, folder, test_fraction, seed)
 
 
@@ -152,12 +153,15 @@ def _check_test_classes(folder, folders):
                 print('%s: %d folders are one class, %s, in different spellings' % (part, times, shown(name)))
 
 
-def _place(path, roots):
-    """Returns (part, name of the class folder or '') of a picture; the part is another folder's name, or '', too."""
+def _place(path, nested):
+    """Returns (part, name of the class folder or '') of a picture's path.
+
+    If nested, the part is the first folder, whatever its name; '' for a file in PICTURES. Otherwise it is 'train'.
+    """
     head, *rest = path.split(os.sep)
     if rest and head in UNLABELED:
         return head, ''
-    if roots['train']:
+    if nested:
         return head if rest else '', rest[0] if len(rest) > 1 else ''
     return 'train', head if rest else ''
 
@@ -261,18 +265,10 @@ def _matched(labels, folder, rows, found, unused, skip_bad):
         elif path not in unused and by_path.setdefault(path, row)[2:] != row[2:]:
             text = '%s: lines %d and %d contradict each other on %s'
             raise utils.Error(text % (labels, by_path[path].line, row.line, shown(path)))
-    print_list(wrong)
+    utils.print_list(wrong)
     if wrong:
         raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), labels, shown(folder)))
     return by_path
-
-
-def print_list(lines):
-    """Prints the first lines of a list on stderr, and how many more there are."""
-    for line in lines[:LISTED]:
-        print(line, file=sys.stderr)
-    if lines[LISTED:]:
-        print('... and %d more' % len(lines[LISTED:]), file=sys.stderr)
 
 
 class _Index:
@@ -298,7 +294,7 @@ class _Index:
             if path in self._exact:
                 return self._exact[path], ''
             if path in unused:
-                return path, 'is ' + unused[path] if unused[path] != pictures.SYSTEM else 'lies ' + unused[path]
+                return path, ('lies ' if unused[path] == pictures.SYSTEM else 'is ') + unused[path]
         several = self._loose.get(path, ()) if os.sep not in path else ()
         if len(several) == 1:
             return several[0], ''
@@ -333,11 +329,11 @@ def _new_plan(where, classes, unused):
         raise utils.Error('%s has %d classes; at least 2 are needed' % (where, len(classes)))
     for name in classes:
         if name.lower() in PARTS | NO_NAMES:
-            data_pair.warn('%r is taken for the name of a class' % shown(name))
+            utils.warn('%r is taken for the name of a class' % shown(name))
     for name, times in collections.Counter(map(str.casefold, classes)).items():
         if times > 1:
             text = '%d classes are named %r, in capital and small letters: they are taken for different ones'
-            data_pair.warn(text % (times, shown(name)))
+            utils.warn(text % (times, shown(name)))
     parts = dict(train=[], test=[], unlabeled=[])
     return Plan(tuple(classes), parts, unused), {name: label for label, name in enumerate(classes)}
 
@@ -346,7 +342,7 @@ def _finished(plan, folder, test_fraction, seed):
     """Sets test pictures aside if asked, checks the classes, leaves out unlabelled pictures of test groups, warns."""
     if test_fraction is not None:
         _check_parts(plan, folder, ['train'])
-        plan.parts['train'], plan.parts['test'] = set_aside(plan.parts['train'], plan.classes, test_fraction, seed)
+        plan.parts['train'], plan.parts['test'] = take_test(plan.parts['train'], plan.classes, test_fraction, seed)
     _check_parts(plan, folder, ['train', 'test'])
     testing = {item.group for item in plan.parts['test']} - {None}
     unlabeled = plan.parts.pop('unlabeled')
@@ -364,7 +360,7 @@ def _warn_of_shared_files(plan, folder):
     pairs = [(item.path, tests[file]) for item in others if (file := _identity(folder, item)) in tests]
     if pairs:
         text = '%d test pictures train as well, through links: %s and %s are one file, for example'
-        data_pair.warn(text % (len(pairs), *map(shown, min(pairs))))
+        utils.warn(text % (len(pairs), *map(shown, min(pairs))))
 
 
 def _identity(folder, item):
@@ -382,7 +378,7 @@ def _check_parts(plan, folder, parts):
             raise utils.Error('%s: no picture %s; not used: %s' % (shown(folder), what, reasons or 'none'))
 
 
-def set_aside(items, classes, fraction, seed):
+def take_test(items, classes, fraction, seed):
     """Splits items in two, the second with about `fraction` of each class, at least one; a group stays together.
 
     Without groups, round(fraction * n) of a class's n pictures are set aside, but at least one. Groups are taken in
@@ -502,8 +498,8 @@ def check_new_name(name):
         raise utils.Error(text % (shown(name), ', '.join(data_pair.FAMILIES)))
 
 
-def check_name(data_dir, name):
-    """Raises utils.Error unless a new dataset can bear a name: see check_new_name; and no file of it is there."""
+def check_free(data_dir, name):
+    """As check_new_name; raises utils.Error as well if a file of that dataset is there."""
     check_new_name(name)
     paths = [data_pair.record_file(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
     for path in (data_pair.family_file(data_dir, name), *paths):
@@ -535,7 +531,7 @@ def make(folder, name, data_dir, size, colors, augment, range, labels, test_frac
     """
     size = parse_size(size)
     augment, range = parse_augment(augment, size), parse_range(range)
-    check_name(data_dir, name)
+    check_free(data_dir, name)
     if labels:
         plan = plan_table(folder, labels, test_fraction, seed, skip_bad)
     else:
@@ -545,7 +541,7 @@ def make(folder, name, data_dir, size, colors, augment, range, labels, test_frac
         order = np.random.RandomState(seed).permutation(len(plan.parts[part]))
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
-    family = data_pair.Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
+    family = data.Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
     save(name, data_dir, family, _converted(plan, folder, family, max_megapixels, skip_bad))
     for line in table(plan):
         print(line)
@@ -553,15 +549,15 @@ def make(folder, name, data_dir, size, colors, augment, range, labels, test_frac
 
 
 def save(name, data_dir, family, parts):
-    """Writes the record files of a new dataset and its description, a data_pair.Family, all or nothing.
+    """Writes the record files of a new dataset and its description, a data.Family, all or nothing.
 
     `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
     with contextlib.ExitStack() as stack:  # If nothing failed, renames all files at its end; the first entered is last.
-        description = stack.enter_context(records.aside(data_pair.family_file(data_dir, name)))
+        description = stack.enter_context(utils.creating(data_pair.family_file(data_dir, name)))
         for part, examples, total in parts:
             path = data_pair.record_file(data_dir, name, part)
-            target = stack.enter_context(records.aside(path))
+            target = stack.enter_context(utils.creating(path))
             records.write_part(target, examples, total)
         data_pair.write_family(description, family)
 

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from libml import utils
+from libml.utils import shown
 
 MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
 LARGE = 1 << 25  # Pixels. Of larger pictures one is decoded at a time: one for each core would fill the memory.
@@ -146,13 +147,6 @@ def _looks_like_a_picture(path):
     return any(Image.OPEN[name][1](first) for name in SNIFFED if name in Image.OPEN)
 
 
-def shown(text):
-    """Returns a path as stdout can print it on one line, whatever bytes it is made of."""
-    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
-    plain = ''.join(repr(c)[1:-1] if utils.is_control(c) else c for c in str(text))
-    return plain.encode(encoding, 'backslashreplace').decode(encoding)
-
-
 # --- One picture ---
 
 
@@ -183,7 +177,7 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
     Raises:
         ValueError: it cannot be read; the text says why. TooDeep: it needs a range.
     """
-    with patient(max_megapixels):
+    with lenient(max_megapixels):
         try:
             return _converted(source, size, colors, range)
         except (TooDeep, MemoryError):
@@ -352,32 +346,31 @@ def _jpeg_segments(content):
 
 
 _LARGE = threading.Lock()
-_PATIENCE = threading.Lock()
-_patients = []  # What to undo, once for all threads that are in `patient`.
+_LENIENCE = threading.Lock()
+_lenient = dict(threads=0, undo=None)  # How many threads are in `lenient`; the ExitStack that undoes what it changed.
 
 
 @contextlib.contextmanager
-def patient(max_megapixels=MAX_MEGAPIXELS):
+def lenient(max_megapixels=MAX_MEGAPIXELS):
     """Lifts Pillow's limit on the size of pictures to `max_megapixels`, and silences its warnings of odd metadata.
 
     Both belong to the whole process: the first of several threads sets them, and the last one puts them back.
     """
-    with _PATIENCE:
-        if not _patients:
-            undo = contextlib.ExitStack()
+    with _LENIENCE:
+        if not _lenient['threads']:
+            undo = _lenient['undo'] = contextlib.ExitStack()
             undo.enter_context(warnings.catch_warnings())
             warnings.simplefilter('ignore')
             undo.callback(setattr, Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
             Image.MAX_IMAGE_PIXELS = max(1, int(max_megapixels * 1e6 / 2))  # Pillow refuses what has twice as many.
-            _patients.append(undo)
-        _patients.append(None)
+        _lenient['threads'] += 1
     try:
         yield
     finally:
-        with _PATIENCE:
-            _patients.pop()
-            if len(_patients) == 1:
-                _patients.pop().close()
+        with _LENIENCE:
+            _lenient['threads'] -= 1
+            if not _lenient['threads']:
+                _lenient['undo'].close()
 
 
 def convert_all(paths, *args, ahead=0, **kwargs):

@@ -6,7 +6,6 @@ Reading checks everything (checksums, parsing, labels, sizes, decoding), so that
 of the record, counted from 0. PNGs are encoded and decoded in whole batches.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -103,39 +102,6 @@ def batch_size(shape):
 # --- Writing ---
 
 
-@contextlib.contextmanager
-def aside(path):
-    """Gives the name of a file to write beside `path`; it takes the name `path` only once it is whole.
-
-    On any exception (Ctrl-C too) the unfinished file is removed. A process that is killed leaves at most a
-    *.part-<pid>-<random>, which nothing reads. No two processes share one, on whatever hosts they run.
-
-    Raises:
-        utils.Error: `path` exists already: nothing is overwritten.
-    """
-    if os.path.lexists(path):
-        text = '%s exists already and is never overwritten: remove it first, and the splits that were made from it'
-        raise utils.Error(text % path)
-    with utils.replacing(path) as part:
-        yield part
-        with open(part, 'rb+') as f:
-            os.fsync(f.fileno())
-
-
-@contextlib.contextmanager
-def made(folder):
-    """Makes a folder unless it is there. On failure, removes the folder if it was newly made and is empty."""
-    new = not os.path.isdir(folder)
-    os.makedirs(folder, exist_ok=True)
-    try:
-        yield folder
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
-        raise
-
-
 class Example(NamedTuple):
     """What a record holds: PNG bytes, the class or NO_CLASS, the group or NO_GROUP."""
 
@@ -163,12 +129,12 @@ def write(path, examples, total=None):
     Raises:
         utils.Error: the file exists already, or the disk is full.
     """
-    with aside(path) as part:
+    with utils.creating(path) as part:
         return write_part(part, itertools.starmap(serialize, examples), total)
 
 
 def write_part(part, examples, total=None):
-    """Writes serialized examples to a file given by `aside`, with a progress bar; returns their number."""
+    """Writes serialized examples to a file given by `utils.creating`, with a progress bar; returns their number."""
     n, path = 0, part.rsplit('.part-', 1)[0]
     bar = tqdm(examples, os.path.basename(path), total, unit='rec', leave=False)
     try:

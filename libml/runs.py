@@ -127,8 +127,8 @@ def try_lock(file, owner):
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-    text = 'Warning: this file system has no locks: let one process at a time train this run. If none does, remove %s'
-    print(text % file.name, file=sys.stderr)
+    text = 'this file system has no locks: let one process at a time train this run. If none does, remove %s'
+    utils.warn(text % file.name)
     match = re.fullmatch(r'process ([1-9]\d{0,8}) on (.*)', owner)
     return not (match and match[2] == socket.gethostname() and is_running(int(match[1])))
 

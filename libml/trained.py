@@ -10,7 +10,6 @@ Everywhere here, `args` is what a run's args.json holds, and `data_dir` the fold
 import contextlib
 import itertools
 import os
-import shutil
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -125,8 +124,8 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
     utils.check('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
     ckpt, folder = checkpoints.resolve(ckpt or path), runs.folder_of(path)
     args = read_args(folder)
-    whiten = find_normalisation(folder, args, data_dir)
-    return Classifier(folder, args, find_family(args, data_dir), ckpt, weights, whiten)
+    normalisation = find_normalisation(folder, args, data_dir)
+    return Classifier(folder, args, find_family(args, data_dir), ckpt, weights, normalisation)
 
 
 class Classifier:
@@ -144,7 +143,7 @@ class Classifier:
         images, probabilities, class_names: its tensors, uint8 [None, H, W, C], float32 [None, nclass], string [nclass].
     """
 
-    def __init__(self, folder, args, family, ckpt, weights, whiten):
+    def __init__(self, folder, args, family, ckpt, weights, normalisation):
         self.folder, self.args, self.family, self.ckpt, self.weights = folder, args, family, ckpt, weights
         self.classes = family.names
         sizes = [args[name] for name in SIZES]
@@ -155,7 +154,7 @@ class Classifier:
         tf.config.experimental.enable_tensor_float_32_execution(False)
         with tf.Graph().as_default() as self.graph:
             self.images = tf.placeholder(tf.uint8, [None, *family.shape], 'images')
-            found = logits(self.images, args['arch'], sizes, values, whiten)
+            found = logits(self.images, args['arch'], sizes, values, normalisation)
             self.probabilities = tf.nn.softmax(found, name='probabilities')
             self.class_names = tf.constant(self.classes, name='classes')  # For `export`.
             self.session = tf.Session(config=utils.get_config())
@@ -185,7 +184,8 @@ class Classifier:
         Yields:
             For each path, in order: (path, float32 [nclass]), or (path, ValueError) where the file cannot be read.
         """
-        (paths, again), family = itertools.tee(paths), self.family
+        family = self.family
+        paths, again = itertools.tee(paths)
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, ahead=self.batch)
         items = zip(again, images, strict=True)
         while batch := list(itertools.islice(items, self.batch)):
@@ -204,7 +204,7 @@ class Classifier:
         return found
 
 
-def logits(images, arch, sizes, values, whiten):
+def logits(images, arch, sizes, values, normalisation):
     """Builds a network whose weights are constants; returns its logits, float32 [None, nclass].
 
     Args:
@@ -212,9 +212,10 @@ def logits(images, arch, sizes, values, whiten):
         arch: one of networks.MODELS.
         sizes: values of SIZES.
         values: {name: array} of the variables.
-        whiten: mean and deviation that images on the scale from -1 to 1 are normalised by.
+        normalisation: mean and deviation that images on the scale from -1 to 1 are normalised by.
     """
-    size, (mean, deviation) = dict(zip(SIZES, sizes, strict=True)), whiten
+    mean, deviation = normalisation
+    size = dict(zip(SIZES, sizes, strict=True))
     return networks.build(
         arch,
         data.to_float(images),
@@ -235,20 +236,13 @@ def explained(error):
 
 @contextlib.contextmanager
 def result(path):
-    """Gives the name of a new file or folder beside `path`. It is renamed at the end, or removed on an exception.
+    """As utils.creating, for what a run has learned.
 
     Raises:
         utils.Error: `path` exists already, or cannot be written.
     """
-    if os.path.lexists(path):
-        raise utils.Error('%s exists already and is never overwritten: remove it, or choose another name' % path)
-    part = utils.part(os.path.abspath(path))
     try:
-        yield part
-        os.rename(part, path)
+        with utils.creating(path) as part:
+            yield part
     except (OSError, tf.errors.OpError) as error:
         raise utils.Error('cannot write %s (%s)' % (path, utils.reason(error))) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.remove(part)

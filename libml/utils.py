@@ -1,9 +1,10 @@
-"""What everything else stands on: errors, scripts, sessions, variables, JSON files."""
+"""What everything else stands on: errors, scripts, sessions, variables, new files, JSON files."""
 
 import contextlib
 import json
 import os
 import re
+import shutil
 import sys
 import unicodedata
 import uuid
@@ -113,6 +114,26 @@ def is_control(character):
     return turns or unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp')
 
 
+def shown(text):
+    """Returns a path or another text as stdout can print it on one line, whatever bytes it is made of."""
+    encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
+    plain = ''.join(repr(c)[1:-1] if is_control(c) else c for c in str(text))
+    return plain.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def warn(text):
+    """Prints a warning on stderr."""
+    print('Warning: %s' % text, file=sys.stderr, flush=True)
+
+
+def print_list(lines, most=20):
+    """Prints the first lines of a list on stderr, and how many more there are."""
+    for line in lines[:most]:
+        print(line, file=sys.stderr)
+    if lines[most:]:
+        print('... and %d more' % len(lines[most:]), file=sys.stderr)
+
+
 def reason(error):
     """Returns what an exception says, as one line."""
     text = getattr(error, 'message', None) or str(error) or type(error).__name__
@@ -206,28 +227,58 @@ def read_json(path, default):
         return default
 
 
-def part(path):
-    """Returns a name for a file while it is written; no other process takes it, on whatever host."""
-    return '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
+@contextlib.contextmanager
+def replacing(path):
+    """Gives the name of a new file or folder beside `path`, to be renamed to `path` at the end.
+
+    On an exception (Ctrl-C too) it is removed. A process that is killed leaves at most a *.part-<pid>-<random>, which
+    nothing reads. No two processes share one, on whatever hosts they run.
+    """
+    part = '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.remove(part)
+        raise
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Gives the name of a new file beside `path`. It is renamed to `path` at the end, or removed on an exception."""
-    aside = part(path)
+def creating(path):
+    """As `replacing`, if nothing has the name `path` yet; what is written is on the disk at the end.
+
+    Raises:
+        Error: `path` exists already: nothing is overwritten.
+    """
+    if os.path.lexists(path):
+        raise Error('%s exists already and is never overwritten: remove it first, or choose another name' % path)
+    with replacing(os.path.abspath(path)) as part:
+        yield part
+        file = os.open(part, os.O_RDONLY)  # Of a folder, too.
+        os.fsync(file)
+        os.close(file)
+
+
+@contextlib.contextmanager
+def made(folder):
+    """Makes a folder unless it is there. On failure, removes the folder if it was newly made and is empty."""
+    new = not os.path.isdir(folder)
+    os.makedirs(folder, exist_ok=True)
     try:
-        yield aside
-        os.replace(aside, path)
+        yield folder
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(aside)
+        if new:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
         raise
 
 
 def write_json(path, value):
     """Writes a JSON file, whole or not at all; makes its folder."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with replacing(path) as aside, naming(path), open(aside, 'w', encoding='utf-8') as file:
+    with replacing(path) as part, naming(path), open(part, 'w', encoding='utf-8') as file:
         json.dump(value, file, indent=2, sort_keys=True)
         file.write('\n')
 

@@ -28,7 +28,7 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from libml import archives, data_pair, folders, options, pictures, records, utils
+from libml import archives, data, data_pair, folders, options, pictures, records, utils
 from libml.archives import Archive
 from libml.options import Option, above
 
@@ -211,7 +211,7 @@ def copy_test_set(data_dir, name, other):
     """Makes the test set of one dataset that of another as well, unless the other has one."""
     path = data_pair.record_file(data_dir, other, 'test')
     if not os.path.exists(path):
-        with records.aside(path) as part:
+        with utils.creating(path) as part:
             shutil.copyfile(data_pair.record_file(data_dir, name, 'test'), part)
 
 
@@ -219,7 +219,7 @@ def keep_folds(path, fetch):
     """Keeps the published folds of stl10's labelled pictures, which its splits of 1000 labels take."""
     if not os.path.exists(path):
         folds = archives.contents(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
-        with records.aside(path) as part:
+        with utils.creating(path) as part:
             pathlib.Path(part).write_bytes(folds)
 
 
@@ -242,7 +242,7 @@ def fetching(data_dir, source, verify):
         yield fetch
         return
     with archives.locked(os.path.join(data_dir, '.downloads.lock')):
-        with records.made(downloads):
+        with utils.made(downloads):
             yield fetch
         for path in taken.values():
             os.remove(path)
@@ -265,7 +265,7 @@ def resize(source, name, data_dir, size, augment=None):
     Raises:
         utils.Error: the name cannot be, or is taken; a record is damaged.
     """
-    folders.check_name(data_dir, name)
+    folders.check_free(data_dir, name)
     size, family = folders.parse_size(size), data_pair.find_family(data_dir, source)
     shift = round(family.shift * min(size) / min(family.height, family.width))
     mirror, shift = (family.mirror, shift) if augment is None else folders.parse_augment(augment, size)
@@ -276,7 +276,7 @@ def resize(source, name, data_dir, size, augment=None):
         unlabeled=[path for path in train if path == unlabeled],
     )
     kept = tuple(part for part in ('train', 'unlabeled') if parts[part])
-    new = data_pair.Family(*size, family.colors, family.nclass, mirror, shift, parts=kept, classes=family.classes)
+    new = data.Family(*size, family.colors, family.nclass, mirror, shift, parts=kept, classes=family.classes)
 
     def made():
         for part in ('train', 'test', *kept[1:]):
@@ -322,9 +322,7 @@ NEW = dict(  # Of a dataset that gets a name of its own.
     name=Option('', 'Name of the new dataset: that of --from_folder, or the resized copy (--size).'),
     size=Option('', "WIDTHxHEIGHT of the pictures; default: 32x32 for the user's own, as they are for published ones."),
     augment=Option(
-        None,
-        "Augmentation, such as 'mirror,shift4' or ''. Default: mirror and shift; of a resized copy, as its source.",
-        type=str,
+        None, "Augmentation, as 'mirror,shift4' or ''. Default: mirror and shift; for --size, its source's.", type=str
     ),
 )
 OPTIONS = dict(
@@ -353,12 +351,12 @@ def create(names=(), **given):
     check(names, chosen)
     source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
     new = {name: chosen[name] for name in NEW}
-    with records.made(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
+    with utils.made(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
         if folder:
             own = {name: chosen[name] for name in OWN}
             return folders.make(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
         if new['name']:
-            folders.check_name(data_dir, new['name'])  # Before anything is downloaded.
+            folders.check_free(data_dir, new['name'])  # Before anything is downloaded.
         for name in names or DATASETS:
             install(name, data_dir, source, verify)
         if new['name']:

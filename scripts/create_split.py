@@ -157,7 +157,7 @@ class Source:
 
     Attributes:
         name: of the dataset.
-        family: data_pair.Family; None where the name is unknown.
+        family: data.Family; None where the name is unknown.
         labels: int32 [n]; records.NO_CLASS where a record has none.
         groups: int64 [n]; records.NO_GROUP where a record has none.
         stats: float64 [nclass], see `shares`.
@@ -236,9 +236,9 @@ def create(source, targets, size, seed):
     labeled = source.pick(size, seed)
     unlabeled = order_unlabeled(source.labels, source.stats, labeled)
     unlabeled, free = whole_groups(unlabeled, source.labels, source.groups, labeled)
-    label, unlabel, map_file = map(records.aside, targets)
+    label, unlabel, map_file = map(utils.creating, targets)
     with (
-        records.made(os.path.dirname(targets[0]) or '.'),
+        utils.made(os.path.dirname(targets[0]) or '.'),
         map_file as map_part,  # If nothing failed, all files are renamed at the end; the first entered is last.
         unlabel as unlabel_part,
         label as label_part,
@@ -262,14 +262,14 @@ def remark(split, source, labeled, unlabeled, free):
     data_pair.warn_of_classes(split, source.labels[labeled], names)
     if not count:
         text = '%s: no picture is left to be unlabelled: train %s-0 with --w_match=0, or choose a smaller --size'
-        data_pair.warn(text % (split, split))
+        utils.warn(text % (split, split))
     elif source.labels[unlabeled].max() == records.NO_CLASS:
-        data_pair.warn('%s: no picture with a class is left to validate: the validation accuracy will be nan' % split)
+        utils.warn('%s: no picture with a class is left to validate: the validation accuracy will be nan' % split)
     if free < count:
         text = '%s: %d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
-        data_pair.warn(text % (split, count - free, free))
+        utils.warn(text % (split, count - free, free))
     if not source.family:
-        data_pair.warn('%s: %s' % (split, data_pair.description_hint(source.name)))
+        utils.warn('%s: %s' % (split, data_pair.description_hint(source.name)))
 
 
 def make(name, *paths, size=None, seed=0, all=False, data_dir=None):

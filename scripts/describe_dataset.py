@@ -33,7 +33,7 @@ def describe(name, augment=None, classes='', data_dir=None):
     """
     data_dir = data_pair.find_data_dir(data_dir)
     folders.check_new_name(name)
-    with records.aside(data_pair.family_file(data_dir, name)) as part:
+    with utils.creating(data_pair.family_file(data_dir, name)) as part:
         family = describe_records(name, data_dir, augment, tuple(classes.split(',')) if classes else ())
         data_pair.write_family(part, family)
     text = '%s: %d classes, %d x %d pixels, %d colors'
@@ -41,7 +41,7 @@ def describe(name, augment=None, classes='', data_dir=None):
 
 
 def describe_records(name, data_dir, augment, classes):
-    """Returns the data_pair.Family of record files. See `describe` for the arguments and for what is raised."""
+    """Returns the data.Family of record files. See `describe` for the arguments and for what is raised."""
     train = records.RecordFile(data_pair.record_file(data_dir, name, 'train'))
     unlabeled = os.path.isfile(data_pair.record_file(data_dir, name, 'unlabeled'))
     parts = ('train', 'unlabeled') if unlabeled else ('train',)

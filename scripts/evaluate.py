@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from libml import data, options, trained, utils
 from libml.options import Option
-from libml.pictures import shown
+from libml.utils import shown
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.
 NUMBERED = 20  # Classes up to which the cells of the confusion matrix bear their counts.
@@ -55,8 +55,8 @@ def measure(labels, probabilities, classes):
         classes, a list of dicts of name, precision, recall, f1 (percent, None where they are not defined) and count;
         confusion, counts [true class][guessed class]; reliability, a list of the rows of `calibration`.
     """
-    guesses, confidence, which = probabilities.argmax(1), probabilities.max(1), range(len(classes))
-    table = metrics.precision_recall_fscore_support(labels, guesses, labels=which, zero_division=np.nan)
+    guesses, confidence, numbers = probabilities.argmax(1), probabilities.max(1), range(len(classes))
+    table = metrics.precision_recall_fscore_support(labels, guesses, labels=numbers, zero_division=np.nan)
     bins = calibration(confidence, guesses == labels)
     return dict(
         pictures=len(labels),
@@ -68,7 +68,7 @@ def measure(labels, probabilities, classes):
             dict(name=name, precision=percent(precision), recall=percent(recall), f1=percent(f1), count=int(count))
             for name, precision, recall, f1, count in zip(classes, *table, strict=True)
         ],
-        confusion=metrics.confusion_matrix(labels, guesses, labels=which).tolist(),
+        confusion=metrics.confusion_matrix(labels, guesses, labels=numbers).tolist(),
         reliability=bins.to_dict('records'),
     )
 

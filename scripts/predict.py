@@ -18,9 +18,9 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from libml import folders, options, pictures, trained, utils
+from libml import options, pictures, trained, utils
 from libml.options import Option
-from libml.pictures import shown
+from libml.utils import shown
 
 DOUBTFUL = 0.5  # Confidence below which a guess is doubtful.
 OPTIONS = dict(
@@ -126,7 +126,7 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
     with trained.result(out) as part, open(part, 'w', encoding='utf-8', newline='') as file:
         classifier = trained.load(run, **which)
         labels, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
-        folders.print_list(['%s: %s' % (shown(path), reason) for path, reason in bad.items()])
+        utils.print_list(['%s: %s' % (shown(path), reason) for path, reason in bad.items()])
         if bad and not skip_bad:
             text = '%d pictures cannot be read, see above: mend or remove them, or give --skip_bad'
             raise utils.Error(text % len(bad))

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from libml import data_pair, records
+from libml import data_pair, records, utils
 from scripts import create_datasets, create_split
 
 
@@ -115,7 +115,7 @@ def encode_png(image):
 
 def write_serialized(path, examples):
     """Writes a record file of serialized examples; returns their number."""
-    with records.aside(path) as part:
+    with utils.creating(path) as part:
         return records.write_part(part, examples)
 
 

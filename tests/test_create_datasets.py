@@ -15,7 +15,7 @@ import pytest
 from conftest import assert_one_line_error, command
 from scipy.io import savemat
 
-from libml import archives, data_pair, records, utils
+from libml import archives, data, data_pair, records, utils
 from libml.data_pair import DATASETS
 from scripts import create_datasets, create_split
 
@@ -457,7 +457,7 @@ def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, capsys):
         assert np.abs(found[0] - images).max() <= 1 and (found[1] == labels).all()
     family = data_pair.find_family(install.data, 'cifar10-16')
     cifar10 = data_pair.FAMILIES['cifar10']
-    assert family == data_pair.Family(16, 16, 3, 10, True, 2, classes=cifar10.classes)
+    assert family == data.Family(16, 16, 3, 10, True, 2, classes=cifar10.classes)
     assert split(install.data, 'cifar10-16', 1, 20).height == 16
     with pytest.raises(utils.Error, match=r'cifar10-16.json exists already'):
         install('cifar10', size='8x8', name='cifar10-16')

@@ -196,7 +196,7 @@ def test_a_split_renamed_to_another_size_is_refused(folder):
 
 @pytest.mark.parametrize('nclass,shape', [(10, (8, 9, 1)), (10, (8, 8, 3)), (2, SHAPE)])
 def test_records_of_another_kind_are_refused(folder, nclass, shape):
-    family = data_pair.Family(*shape, nclass, mirror=False, shift=0)
+    family = data.Family(*shape, nclass, mirror=False, shift=0)
     data_pair.write_family(os.path.join(folder, 'mine.json'), family)
     for name in [*FILES, 'digits-test.tfrecord']:
         shutil.copy(os.path.join(folder, name), os.path.join(folder, name.replace('digits', 'mine')))
@@ -296,7 +296,7 @@ def own(folder, train, unlabeled=(), nclass=3, size=6):
         path = data_pair.record_file(folder, 'own', part)
         records.write(path, [records.Example(next(pictures), *example) for example in examples])
     kept = tuple(part for part in parts if part != 'test')
-    family = data_pair.Family(*SHAPE, nclass, mirror=True, shift=1, parts=kept)
+    family = data.Family(*SHAPE, nclass, mirror=True, shift=1, parts=kept)
     data_pair.write_family(data_pair.family_file(folder, 'own'), family)
     create_split.make('own', size=size, seed=1, data_dir=folder)
     return folder
@@ -379,7 +379,7 @@ def test_groups_stay_on_one_side(tmp_path, capsys):
 
 
 def test_a_family_is_read_as_written(folder):
-    family = data_pair.Family(*SHAPE, 10, mirror=True, shift=2, classes=tuple('abcdefghij'), range=(0, 4095.5))
+    family = data.Family(*SHAPE, 10, mirror=True, shift=2, classes=tuple('abcdefghij'), range=(0, 4095.5))
     data_pair.write_family(data_pair.family_file(folder, 'mine'), family)
     assert data_pair.find_family(folder, 'mine') == family
     for name in [*FILES, 'digits-test.tfrecord']:

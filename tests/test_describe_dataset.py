@@ -6,7 +6,7 @@ import fakes
 import pytest
 from conftest import assert_one_line_error, command
 
-from libml import data_pair, records, utils
+from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
 from scripts import create_split, describe_dataset
 
@@ -31,7 +31,7 @@ def test_described_records_can_be_split_and_read(folder, capsys):
     create_split.make('mine', size=6, seed=1, data_dir=str(folder))
     dataset = DATASETS['mine.1@6-4'](str(folder))
     assert [len(images) for images in dataset.sets.values()] == [6, 8, 4, 3]
-    assert dataset.family == data_pair.Family(*SHAPE, 3, mirror=True, shift=1)
+    assert dataset.family == data.Family(*SHAPE, 3, mirror=True, shift=1)
 
 
 def test_a_description_takes_names_augmentation_and_unlabelled_pictures(folder):
@@ -43,7 +43,7 @@ def test_a_description_takes_names_augmentation_and_unlabelled_pictures(folder):
 
 
 BAD = {  # What is wrong: what is written instead or besides, the arguments, words of the error.
-    'no name': ({}, dict(name='cifar10'), 'not one of cifar10'),
+    'no name': ({}, dict(name='cifar10'), 'none of cifar10'),
     'no records': ({}, dict(name='yours'), r'yours-train.tfrecord is missing'),
     'no test set': (dict(test=None), {}, r'mine-test.tfrecord is missing'),
     'another size': (dict(test=([0], (8, 8, 3))), {}, r'mine-test.tfrecord: record 0 is a picture of 8x8x3'),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from libml import data_pair, folders, pictures, records, utils
+from libml import data, data_pair, folders, pictures, records, utils
 from libml.data_pair import DATASETS
 from libml.folders import Item
 from scripts import create_datasets, create_split
@@ -77,7 +77,7 @@ def test_a_folder_becomes_a_dataset(tmp_path, capsys):
             f.write('no picture')
     run(folder, tmp_path / 'data', size='10x12', augment='mirror,shift2')
     family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
-    assert family == data_pair.Family(12, 10, 3, 3, True, 2, parts=('train', 'unlabeled'), classes=tuple(CLASSES))
+    assert family == data.Family(12, 10, 3, 3, True, 2, parts=('train', 'unlabeled'), classes=tuple(CLASSES))
     for part, each in (('train', 6), ('test', 2)):
         images, labels = read(tmp_path / 'data', part)
         assert images.shape == (3 * each, 12, 10, 3)
@@ -272,9 +272,9 @@ def test_setting_aside_is_stratified_and_loses_nothing(counts, fraction, seed):
     wanted = [max(1, round(fraction * count)) for count in counts]
     if any(want >= count for want, count in zip(wanted, counts, strict=True)):
         with pytest.raises(utils.Error, match='too few to set'):
-            folders.set_aside(items, 'abcde', fraction, seed)
+            folders.take_test(items, 'abcde', fraction, seed)
         return
-    rest, aside = folders.set_aside(items, 'abcde', fraction, seed)
+    rest, aside = folders.take_test(items, 'abcde', fraction, seed)
     assert sorted(rest + aside) == sorted(items)
     assert [sum(item.label == label for item in aside) for label in range(len(counts))] == wanted
 
@@ -288,7 +288,7 @@ def test_setting_aside_is_stratified_and_loses_nothing(counts, fraction, seed):
 def test_a_group_stays_on_one_side(pairs, fraction, seed):
     items = [Item(str(i), label, group) for i, (label, group) in enumerate(pairs)]
     try:
-        rest, aside = folders.set_aside(items, 'abc', fraction, seed)
+        rest, aside = folders.take_test(items, 'abc', fraction, seed)
     except utils.Error as error:
         assert 'too few' in str(error)
         return
@@ -299,7 +299,7 @@ def test_a_group_stays_on_one_side(pairs, fraction, seed):
 
 def test_with_many_groups_about_the_fraction_is_set_aside():
     items = [Item('%d' % i, i % 3, 'g%d' % (i // 7)) for i in range(2100)]
-    _, aside = folders.set_aside(items, 'abc', 0.2, 1)
+    _, aside = folders.take_test(items, 'abc', 0.2, 1)
     counts = [sum(item.label == label for item in aside) for label in range(3)]
     assert all(120 <= count <= 160 for count in counts)
 

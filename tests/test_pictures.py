@@ -153,7 +153,7 @@ def test_several_threads_share_pillows_limit():
     inside, leave = threading.Barrier(3), threading.Event()
 
     def stay():
-        with pictures.patient(9):
+        with pictures.lenient(9):
             inside.wait()
             leave.wait()
 
@@ -161,7 +161,7 @@ def test_several_threads_share_pillows_limit():
     for thread in threads:
         thread.start()
     inside.wait()
-    with pictures.patient(9):
+    with pictures.lenient(9):
         pass
     assert Image.MAX_IMAGE_PIXELS == 4_500_000
     leave.set()
@@ -446,5 +446,5 @@ def test_what_is_no_file_is_never_opened(tmp_path):
 def test_any_name_can_be_shown(tmp_path):
     touch(os.fsencode(str(tmp_path)).decode(), 'a\udcff\n.txt')
     (name,) = pictures.listed(str(tmp_path))[1]
-    assert pictures.shown(name) == r'a\udcff\n.txt'
-    assert pictures.shown('\x1b[31m é\u202e') == r'\x1b[31m é\u202e'
+    assert utils.shown(name) == r'a\udcff\n.txt'
+    assert utils.shown('\x1b[31m é\u202e') == r'\x1b[31m é\u202e'

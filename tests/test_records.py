@@ -351,9 +351,9 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
-    with pytest.raises(ValueError), records.made(tmp_path / 'a' / 'b'):
+    with pytest.raises(ValueError), utils.made(tmp_path / 'a' / 'b'):
         raise ValueError
     assert not (tmp_path / 'a' / 'b').exists()
-    with pytest.raises(ValueError), records.made(tmp_path):
+    with pytest.raises(ValueError), utils.made(tmp_path):
         raise ValueError
     assert tmp_path.exists()
