@@ -10,7 +10,7 @@ setup(
     packages=['libml', 'ablation'],
     python_requires='>=3.10',
     install_requires=[
-        'tensorflow>=2.18',  # The graph and its session. Tried: 2.21.
+        'tensorflow>=2.18',  # The graph and its session. Tried: 2.18 to 2.21, with equal bits.
         'absl-py',  # Command-line flags.
         'easydict',  # Results with named fields, as in the published code.
         'numpy',

@@ -106,7 +106,6 @@ class Model:
         self.update_key = tf.identity(self.step, name='update_key')  # What random draws depend on; `tune` feeds it.
         self.keys = layers.Keys(self.seed, self.update_key)
         self.iterators = []
-        self.warned = False
         self.stopped = []  # The names of the signals that asked to stop.
 
     def build(self):
@@ -211,8 +210,6 @@ class Model:
             init_ckpt=init_ckpt,
         )
 
-    # The loop.
-
     def train(self, train_nimg, report_nimg, save_nimg=None, keep_ckpt=50, init_ckpt=''):
         """Trains until train_nimg labelled images have been seen, continuing from the newest whole checkpoint.
 
@@ -256,9 +253,10 @@ class Model:
                 progress_bar(step, train_nimg, disable=self.machine.host > 0) as bar,
             ):
                 periods = Periods(self.params.batch, train_nimg, report_nimg, save_nimg)
-                step, finished = self.loop(step, periods, keep_ckpt, means, log, bar)
+                loop = Loop(self, step, means, periods, keep_ckpt, log, bar)
+                finished = loop.run()
         if not finished:
-            print('Stopped by %s at step %d; the same command continues from there.' % (self.stopped[0], step))
+            print('Stopped by %s at step %d; the same command continues from there.' % (self.stopped[0], loop.step))
             raise SystemExit(EXIT_INTERRUPTED)
 
     def resume(self, init_ckpt):
@@ -266,88 +264,11 @@ class Model:
         self.checkpoints.resume(self.session, init_ckpt)
         return Means(self.scalars, self.checkpoints.note())
 
-    def loop(self, step, periods, keep_ckpt, means, log, bar):
-        """Makes updates, checkpoints and reports from `step` on, until the end or until a signal came.
-
-        A checkpoint is saved before the report of its step, so that no update is lost if the report fails. The report
-        is made in the next turn of the loop, where a run that was stopped in between makes it as well.
-
-        Returns:
-            The step at which it ended, and whether nothing is left to do.
-        """
-        # Nothing is fed: the graph draws its images itself, see ClassifySemi.inputs.
-        update = self.session.make_callable([self.scalar_values, self.ops.train_op])
-        saved, first = step, step
-        report_due = periods.due(step).report and self.lacks_report(step)
-        while True:
-            if report_due:
-                report_due = not self.try_report(step, log, bar)
-            if self.must_stop() or step >= periods.train:  # A later signal takes effect after the next update.
-                self.hosts_done.set()  # A host that ends from here on is no error.
-                break
-
-            clock = time.monotonic()
-            values, _ = update()
-            step += self.params.batch
-            self.check_finite(values, step)
-            means.add(values)
-            if step - self.params.batch == first:  # scripts/benchmark.py waits for this line.
-                tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
-            bar.update(self.params.batch)
-
-            due = periods.due(step)
-            report_due = due.report
-            if due.save or due.report:
-                self.check_finite_weights(step)
-            if due.point:
-                point = means.take()
-                self.warn_of_collapse(point)
-                log.scalars(step, point)
-            if due.save:
-                self.save(step, keep_ckpt, means)
-                saved = step
-        if self.stopped and saved < step:
-            self.save(step, keep_ckpt, means)
-        return step, step >= periods.train and not report_due
-
-    def must_stop(self):
-        """Returns whether a signal asked any host to stop. All hosts get the same answer, so they stop together."""
-        if self.machine.hosts > 1 and self.session.run(self.stop_anywhere, {self.stop: len(self.stopped)}):
-            self.stopped.append('a signal to another host')  # `train` names the first entry.
-        return bool(self.stopped)
-
     def save(self, step, keep_ckpt, means):
         """Writes a checkpoint, and beside it the unfinished means."""
         if self.machine.host:
             return
         self.checkpoints.save(self.session, step, keep_ckpt, means.state())
-
-    def lacks_report(self, step):
-        """Returns whether the run has a checkpoint of its own of a step, but no report."""
-        return self.checkpoints.is_own and not any(at == step for at, _ in runs.accuracies(self.train_dir))
-
-    def try_report(self, step, log, bar):
-        """Makes the report of a step, on host 0. Returns False if a signal came before its end, else True."""
-        if self.machine.host:
-            return True
-        clock = time.monotonic()
-        try:
-            log.scalars(step, self.report(step))
-        except Interrupted:
-            return False
-        bar.set_postfix_str('report %.1f s' % (time.monotonic() - clock), refresh=False)
-        return True
-
-    def warn_of_collapse(self, means):
-        """Says once if the guesses have become one class, by the means of a point of the curves."""
-        collapsed = means.get('monitors/weight_l2u') and means.get('monitors/guess_entropy', 1) < COLLAPSED
-        if collapsed and not self.warned:
-            self.warned = True
-            tqdm.write(
-                'Nearly all guesses are one class (monitors/guess_entropy %.2f): the network no longer learns from the '
-                'unlabelled images. Try a smaller --w_match, or a larger --warmup_kimg.'
-                % means['monitors/guess_entropy']
-            )
 
     def print_start(self, args):
         """Prints the configuration and the table of variables."""
@@ -385,6 +306,104 @@ class Model:
 
 class Interrupted(Exception):
     """A signal came during a report."""
+
+
+class Loop:
+    """Decides when a model makes updates, checkpoints and reports: until the end, or until a signal came.
+
+    A checkpoint is saved before the report of its step, so that no update is lost if the report fails.
+
+    Args:
+        model: Model, its session open.
+        step: int, images seen before.
+        means: Means, of the updates since the last point of the curves.
+        periods: Periods.
+        keep_ckpt: int, checkpoints kept.
+        log: runs.EventLog.
+        bar: tqdm bar over images.
+    """
+
+    def __init__(self, model, step, means, periods, keep_ckpt, log, bar):
+        self.model, self.step, self.means, self.periods = model, step, means, periods
+        self.keep_ckpt, self.log, self.bar = keep_ckpt, log, bar
+        self.first = self.saved = step
+        self.warned = False
+        # Nothing is fed: the graph draws its images itself, see ClassifySemi.inputs.
+        self.make_update = model.session.make_callable([model.scalar_values, model.ops.train_op])
+
+    def run(self):
+        """Runs the loop; returns whether nothing is left to do."""
+        report_due = self.periods.due(self.step).report and self.lacks_report()
+        while True:
+            if report_due:  # Here, so that a run that was stopped after the checkpoint makes the report as well.
+                report_due = not self.try_report()
+            if self.must_stop() or self.step >= self.periods.train:  # A later signal takes effect after an update.
+                self.model.hosts_done.set()  # A host that ends from here on is no error.
+                break
+            self.update()
+            due = self.periods.due(self.step)
+            report_due = due.report
+            if due.save or due.report:
+                self.model.check_finite_weights(self.step)
+            if due.point:
+                self.write_point()
+            if due.save:
+                self.save()
+        if self.model.stopped and self.saved < self.step:
+            self.save()
+        return self.step >= self.periods.train and not report_due
+
+    def update(self):
+        """Makes an update."""
+        clock = time.monotonic()
+        values, _ = self.make_update()
+        if self.step == self.first:  # scripts/benchmark.py waits for this line.
+            tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
+        self.step += self.periods.batch
+        self.model.check_finite(values, self.step)
+        self.means.add(values)
+        self.bar.update(self.periods.batch)
+
+    def write_point(self):
+        """Writes a point of the curves. Says once if the guesses have become one class."""
+        point = self.means.take()
+        self.log.scalars(self.step, point)
+        entropy = point.get('monitors/guess_entropy', 1)
+        if not self.warned and point.get('monitors/weight_l2u') and entropy < COLLAPSED:
+            self.warned = True
+            tqdm.write(
+                'Nearly all guesses are one class (monitors/guess_entropy %.2f): the network no longer learns from the '
+                'unlabelled images. Try a smaller --w_match, or a larger --warmup_kimg.' % entropy
+            )
+
+    def save(self):
+        """Writes a checkpoint."""
+        self.model.save(self.step, self.keep_ckpt, self.means)
+        self.saved = self.step
+
+    def lacks_report(self):
+        """Returns whether the run has a checkpoint of its own of this step, but no report."""
+        accuracies = runs.accuracies(self.model.train_dir)
+        return self.model.checkpoints.is_own and not any(step == self.step for step, _ in accuracies)
+
+    def try_report(self):
+        """Makes a report, on host 0. Returns False if a signal came before its end, else True."""
+        if self.model.machine.host:
+            return True
+        clock = time.monotonic()
+        try:
+            self.log.scalars(self.step, self.model.report(self.step))
+        except Interrupted:
+            return False
+        self.bar.set_postfix_str('report %.1f s' % (time.monotonic() - clock), refresh=False)
+        return True
+
+    def must_stop(self):
+        """Returns whether a signal asked any host to stop. All hosts get the same answer, so they stop together."""
+        model = self.model
+        if model.machine.hosts > 1 and model.session.run(model.stop_anywhere, {model.stop: len(model.stopped)}):
+            model.stopped.append('a signal to another host')  # Model.train names the first entry.
+        return bool(model.stopped)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_the_command_line(folder):
     env = dict(os.environ, PYTHONPATH=os.getcwd(), ML_DATA=str(folder))
     args = 'scripts/describe_dataset.py', 'mine', '--augment=mirror', '--classes=a,b,c'
     done = command(*args, env=env)
-    assert (done.returncode, done.stderr) == (0, ''), done.stderr
+    assert done.returncode == 0, done.stderr  # TensorFlow 2.18 says something on stderr.
     assert os.path.isfile(folder / 'mine.json')
     assert_one_line_error(command(*args, env=env), 'mine.json exists already')
     assert_one_line_error(command(args[0], env=env), 'which dataset')

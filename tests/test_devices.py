@@ -209,7 +209,7 @@ def start_hosts(server, digits_dir, tmp_path):
 
 
 def signalled(number, signal_number):
-    return [partial(before, train.Model, 'must_stop', partial(send, number, signal_number))]
+    return [partial(before, train.Loop, 'must_stop', partial(send, number, signal_number))]
 
 
 def test_two_hosts_train_like_two_devices_though_one_is_stopped_and_killed(start, start_hosts, tmp_path):

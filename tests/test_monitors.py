@@ -2,6 +2,7 @@
 
 import os
 import signal
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -98,10 +99,13 @@ def test_what_is_said_of_guesses(guesses, confidence, entropy):
 
 def test_a_collapse_is_said_once(tmp_path, capsys):
     model = make_model(tmp_path)
+    means = train.Means(['monitors/weight_l2u', 'monitors/guess_entropy'])
+    with model.open_session():
+        loop = train.Loop(model, 0, means, None, 1, mock.Mock(), None)
 
     def said(weight, entropy):
-        means = {'monitors/weight_l2u': weight, 'monitors/guess_entropy': entropy}
-        model.warn_of_collapse(means)
+        means.add([weight, entropy])
+        loop.write_point()
         return capsys.readouterr().out
 
     assert said(weight=0.0, entropy=0.01) == ''  # The guesses do not count yet.
