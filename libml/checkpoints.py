@@ -17,7 +17,6 @@ from libml import utils
 
 NAME = 'model.ckpt'
 NOTE = '.note.json'  # Behind a prefix: what the loop needs to continue exactly, besides the variables.
-PATTERN = re.compile(re.escape(NAME) + r'-(\d+)\.index')
 ASIDE = 'damaged-'  # Before the name of a damaged checkpoint's files.
 UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
 # What TensorFlow's reader says of damage: a checksum, or a file that is cut or missing.
@@ -36,19 +35,7 @@ class Damaged(utils.Error):
 # --- Names ---
 
 
-def find(folder):
-    """Returns the prefixes of the checkpoints in a folder, oldest first; [] where there is no such folder."""
-    try:
-        names = os.listdir(folder)  # Not os.path.isdir, which is False for a folder that cannot be read now, too.
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    found = sorted((int(match[1]), name) for name in names if (match := PATTERN.fullmatch(name)))
-    return [os.path.join(folder, name.removesuffix('.index')) for _, name in found]
-
-
-def step(ckpt):
-    """Returns the global step (in images) in a checkpoint's name."""
-    return int(ckpt.rsplit('-', 1)[1])
+find, step = utils.find_checkpoints, utils.checkpoint_step  # There, beside the published find_latest_checkpoint.
 
 
 def resolve(path):

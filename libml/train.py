@@ -5,7 +5,6 @@ import dataclasses
 import os
 import secrets
 import signal
-import sys
 import tempfile
 import time
 import types
@@ -241,8 +240,8 @@ class Model:
                 self.session.run(self.broadcast_op)
             step = int(self.session.run(self.step))
             if step >= train_nimg and not self.checkpoints.is_own:
-                text = 'Warning: nothing is trained: %s is at %g kimg, and --train_kimg is %g'
-                print(text % (self.checkpoints.last, step / 1024, train_nimg / 1024), file=sys.stderr)
+                text = 'nothing is trained: %s is at %g kimg, and --train_kimg is %g'
+                utils.warn(text % (self.checkpoints.last, step / 1024, train_nimg / 1024))
             self.session.run(self.init_input_op)
             self.graph.finalize()
             self.run.remove_unfinished()

@@ -283,16 +283,30 @@ def write_json(path, value):
         file.write('\n')
 
 
-def find_latest_checkpoint(folder):
-    """Returns the path prefix of the newest checkpoint in a folder, None where there is none."""
-    from libml import checkpoints  # Not above: it imports this module. Other people's scripts call utils.find_...
+CHECKPOINT = re.compile(r'model\.ckpt-(\d+)\.index')
 
-    return next(reversed(checkpoints.find(folder)), None)
+
+def find_checkpoints(folder):
+    """Returns the prefixes of the checkpoints in a folder, oldest first; [] if there is no such folder."""
+    try:
+        names = os.listdir(folder)  # Not os.path.isdir, which is False for a folder that cannot be read now, too.
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = sorted((int(match[1]), name) for name in names if (match := CHECKPOINT.fullmatch(name)))
+    return [os.path.join(folder, name.removesuffix('.index')) for _, name in found]
+
+
+def checkpoint_step(ckpt):
+    """Returns the global step (in images) in a checkpoint's name."""
+    return int(ckpt.rsplit('-', 1)[1])
+
+
+def find_latest_checkpoint(folder):
+    """Returns the path prefix of the newest checkpoint in a folder, None if there is none."""
+    return next(reversed(find_checkpoints(folder)), None)
 
 
 def get_latest_global_step(folder):
-    """Returns the step (in images) of the newest checkpoint in a folder, 0 where there is none."""
-    from libml import checkpoints
-
+    """Returns the step (in images) of the newest checkpoint in a folder, 0 if there is none."""
     found = find_latest_checkpoint(folder)
-    return checkpoints.step(found) if found else 0
+    return checkpoint_step(found) if found else 0
