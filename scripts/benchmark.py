@@ -133,11 +133,12 @@ class Bench:
 
     def __init__(self, o, stack):
         self.o, self.stack = o, stack
-        split = data_pair.parse(o.dataset)
-        self.dataset = data_pair.read_dataset(split, o.data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
-        self.params = AblationMixMatch.arguments(o, self.dataset.family)
-        self.flop = AblationMixMatch.flop(self.dataset.shape, **self.params)
-        hardware.set_operation_threads(hardware.operation_threads(self.flop))
+        split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
+        family = data_pair.find_family(data_dir, split.name)
+        self.params = AblationMixMatch.arguments(o, family)
+        self.flop = AblationMixMatch.flop(family.shape, **self.params)
+        hardware.set_operation_threads(hardware.operation_threads(self.flop))  # Before the data: that opens a session.
+        self.dataset = data_pair.read_dataset(split, data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
 
     def session(self, graph, config):
         """Returns a session that `stack` closes."""
