@@ -119,17 +119,6 @@ def write_serialized(path, examples):
         return records.write_part(part, examples)
 
 
-def raw_records(path):
-    """Yields the bytes of each record's tf.train.Example."""
-    yield from records.RecordFile(path).raw()
-
-
-def read_records(path, nclass=None, shape=None, unlabeled=False):
-    """Returns the images and the labels of a record file."""
-    file = records.RecordFile(path)
-    return file.read(nclass, shape or file.check(nclass, unlabeled=unlabeled)[0], unlabeled)[:2]
-
-
 # --- Harm ---
 
 

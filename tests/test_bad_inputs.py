@@ -306,7 +306,7 @@ def world(server, digits_dir, tmp_path_factory):
         write(os.path.join(there, MAP), text.encode('utf-8', 'surrogateescape'))
     for name, (image, label) in EXAMPLES.items():
         there = os.path.join(shutil.copytree(digits_dir, '%s/example %s' % (world, name)), FILES[0])
-        examples = [records.parse(record) for record in fakes.raw_records(there)]
+        examples = [records.parse(record) for record in records.RecordFile(there).raw()]
         if image is None:
             image = examples[0][0][:-30]
         elif not isinstance(image, bytes):

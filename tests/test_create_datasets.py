@@ -37,7 +37,7 @@ def assert_records(folder, name, sets):
     """Asserts that the records of a dataset hold the {part: (images, labels)}."""
     for part, (images, labels) in sets.items():
         path = data_pair.record_file(folder, name, part)
-        found = fakes.read_records(path, unlabeled=True)
+        found = records.read(path, unlabeled=True)
         np.testing.assert_array_equal(found[0], images)
         np.testing.assert_array_equal(found[1], labels)
 
@@ -453,7 +453,7 @@ def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, capsys):
         part: (images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4)), labels) for part, (images, labels) in sets.items()
     }
     for part, (images, labels) in halves.items():
-        found = fakes.read_records(data_pair.record_file(install.data, 'cifar10-16', part))
+        found = records.read(data_pair.record_file(install.data, 'cifar10-16', part))
         assert np.abs(found[0] - images).max() <= 1 and (found[1] == labels).all()
     family = data_pair.find_family(install.data, 'cifar10-16')
     cifar10 = data_pair.FAMILIES['cifar10']
@@ -470,7 +470,7 @@ def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, capsys):
 def test_svhns_two_training_files_become_one(install):
     sets = fakes.svhn(install.source)
     install('svhn', size='16x16', name='svhn-16')
-    labels = fakes.read_records(data_pair.record_file(install.data, 'svhn-16', 'train'))[1]
+    labels = records.read(data_pair.record_file(install.data, 'svhn-16', 'train'))[1]
     np.testing.assert_array_equal(labels, np.concatenate([sets['train'][1], sets['extra'][1]]))
     family = data_pair.find_family(install.data, 'svhn-16')
     assert (family.parts, family.mirror, family.shift) == (('train',), False, 2)
@@ -479,7 +479,7 @@ def test_svhns_two_training_files_become_one(install):
 def test_stl10_keeps_its_unlabelled_pictures(install):
     sets, _ = fakes.stl10(install.source, each=101)
     install('stl10', size='32x32', name='stl10-32')
-    images, labels = fakes.read_records(data_pair.record_file(install.data, 'stl10-32', 'unlabeled'), unlabeled=True)
+    images, labels = records.read(data_pair.record_file(install.data, 'stl10-32', 'unlabeled'), unlabeled=True)
     averages = sets['unlabeled'][0].reshape(-1, 32, 3, 32, 3, 3).mean((2, 4))
     assert (labels == -1).all() and np.abs(images - averages).max() <= 1
     family = data_pair.find_family(install.data, 'stl10-32')
@@ -488,7 +488,7 @@ def test_stl10_keeps_its_unlabelled_pictures(install):
 
 def test_grey_pictures_can_grow(install):
     install('digits', size='16x16', name='large')
-    images, labels = fakes.read_records(data_pair.record_file(install.data, 'large', 'test'))
+    images, labels = records.read(data_pair.record_file(install.data, 'large', 'test'))
     assert images.shape == (510, 16, 16, 1) and labels.max() == 9
     assert data_pair.find_family(install.data, 'large').shift == 2
 

@@ -67,7 +67,7 @@ def read_split(folder, name, seed, size):
     """Returns (labelled records, unlabelled records, map) of a split, serialized."""
     label, unlabel, map_file = data_pair.split_files(str(folder), name, seed, size)
     with open(map_file) as f:
-        return list(fakes.raw_records(label)), list(fakes.raw_records(unlabel)), json.load(f)
+        return list(records.RecordFile(label).raw()), list(records.RecordFile(unlabel).raw()), json.load(f)
 
 
 # --- The rule ---
@@ -364,7 +364,7 @@ def test_overlaps_are_counted(tmp_path, capsys):
     shape = (8, 8, 1)
     write(str(tmp_path / 'digits-train.tfrecord'), (np.arange(60) % 10).tolist(), shape=shape)
     make('digits', seed=1, size=20, data_dir=str(tmp_path))
-    train, _ = fakes.read_records(str(tmp_path / 'digits-train.tfrecord'))
+    train, _ = records.read(str(tmp_path / 'digits-train.tfrecord'))
     _, _, found = read_split(tmp_path / 'SSL', 'digits', 1, 20)
     # Five test pictures are training pictures: one labelled, one for validation, three unlabelled, one of them twice.
     chosen = [found['label'][4], found['unlabel'][0], found['unlabel'][20], found['unlabel'][30], found['unlabel'][30]]

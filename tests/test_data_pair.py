@@ -95,7 +95,7 @@ def test_an_installed_dataset_is_read(installed):
         10,
     )
     assert (dataset.family.mirror, dataset.family.shift) == (False, 1)
-    images, labels = fakes.read_records(os.path.join(installed, 'SSL', 'digits.1@12-unlabel.tfrecord'))
+    images, labels = records.read(os.path.join(installed, 'SSL', 'digits.1@12-unlabel.tfrecord'))
     for part, begin in ((dataset.sets['valid'], 0), (dataset.sets['unlabeled'], 15)):
         np.testing.assert_array_equal(part.gather(np.arange(len(part))), images[begin : begin + len(part)])
         np.testing.assert_array_equal(part.labels, labels[begin : begin + len(part)])

@@ -51,7 +51,7 @@ def run(folder, data_dir, **given):
 
 
 def read(data_dir, part, name='birds'):
-    return fakes.read_records(data_pair.record_file(str(data_dir), name, part), unlabeled=True)
+    return records.read(data_pair.record_file(str(data_dir), name, part), unlabeled=True)
 
 
 def table_of(lines):
@@ -257,7 +257,7 @@ def test_a_test_set_can_be_set_aside(tmp_path, fraction, each):
         assert np.bincount(read(tmp_path / str(i), 'test')[1]).tolist() == [each] * 3
         assert np.bincount(read(tmp_path / str(i), 'train')[1]).tolist() == [10 - each] * 3
         found.append([data_pair.record_file(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
-    contents = [[list(fakes.raw_records(path)) for path in paths] for paths in found]
+    contents = [[list(records.RecordFile(path).raw()) for path in paths] for paths in found]
     assert contents[0] == contents[1] and contents[0] != contents[2]
 
 
@@ -391,7 +391,7 @@ def test_a_table_says_what_is_for_testing(tmp_path, kaggle):
 def groups_of(data_dir, part):
     """Returns the feature `group` of each record, None where there is none."""
     found = []
-    for record in fakes.raw_records(data_pair.record_file(str(data_dir), 'birds', part)):
+    for record in records.RecordFile(data_pair.record_file(str(data_dir), 'birds', part)).raw():
         feature = tf.train.Example.FromString(record).features.feature
         found.append(feature['group'].int64_list.value[0] if 'group' in feature else None)
     return found

@@ -44,8 +44,8 @@ def test_the_tables_are_printed(folder, capsys):
     assert lines[1].split() == ['class', 'labeled', 'unlabeled', 'valid', 'test']
     assert lines[2].split() == ['0', '2', '4', '3', '2'] and lines[12].split() == ['all', '20', '40', '30', '15']
     assert lines[13].startswith('pixels from 0 to 255')
-    images, _ = fakes.read_records(str(folder / 'SSL' / 'digits.1@20-unlabel.tfrecord'))
-    labeled, _ = fakes.read_records(str(folder / 'SSL' / 'digits.1@20-label.tfrecord'))
+    images, _ = records.read(str(folder / 'SSL' / 'digits.1@20-unlabel.tfrecord'))
+    labeled, _ = records.read(str(folder / 'SSL' / 'digits.1@20-label.tfrecord'))
     pixels = data.to_float(np.concatenate([images[30:], labeled])).astype(np.float64)
     assert lines[14].split() == ['mean', '%.4f' % pixels.mean()]
     assert lines[15].split() == ['deviation', '%.4f' % pixels.std()]

@@ -75,7 +75,7 @@ def test_what_is_written_is_read(n, shape, seed):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'x.tfrecord')
         assert records.write(path, zip(records.encode(images), labels, strict=True)) == n
-        for found in fakes.read_records(path, 7, shape), fakes.read_records(path):
+        for found in records.read(path, 7, shape), records.read(path):
             np.testing.assert_array_equal(found[0], images)
             np.testing.assert_array_equal(found[1], labels)
             assert [x.dtype for x in found] == [np.uint8, np.int32]
@@ -83,7 +83,7 @@ def test_what_is_written_is_read(n, shape, seed):
         order = np.random.RandomState(seed).permutation(n)
         np.testing.assert_array_equal(file.gather(order, shape), images[order])
         np.testing.assert_array_equal(file.check(7)[1], labels)
-        assert [file.serialized(i) for i in range(n)] == list(fakes.raw_records(path))
+        assert [file.serialized(i) for i in range(n)] == list(records.RecordFile(path).raw())
         assert os.listdir(folder) == ['x.tfrecord']
 
 
@@ -91,7 +91,7 @@ def test_records_are_what_the_published_scripts_parse(tmp_path):
     images = write(tmp_path / 'x')
     features = dict(image=tf.FixedLenFeature([], tf.string), label=tf.FixedLenFeature([], tf.int64))
     with tf.Session() as session:
-        for label, record in enumerate(fakes.raw_records(str(tmp_path / 'x'))):
+        for label, record in enumerate(records.RecordFile(str(tmp_path / 'x')).raw()):
             example = tf.parse_single_example(record, features)
             image, found = session.run([tf.image.decode_image(example['image']), example['label']])
             np.testing.assert_array_equal(image, images[label])
@@ -104,7 +104,7 @@ def test_pngs_of_other_writers_are_read(tmp_path):
     palette = Image.fromarray(pixels).quantize()
     change = {1: png(pixels, compress_level=9), 2: png(alpha), 3: png(palette)}
     write(tmp_path / 'x', change={k: records.serialize(v, 0) for k, v in change.items()})
-    images, _ = fakes.read_records(str(tmp_path / 'x'))
+    images, _ = records.read(str(tmp_path / 'x'))
     for image, original in zip(images[1:4], [pixels, pixels, np.asarray(palette.convert('RGB'))], strict=True):
         np.testing.assert_array_equal(image, original)
 
@@ -121,9 +121,9 @@ def test_a_missing_label_is_no_class_where_that_is_allowed(tmp_path):
     del example.features.feature['label']
     write(tmp_path / 'x', change={1: example.SerializeToString()})
     path = str(tmp_path / 'x')
-    assert fakes.read_records(path, 5, SHAPE, unlabeled=True)[1].tolist() == [0, records.NO_CLASS, 2, 3, 4]
+    assert records.read(path, 5, SHAPE, unlabeled=True)[1].tolist() == [0, records.NO_CLASS, 2, 3, 4]
     with pytest.raises(utils.Error, match='record 1 has label -1, not one of 0 to 4'):
-        fakes.read_records(path, 5, SHAPE)
+        records.read(path, 5, SHAPE)
 
 
 def test_a_group_is_kept(tmp_path):
@@ -247,22 +247,22 @@ def test_a_bad_record_is_named(tmp_path, name, number):
     path = str(tmp_path / 'bad.tfrecord')
     write(path, change={number: make()})
     with pytest.raises(utils.Error, match='bad.tfrecord: record %d %s' % (number, words)) as error:
-        fakes.read_records(path, 5, SHAPE)
+        records.read(path, 5, SHAPE)
     assert '\n' not in str(error.value)
 
 
 def test_a_bomb_is_refused_where_no_shape_is_expected(tmp_path):
     write(tmp_path / 'x', n=1, change={0: records.serialize(bomb(50000), 0)})
     with pytest.raises(utils.Error, match='record 0 claims a picture of 50000x50000 pixels'):
-        fakes.read_records(str(tmp_path / 'x'))
+        records.read(str(tmp_path / 'x'))
 
 
 def test_missing_and_empty_files_are_named(tmp_path):
     with pytest.raises(utils.Error, match=r'x is missing: scripts/create_datasets.py makes it'):
-        fakes.read_records(str(tmp_path / 'x'))
+        records.read(str(tmp_path / 'x'))
     (tmp_path / 'x').write_bytes(b'')
     with pytest.raises(utils.Error, match='x is empty'):
-        fakes.read_records(str(tmp_path / 'x'))
+        records.read(str(tmp_path / 'x'))
 
 
 @pytest.fixture(scope='module')
@@ -279,7 +279,7 @@ def read_bytes(content):
         path = os.path.join(folder, 'x')
         with open(path, 'wb') as f:
             f.write(content)
-        return fakes.read_records(path, 5, SHAPE)
+        return records.read(path, 5, SHAPE)
 
 
 @settings(max_examples=80, deadline=None)

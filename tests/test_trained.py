@@ -11,7 +11,6 @@ import shutil
 import types
 import warnings
 
-import fakes
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -131,7 +130,7 @@ def test_files_are_classified_as_their_records_are(world, tmp_path, capsys):
     assert [row['file'] for row in rows] == sorted(world.truth)
     assert list(rows[0]) == ['file', 'class', 'confidence', *('p:' + name for name in CLASSES)]
     files = [data_pair.record_file(str(world.data), 'own', part) for part in ('train', 'test')]
-    images = np.concatenate([fakes.read_records(file)[0] for file in files])
+    images = np.concatenate([records.read(file)[0] for file in files])
     expected = dict(zip(map(bytes, images), by_the_model(world, images), strict=True))
     for row in rows:
         pixels = pictures.convert(os.path.join(world.pictures, row['file']), (HEIGHT, WIDTH), 3)
@@ -249,7 +248,7 @@ def test_evaluation_of_a_run(world, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / 'e')) == ['confusion.png', 'mistakes.png', 'reliability.png', 'test.json']
     written = json.loads((tmp_path / 'e' / 'test.json').read_text())
     assert written.items() >= found.items() and written['set'] == 'test'
-    images, labels = fakes.read_records(data_pair.record_file(str(world.data), 'own', 'test'))
+    images, labels = records.read(data_pair.record_file(str(world.data), 'own', 'test'))
     right = by_the_model(world, images).argmax(1) == labels
     assert found['pictures'] == len(labels) and found['accuracy'] == pytest.approx(100 * right.mean())
     assert sorted(os.listdir(world.run)) == before
