@@ -136,10 +136,11 @@ class AblationMixMatch(models.MultiModel):
         )
 
     def augment(self, *args, **kwargs):
+        """The published class has this method. Nothing calls it: `model` augments and mixes."""
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
     def remedy(self):
-        """See train.Model.remedy. Halves lr, unless w_match is above its default, and further above it than lr."""
+        """Returns --w_match at its default, if w_match exceeds that by a larger factor than lr; else half of lr."""
         excess = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
         if excess['w_match'] > max(1, excess['lr']):
             return '--w_match=%g' % PARAMS['w_match'].default

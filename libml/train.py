@@ -192,7 +192,7 @@ class Model:
         self.session = None
 
     def args(self, train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt):
-        """Returns the contents of args.json: the arguments, and what identifies the data. devices counts all hosts."""
+        """Returns the contents of args.json: the arguments, what identifies the data, and the devices of all hosts."""
         return dict(
             self.params,
             **{'class': type(self).__name__, 'dataset': self.dataset.name, 'seed': self.seed},
@@ -334,7 +334,7 @@ class Loop:
         """Runs the loop; returns whether nothing is left to do."""
         report_due = self.periods.due(self.step).report and self.lacks_report()
         while True:
-            if report_due:  # Here, so that a run that was stopped after the checkpoint makes the report as well.
+            if report_due:  # First, so that a resumed run makes the report that it was stopped before.
                 report_due = not self.try_report()
             if self.must_stop() or self.step >= self.periods.train:  # A later signal takes effect after an update.
                 self.model.hosts_done.set()  # A host that ends from here on is no error.
@@ -415,7 +415,7 @@ class Periods:
     save: int
 
     def due(self, step):
-        """Returns what is due at a step: EasyDict(report, save, point) of bools; a point is one of the curves."""
+        """Returns what is due at a step: EasyDict(report, save, point) of bools; point: a point of the loss curves."""
         done = step >= self.train
 
         def passed(period):
