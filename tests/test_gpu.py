@@ -95,7 +95,7 @@ def test_every_operation_of_the_exported_graph_has_a_gpu_kernel(arch):
     variables = networks.describe(arch, dataset.shape, *sizes).variables
     values = {'classify/' + v['name']: np.zeros(v['shape'], np.float32) for v in variables}
     images = tf.placeholder(tf.uint8, [None, *dataset.shape])
-    probabilities = tf.nn.softmax(trained.logits(images, arch, sizes, values, whiten=(0, 1)))
+    probabilities = tf.nn.softmax(trained.logits(images, arch, sizes, values, normalisation=(0, 1)))
     assert without_kernel(tf.get_default_graph(), [probabilities]) == {}
 
 
