@@ -136,11 +136,15 @@ class AblationMixMatch(models.MultiModel):
         )
 
     def augment(self, *args, **kwargs):
-        """The published class has this method. Nothing calls it: `model` augments and mixes."""
+        """The published class has this method. Nothing calls it: `inputs` augments, and `model` mixes."""
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
     def remedy(self):
-        """Returns --w_match at its default, if w_match exceeds that by a larger factor than lr; else half of lr."""
+        """Returns the flag that is likely to help against a loss that is not finite.
+
+        It is --w_match at its default, if w_match exceeds its default by a larger factor than lr exceeds its own.
+        Otherwise it is --lr at half of its value.
+        """
         excess = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
         if excess['w_match'] > max(1, excess['lr']):
             return '--w_match=%g' % PARAMS['w_match'].default
@@ -148,7 +152,7 @@ class AblationMixMatch(models.MultiModel):
 
     @staticmethod
     def flop(shape, batch, nu, arch, nclass, scales, filters, repeat, **_):
-        """Returns the floating-point operations of an update; a backward pass counts twice."""
+        """Returns the floating-point operations of an update; a backward pass counts as two forward passes."""
         forward = networks.describe(arch, shape, nclass, scales, filters, repeat).flop
         return forward * (nu + 3 * (nu + 1)) * batch
 

@@ -51,7 +51,7 @@ class MultiModel(train.ClassifySemi):
     def flop(shape, batch, arch, nclass, scales, filters, repeat, **_):
         """Returns the floating-point operations of an update on labelled and as many unlabelled images [H, W, C].
 
-        A backward pass counts twice.
+        A backward pass counts as two forward passes.
         """
         return networks.describe(arch, shape, nclass, scales, filters, repeat).flop * 3 * 2 * batch
 

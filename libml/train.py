@@ -334,7 +334,7 @@ class Loop:
         """Runs the loop; returns whether nothing is left to do."""
         report_due = self.periods.due(self.step).report and self.lacks_report()
         while True:
-            if report_due:  # First, so that a resumed run makes the report that it was stopped before.
+            if report_due:  # Comes first, so that a resumed run first makes the report that is still missing.
                 report_due = not self.try_report()
             if self.must_stop() or self.step >= self.periods.train:  # A later signal takes effect after an update.
                 self.model.hosts_done.set()  # A host that ends from here on is no error.
