@@ -117,13 +117,16 @@ def check(ckpt):
 
 
 @contextlib.contextmanager
-def opened(ckpt):
+def opened(ckpt, needed=None):
     """Copies a checkpoint to a temporary folder, and gives the prefix of the copy, for TensorFlow's reader.
 
     If a disk fails, TensorFlow's reader may crash, or report damage. Copying first reports a failing disk as such.
 
+    Args:
+        needed: what the checkpoint must hold, {variable: type and shape}, such as {'global_step': 'int64 ()'}.
+
     Raises:
-        utils.Error: there is no checkpoint, or it cannot be read now.
+        utils.Error: there is no checkpoint, it cannot be read now, or it lacks a variable or has another shape or type.
     """
     with tempfile.TemporaryDirectory() as place:
         try:
@@ -137,7 +140,10 @@ def opened(ckpt):
         if ckpt + '.index' not in paths:
             raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (ckpt, ckpt))
         try:
-            yield os.path.join(place, os.path.basename(ckpt))
+            path = os.path.join(place, os.path.basename(ckpt))
+            if needed:
+                compare(ckpt, tf.train.load_checkpoint(path), needed)
+            yield path
         except utils.Error:
             raise
         except FAILURES as error:
@@ -168,26 +174,26 @@ def newest_whole(folder):
     return None, damage
 
 
-def read(ckpt, names=None):
-    """Returns variables of a whole checkpoint, {name: array}; names: which ones, None for all."""
-    with opened(ckpt) as path:
-        reader = tf.train.load_checkpoint(path)
-        return {name: reader.get_tensor(name) for name in names or reader.get_variable_to_shape_map()}
-
-
-def check_fits(ckpt, needed):
-    """Raises utils.Error where a whole checkpoint lacks a variable, or has it in another shape or type.
-
-    Args:
-        needed: {name: type and shape}, such as {'global_step': 'int64 ()'}.
-    """
-    with opened(ckpt) as path:
-        reader = tf.train.load_checkpoint(path)
-        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+def compare(ckpt, reader, needed):
+    """Raises utils.Error unless a checkpoint's reader has the variables of `needed`, see `opened`."""
+    shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     for name, kind in needed.items():
         held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
         if held != kind:
             raise utils.Error('%s does not fit: as %s the model needs %s, it holds %s' % (ckpt, name, kind, held))
+
+
+def read(ckpt, needed=None):
+    """Returns variables of a whole checkpoint, {name: array}: those that are needed, see `opened`; None: all."""
+    with opened(ckpt, needed) as path:
+        reader = tf.train.load_checkpoint(path)
+        return {name: reader.get_tensor(name) for name in needed or reader.get_variable_to_shape_map()}
+
+
+def check_fits(ckpt, needed):
+    """Raises utils.Error unless a whole checkpoint holds what is needed, see `opened`."""
+    with opened(ckpt, needed):
+        pass
 
 
 # --- Writing ---
@@ -199,14 +205,13 @@ class Checkpoints:
     def __init__(self, folder):
         self.folder = folder
         variables = tf.global_variables()
-        self.needed = {v.op.name: '%s %s' % (v.dtype.base_dtype.name, v.shape) for v in variables}  # See check_fits.
+        self.needed = {v.op.name: '%s %s' % (v.dtype.base_dtype.name, v.shape) for v in variables}  # See opened.
         self.saver = tf.train.Saver(variables, max_to_keep=None, save_relative_paths=True)
         self.last = ''  # What the variables were last restored from, or saved to.
 
     def restore(self, session, ckpt):
         """Takes all variables from a whole checkpoint; raises utils.Error where it does not fit."""
-        check_fits(ckpt, self.needed)
-        with opened(ckpt) as path:
+        with opened(ckpt, self.needed) as path:
             self.saver.restore(session, path)
         self.last = ckpt
 

@@ -1,8 +1,8 @@
 """Images in memory or on disk, the endless streams drawn from them, and their augmentation.
 
 A stream's images are a pure function of seed, stream number and position: a run that continues at a position sees
-exactly what it would have seen had it never stopped. Images stay uint8 on their way to the
-device, and whole batches are gathered.
+exactly what it would have seen had it never stopped. Images stay uint8 on their way to the device, and whole batches
+are gathered.
 """
 
 import dataclasses

@@ -382,8 +382,8 @@ class Loop:
 
     def lacks_report(self):
         """Returns whether the run has a checkpoint of its own of this step, but no report."""
-        accuracies = runs.accuracies(self.model.train_dir)
-        return self.model.checkpoints.is_own and not any(step == self.step for step, _ in accuracies)
+        model = self.model
+        return model.checkpoints.is_own and not any(at == self.step for at, _ in runs.accuracies(model.train_dir))
 
     def try_report(self):
         """Makes a report, on host 0. Returns False if a signal came before its end, else True."""

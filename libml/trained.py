@@ -101,8 +101,7 @@ def read_weights(ckpt, description, weights='averaged'):
         name = 'classify/' + variable['name']
         sources[name] = name + AVERAGE if weights == 'averaged' and variable['trainable'] else name
         needed[sources[name]] = 'float32 %s' % tf.TensorShape(variable['shape'])
-    checkpoints.check_fits(ckpt, needed)
-    held = checkpoints.read(ckpt, sources.values())
+    held = checkpoints.read(ckpt, needed)
     return {name: held[source] for name, source in sources.items()}
 
 
