@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from tensorflow.core.framework import attr_value_pb2
 
 from libml import replicas, utils
 
@@ -22,6 +23,8 @@ SMALL_UPDATE = 1e9
 WATCH = 5  # Seconds between two looks at the other hosts.
 # Floating-point operations of a run. Above, on a CPU without AVX-512, XLA saves more than its 10 to 15 s of compiling.
 LARGE_RUN = 1e13
+LONG_RUN = 2000  # Updates. Above, on a GPU, XLA saves more than its 25 s of compiling: 12 ms of an update on an H100.
+NVIDIA = '/dev/nvidiactl'  # Exists where the driver of an NVIDIA GPU runs.
 
 
 def find_devices(wanted=1):
@@ -77,7 +80,7 @@ class Machine:
     """How a model uses the hardware.
 
     Attributes:
-        xla: bool, whether XLA compiles the networks.
+        xla: bool, whether XLA compiles: on a CPU the networks, on a GPU whatever it can of an update.
         devices: names of the devices of this host that share an update, each with a replica of the model.
         cluster: tf.distribute's ClusterResolver of the hosts that share an update; None: this host alone.
     """
@@ -141,9 +144,16 @@ class Machine:
         device = self.devices[replicas.number() % len(self.devices)]
         return device if device in utils.get_available_gpus() else None
 
+    @property
+    def compiles_networks(self):
+        """Whether each network is compiled by itself. On a GPU this gains little: the rest has more operations."""
+        return self.xla and not self.gpu
+
     def config(self):
         """Returns the ConfigProto of the model's session."""
         config = utils.get_config()
+        if self.xla and self.gpu:
+            config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_2
         if not self.gpu and len(self.devices) > 1:
             config.device_count['CPU'] = len(self.devices)
         return self.strategy.update_config_proto(config) if self.replicas > 1 else config
@@ -209,8 +219,10 @@ def choose(flop, updates, xla=None, devices=1):
     """
     cluster = find_cluster()
     devices = find_devices(devices)
+    gpus = utils.get_available_gpus()
+    if not gpus and os.path.exists(NVIDIA) and os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1'):
+        utils.warn("TensorFlow cannot use this machine's GPU: pip install -e '.[gpu]' installs the libraries for it")
     if cluster and len(devices) > 1:
-        gpus = utils.get_available_gpus()
         utils.check('devices', len(devices), gpus, '1 on each of several hosts without GPUs')
     set_operation_threads(operation_threads(flop))
     return Machine(xla_is_faster(flop, updates) if xla is None else xla, devices, cluster)
@@ -219,11 +231,11 @@ def choose(flop, updates, xla=None, devices=1):
 def xla_is_faster(flop, updates):
     """Returns whether XLA makes a run faster, its compilation included; flop and updates: see `choose`.
 
-    Measured on 2 CPU cores by scripts/benchmark.py. GPUs were not measured; other people report a gain. A small update
-    is faster with one thread for each operation. Of 512-bit vectors, only TensorFlow's own convolutions make use.
+    Measured on 2 CPU cores by scripts/benchmark.py, and on an H100, see docs/speed.md. On a CPU, a small update is
+    faster with one thread for each operation. Of 512-bit vectors, only TensorFlow's own convolutions make use.
     """
     if utils.get_available_gpus():
-        return True
+        return updates > LONG_RUN
     return flop >= SMALL_UPDATE and flop * updates > LARGE_RUN and not has_avx512()
 
 
@@ -238,6 +250,13 @@ def set_operation_threads(threads):
     config.intra_op_parallelism_threads = threads
     with tf.Graph().as_default(), tf.Session(config=config) as session:
         session.run(tf.constant(0))
+
+
+def keep_draws(graph):
+    """Keeps XLA from compiling the random draws of a graph, as it would draw other numbers than TensorFlow."""
+    for op in graph.get_operations():
+        if op.type.startswith('StatelessRandom'):
+            op._set_attr('_XlaCompile', attr_value_pb2.AttrValue(b=False))
 
 
 def has_avx512():

@@ -61,7 +61,8 @@ class MultiModel(train.ClassifySemi):
         if key not in self.networks:
             size = dict(nclass=self.nclass, scales=scales, filters=filters, repeat=repeat)
             dtype = tf.bfloat16 if self.precision == 'bfloat16' else tf.float32
-            found = networks.Network(arch, self.dataset.shape, self.machine.xla, dtype, self.whiten, **size)
+            xla, shape = self.machine.compiles_networks, self.dataset.shape
+            found = networks.Network(arch, shape, xla, dtype, self.whiten, **size)
             found.get_variables(getter=None)
             self.networks[key] = found
         return self.networks[key]

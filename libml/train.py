@@ -41,9 +41,7 @@ OPTIONS = dict(
         ),
         choices=PRECISIONS,
     ),
-    xla=Option(
-        None, 'Compile the networks with XLA. Default: only if it is faster. A resumed run keeps its choice.', type=bool
-    ),
+    xla=Option(None, 'Compile with XLA. Default: only if it is faster. A resumed run keeps its choice.', type=bool),
     devices=Option(
         '1',
         'Devices of each host that share an update: GPUs, or logical CPU devices if there are none.',
@@ -122,6 +120,7 @@ class Model:
         self.scalar_values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
         self.checkpoints = checkpoints.Checkpoints(self.checkpoint_dir)
+        hardware.keep_draws(self.graph)
         self.init_op = tf.global_variables_initializer()
         self.init_input_op = tf.group(*[iterator.initializer for iterator in self.iterators])
 

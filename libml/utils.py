@@ -150,7 +150,9 @@ def setup_tf():
     tf.logging.set_verbosity(tf.logging.ERROR)
     logging.set_verbosity(logging.ERROR)
     with quiet.muted():  # The first search for devices complains of missing drivers; later ones are silent.
-        tf.config.list_physical_devices()
+        gpus = tf.config.list_physical_devices('GPU')
+    for gpu in gpus:  # get_config says so for sessions. But tf.function opens the GPU too, and takes all of its memory.
+        tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def get_config():

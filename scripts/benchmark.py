@@ -147,7 +147,7 @@ class Bench:
     def model(self, xla, dataset=None, cls=AblationMixMatch):
         """Returns a model with a session of its own, which is open, and its input started."""
         with tf.Graph().as_default() as graph:
-            how = dict(seed=1, machine=hardware.Machine(xla), precision=self.o.precision)
+            how = dict(seed=self.o.seed, machine=hardware.Machine(xla), precision=self.o.precision)
             model = cls('', dataset or self.dataset, **how, **self.params)
             model.session = self.session(graph, model.config)
             model.session.run(model.init_op)

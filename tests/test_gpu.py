@@ -99,6 +99,25 @@ def test_every_operation_of_the_exported_graph_has_a_gpu_kernel(arch):
     assert without_kernel(tf.get_default_graph(), [probabilities]) == {}
 
 
+@pytest.mark.parametrize('xla', [False, True])
+def test_on_a_gpu_xla_compiles_what_it_can_of_an_update_not_each_network(xla, gpus, tmp_path):
+    model = make_model(tmp_path, xla=xla)
+    levels = tf.OptimizerOptions.ON_2 if xla else tf.OptimizerOptions.DEFAULT
+    assert model.config.graph_options.optimizer_options.global_jit_level == levels
+    (network,) = model.networks.values()
+    assert not any('_XlaMustCompile' in f.function_def.attr for f in network.functions.values())
+    draws = [op for op in model.graph.get_operations() if 'Random' in op.type and 'Normal' not in op.type]
+    assert draws and not any(op.get_attr('_XlaCompile') for op in draws)
+
+
+def test_a_gpus_memory_is_taken_as_it_is_needed(monkeypatch):
+    growing = []
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: GPUS)
+    monkeypatch.setattr(tf.config.experimental, 'set_memory_growth', lambda *gpu: growing.append(gpu))
+    utils.setup_tf()
+    assert growing == [(gpu, True) for gpu in GPUS] and utils.get_config().gpu_options.allow_growth
+
+
 def test_a_seed_makes_a_gpu_deterministic(gpus, tmp_path, monkeypatch):
     make_model(tmp_path, seed=1)
     assert gpus == [True]

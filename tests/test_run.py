@@ -272,7 +272,8 @@ def test_a_bad_flag_of_a_process(tmp_path):
 @pytest.mark.parametrize(
     'gpus, avx512, flop, updates, pays',
     [
-        (1, True, 1e8, 1, True),
+        (1, True, 1e8, 1000, False),
+        (1, True, 1e8, 3000, True),
         (0, False, 1e8, 10**6, False),  # Small updates.
         (0, True, 3e11, 10**6, False),  # A long run of large ones.
         (0, False, 3e11, 10**6, True),
@@ -283,6 +284,14 @@ def test_xla_is_chosen_where_it_pays(gpus, avx512, flop, updates, pays, monkeypa
     monkeypatch.setattr(utils, 'get_available_gpus', lambda: ['/device:GPU:%d' % i for i in range(gpus)])
     monkeypatch.setattr(hardware, 'has_avx512', lambda: avx512)
     assert hardware.xla_is_faster(flop, updates) is pays
+
+
+@pytest.mark.parametrize('driver, visible, warned', [(True, '0', True), (True, '-1', False), (False, '0', False)])
+def test_a_gpu_that_tensorflow_cannot_use_is_named(driver, visible, warned, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hardware, 'NVIDIA', str(tmp_path if driver else tmp_path / 'none'))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    hardware.choose(flop=1, updates=1)
+    assert ("pip install -e '.[gpu]'" in capsys.readouterr().err) == warned
 
 
 def test_a_small_network_gets_one_thread_an_operation_a_large_one_all():

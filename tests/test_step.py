@@ -8,7 +8,7 @@ from conftest import PARAMS, assign, changed, feed, fitting, make_dataset, make_
 from reference import AVERAGE
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import networks, utils
+from libml import hardware, networks, utils
 
 # --- Against NumPy ---
 
@@ -356,6 +356,22 @@ def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, pl
     np.testing.assert_allclose(found, expected, rtol=bound)
     if options.get('precision') == 'bfloat16':  # It is another precision.
         assert np.abs(found / expected - 1).max() > 1e-5
+
+
+@pytest.mark.parametrize('arch', networks.MODELS)
+def test_what_xla_compiles_on_a_gpu_gives_the_plain_graphs_losses(arch, plain_curves, tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware.Machine, 'config', clustering)
+    (expected, _), (found, _) = plain_curves[arch], loss_curve(tmp_path, arch)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert not np.array_equal(found, expected)  # It was computed in another way.
+
+
+def clustering(_):
+    """Returns the ConfigProto of a machine that compiles on the CPU what would be compiled on a GPU."""
+    config = utils.get_config()
+    options = config.graph_options.optimizer_options
+    options.global_jit_level, options.cpu_global_jit = tf.OptimizerOptions.ON_2, True
+    return config
 
 
 @pytest.mark.parametrize('arch', networks.MODELS)
