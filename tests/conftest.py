@@ -74,19 +74,6 @@ def fitting(arch):
     return (make_dataset(12, 12), 3) if arch == 'cnn13' else (make_dataset(), 1)
 
 
-def random_batch(dataset, batch, nu, seed=0):
-    """Returns x, y, labels to feed, float32 [B, H, W, C], float32 [B, nu, H, W, C], int32 [B]."""
-    random = np.random.RandomState(seed)
-    shape = [dataset.height, dataset.width, dataset.colors]
-    x, y = (random.uniform(-1, 1, [batch, *more, *shape]).astype(np.float32) for more in ([], [nu]))
-    return x, y, random.randint(0, dataset.nclass, batch).astype(np.int32)
-
-
-def feed(model, x, y, label):
-    """Returns the feed_dict of a batch."""
-    return {model.ops.x: x, model.ops.y: y, model.ops.label: label}
-
-
 def variables(session):
     """Returns all global variables by name."""
     return session.run({v.op.name: v for v in tf.global_variables()})
@@ -98,12 +85,6 @@ def assign(session, values):
     assert len(chosen) == len(values)
     given = {name: tf.placeholder(v.dtype.base_dtype, v.shape) for name, v in chosen.items()}
     session.run([v.assign(given[name]) for name, v in chosen.items()], {given[name]: values[name] for name in chosen})
-
-
-def changed(before, after):
-    """Returns the names of the variables that differ."""
-    assert set(before) == set(after)
-    return {name for name in before if not np.array_equal(before[name], after[name])}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from libml import data_pair, records, utils
+from libml import data_pair, records
 from scripts import create_datasets, create_split
 
 
@@ -34,11 +34,9 @@ def tar_gz(path, members):
 
 def cifar_rows(images, *labels):
     """The binary layout of CIFAR: per picture its labels, then its three planes."""
-    return np.concatenate([np.stack(labels, 1).astype(np.uint8), _planes(images)], 1).tobytes()
-
-
-def _planes(images):
-    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return np.concatenate(
+        [np.stack(labels, 1).astype(np.uint8), images.transpose(0, 3, 1, 2).reshape(len(images), -1)], 1
+    ).tobytes()
 
 
 def cifar10(folder, first=None, without=None, each=4):
@@ -111,12 +109,6 @@ def save_picture(path, pixels):
 def encode_png(image):
     """Encodes one image, uint8 [H, W, C], as PNG bytes."""
     return records.encode(image[None])[0]
-
-
-def write_serialized(path, examples):
-    """Writes a record file of serialized examples; returns their number."""
-    with utils.creating(path) as part:
-        return records.write_part(part, examples)
 
 
 # --- Harm ---

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pathlib
 import runpy
 import subprocess
 import sys
@@ -27,7 +28,7 @@ class Server:
     """
 
     def __init__(self, folder, library=None):
-        self.outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
+        self.outputs = [pathlib.Path(folder, name) for name in ('stdout', 'stderr')]
         FORKS.set_forkserver_preload(HEAVY)
         env = {'PYTHONPATH': ROOT, **({'LD_PRELOAD': library} if library else {})}  # The server finds HEAVY in ROOT.
         with mock.patch.dict(os.environ, env):
@@ -45,7 +46,9 @@ class Server:
         """
         process = self.start(self.outputs, script, *args, first=first, env=env)
         process.join()
-        return subprocess.CompletedProcess([script, *args], process.exitcode, *map(read, self.outputs))
+        return subprocess.CompletedProcess(
+            [script, *args], process.exitcode, *map(pathlib.Path.read_text, self.outputs)
+        )
 
     @staticmethod
     def start(outputs, script, *args, first=(), env=None):
@@ -66,11 +69,6 @@ def fork(argv, outputs, first, env):
     for function in first:
         function()
     runpy.run_path(argv[0], run_name='__main__')
-
-
-def read(path):
-    with open(path) as file:
-        return file.read()
 
 
 def before(owner, name, action):

@@ -21,13 +21,19 @@ SHAPE = (6, 5, 3)
 few = settings(max_examples=25, deadline=None)
 
 
+def write_serialized(path, examples):
+    """Writes a record file of serialized examples; returns their number."""
+    with utils.creating(path) as part:
+        return records.write_part(part, examples)
+
+
 def write(path, n=5, shape=SHAPE, change=None):
     """Writes n records of random pictures with labels 0, 1, ...; `change` maps numbers to serialized examples."""
     images = fakes.random_images(n, *shape)
     serialized = [records.serialize(png, label) for label, png in enumerate(records.encode(images))]
     for number, example in (change or {}).items():
         serialized[number] = example
-    fakes.write_serialized(str(path), serialized)
+    write_serialized(str(path), serialized)
     return images
 
 
@@ -164,7 +170,7 @@ def fingerprint(content):
 
 
 def fingerprint_of(path, examples):
-    fakes.write_serialized(str(path), examples)
+    write_serialized(str(path), examples)
     return records.RecordFile(str(path)).fingerprint
 
 
@@ -173,7 +179,7 @@ def fingerprint_of(path, examples):
 def test_a_fingerprint_is_that_of_lengths_and_checksums(examples):
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'x')
-        fakes.write_serialized(path, examples)
+        write_serialized(path, examples)
         with open(path, 'rb') as f:
             assert records.RecordFile(path, empty=True).fingerprint == fingerprint(f.read())
 
@@ -340,13 +346,13 @@ def test_what_breaks_off_leaves_nothing(tmp_path, error):
         raise error
 
     with pytest.raises(error):
-        fakes.write_serialized(str(tmp_path / 'x'), examples())
+        write_serialized(str(tmp_path / 'x'), examples())
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_leaves_nothing(tmp_path):
     with fakes.full_disk(100_000), pytest.raises(utils.Error, match=r'cannot write .*x .*File too large'):
-        fakes.write_serialized(str(tmp_path / 'x'), (bytes(10_000) for _ in range(100)))
+        write_serialized(str(tmp_path / 'x'), (bytes(10_000) for _ in range(100)))
     assert os.listdir(tmp_path) == []
 
 

@@ -4,11 +4,31 @@ import numpy as np
 import pytest
 import reference
 import tensorflow.compat.v1 as tf
-from conftest import PARAMS, assign, changed, feed, fitting, make_dataset, make_model, random_batch, variables
+from conftest import PARAMS, assign, fitting, make_dataset, make_model, variables
 from reference import AVERAGE
 
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import hardware, networks, utils
+
+
+def random_batch(dataset, batch, nu, seed=0):
+    """Returns x, y, labels to feed, float32 [B, H, W, C], float32 [B, nu, H, W, C], int32 [B]."""
+    random = np.random.RandomState(seed)
+    shape = [dataset.height, dataset.width, dataset.colors]
+    x, y = (random.uniform(-1, 1, [batch, *more, *shape]).astype(np.float32) for more in ([], [nu]))
+    return x, y, random.randint(0, dataset.nclass, batch).astype(np.int32)
+
+
+def feed(model, x, y, label):
+    """Returns the feed_dict of a batch."""
+    return {model.ops.x: x, model.ops.y: y, model.ops.label: label}
+
+
+def changed(before, after):
+    """Returns the names of the variables that differ."""
+    assert set(before) == set(after)
+    return {name for name in before if not np.array_equal(before[name], after[name])}
+
 
 # --- Against NumPy ---
 
