@@ -211,7 +211,7 @@ def choose(flop, updates, xla=None, devices=1):
     Args:
         flop: floating-point operations of an update.
         updates: int, updates that the run will make.
-        xla: whether XLA compiles the networks; None: if that is faster.
+        xla: whether XLA compiles; None: if that is faster.
         devices: see find_devices.
 
     Raises:
