@@ -19,7 +19,7 @@ from libml.options import Option, above, at_least, below, between
 PARAMS = dict(  # The hyperparameters. They are part of the name of the run's folder.
     batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),
     lr=Option(0.002, "Adam's learning rate.", *above(0)),
-    wd=Option(0.02, 'Weight decay, times lr, at each update.', *at_least(0)),
+    wd=Option(0.02, 'Weight decay: each update multiplies the kernels by 1 - wd * lr.', *at_least(0)),
     ema=Option(0.999, 'Decay of the moving average of the weights.', *below(0, 1)),
     beta=Option(0.5, "Both parameters of MixUp's Beta distribution.", *at_least(1e-6)),
     nu=Option(2, "Augmentations of each unlabelled image (the paper's K).", *between(1, 1024)),
@@ -33,7 +33,7 @@ PARAMS = dict(  # The hyperparameters. They are part of the name of the run's fo
 
 
 class AblationMixMatch(models.MultiModel):
-    """MixMatch. Every ablation is a value of an argument."""
+    """MixMatch. An ablation sets one argument or more."""
 
     PARAMS = PARAMS
 
@@ -42,9 +42,10 @@ class AblationMixMatch(models.MultiModel):
 
         Args:
             y: list of nu float32 [B, H, W, C], augmentations of the same images.
-            classifier: function of images, such as MultiModel.classifier; kwargs are for it.
+            classifier: function of images, such as MultiModel.classifier.
             T: float, sharpening temperature.
             getter: custom getter for the classifier's variables, or None.
+            kwargs: further arguments of the classifier.
 
         Returns:
             EasyDict of p_target, the sharpened guess, and p_model, the mean prediction, both float32 [B, nclass].
@@ -63,7 +64,7 @@ class AblationMixMatch(models.MultiModel):
         q̄ and q, beta is α, and w_match is λ_U.
 
         Args:
-            batch: int, labelled images of this update; if devices share the update, of this device's part.
+            batch: int, labelled images that this device takes of an update.
             nclass: int, classes.
             size: the classifier's arch, scales, filters, repeat.
             nu, w_match, ...: the options of the same names.
@@ -111,7 +112,7 @@ class AblationMixMatch(models.MultiModel):
 
         # The update. Each line is built and run after the line before.
         with tf.name_scope('update'):
-            kernels = [v for v in weights if v.name.endswith('kernel:0')]  # Biases, gamma and beta do not decay.
+            kernels = [v for v in weights if v.name.endswith('kernel:0')]  # Biases and batch norm do not decay.
             train_op = utils.in_order(
                 lambda: adam(loss, weights, lr),
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
@@ -142,8 +143,8 @@ class AblationMixMatch(models.MultiModel):
     def remedy(self):
         """Returns the flag that is likely to help against a loss that is not finite.
 
-        It is --w_match at its default, if w_match exceeds its default by a larger factor than lr exceeds its own.
-        Otherwise it is --lr at half of its value.
+        If w_match exceeds its default by a larger factor than lr does, the flag is --w_match at its default. Otherwise
+        the flag is --lr at half of its value.
         """
         excess = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
         if excess['w_match'] > max(1, excess['lr']):

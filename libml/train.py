@@ -25,7 +25,7 @@ OPTIONS = dict(
     save_kimg=Option(64, 'Checkpoint period in kimg.', *between(1, 1 << 40)),
     keep_ckpt=Option(50, 'Checkpoints that are kept.', *at_least(1)),
     eval_ckpt=Option(
-        '', 'Only evaluate this checkpoint or run, before and after batch norm is tuned again.', path=True
+        '', "Only evaluate this checkpoint or run, before and after batch norm's averages are updated.", path=True
     ),
     init_ckpt=Option(
         '',
@@ -36,8 +36,8 @@ OPTIONS = dict(
     precision=Option(
         'float32',
         (
-            'Precision of the networks. tf32: a GPU multiplies numbers with 10 fraction bits. bfloat16: images, '
-            'kernels and layers have 7 fraction bits. Weights, statistics, losses and updates stay float32.'
+            'Precision of the networks. tf32: a GPU multiplies numbers with 10 fraction bits. bfloat16: the networks '
+            'compute with 7 fraction bits. Stored weights, statistics, losses and updates stay float32.'
         ),
         choices=PRECISIONS,
     ),
@@ -55,9 +55,9 @@ OPTIONS = dict(
 UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
-PREFETCH = 2  # Batches of each kind that wait on the device.
+PREFETCH = 2  # Batches of labelled images, and as many of unlabelled ones, that are ready on a GPU.
 EVAL_BATCH = 512  # Images evaluated at a time, at most.
-COLLAPSED = 0.1  # Entropy of the mean guess, divided by log(nclass); two equally frequent classes of ten have 0.3.
+COLLAPSED = 0.1  # Below this guess_entropy, the program warns. If two classes of ten share all guesses, it is 0.3.
 POINTS = 16  # Points that each loss curve gets between two reports.
 
 
@@ -216,7 +216,7 @@ class Model:
             report_nimg: int, images between reports.
             save_nimg: int, images between checkpoints; None for report_nimg.
             keep_ckpt: int, checkpoints kept.
-            init_ckpt: checkpoint to start from, if the run has none of its own; '': start from the first values.
+            init_ckpt: checkpoint to start from, if the run has none of its own; '': start from the initial values.
 
         Raises:
             utils.Error: the folder is another run's or another process's, it cannot be written, init_ckpt is damaged or
@@ -263,7 +263,7 @@ class Model:
         return Means(self.scalars, self.checkpoints.note())
 
     def save(self, step, keep_ckpt, means):
-        """Writes a checkpoint, and beside it the unfinished means."""
+        """Writes a checkpoint on host 0, and beside it the means since the last point of the curves."""
         if self.machine.host:
             return
         self.checkpoints.save(self.session, step, keep_ckpt, means.state())
@@ -282,12 +282,12 @@ class Model:
             raise self.diverged('the loss is not finite at step %d (%s)' % (step, shown))
 
     def check_finite_weights(self, step):
-        """Raises utils.Error if a variable is not finite, which can happen though the loss was."""
+        """Raises utils.Error if a variable is not finite. This can happen although the loss was finite."""
         if not all(np.isfinite(value).all() for value in self.session.run(self.floats)):
             raise self.diverged('the weights are not finite at step %d' % step)
 
     def diverged(self, what):
-        """Returns the utils.Error that advises what to change, and to continue from the last good checkpoint."""
+        """Returns the utils.Error that advises what to change, and to start from the last good checkpoint if any."""
         if not self.checkpoints.last:
             return utils.Error('%s, and there is no checkpoint yet: start with %s' % (what, self.remedy()))
         text = '%s; the last good checkpoint is %s: start a new run from it by %s --init_ckpt=%s'
@@ -307,7 +307,7 @@ class Interrupted(Exception):
 
 
 class Loop:
-    """Decides when a model makes updates, checkpoints and reports: until the end, or until a signal came.
+    """Makes a model's updates, checkpoints and reports when they are due, until the run ends or a signal comes.
 
     A checkpoint is saved before the report of its step, so that no update is lost if the report fails.
 
@@ -335,7 +335,7 @@ class Loop:
         while True:
             if report_due:  # Comes first, so that a resumed run first makes the report that is still missing.
                 report_due = not self.try_report()
-            if self.must_stop() or self.step >= self.periods.train:  # A later signal takes effect after an update.
+            if self.must_stop() or self.step >= self.periods.train:  # A signal after this check waits for an update.
                 self.model.hosts_done.set()  # A host that ends from here on is no error.
                 break
             self.update()
@@ -380,7 +380,7 @@ class Loop:
         self.saved = self.step
 
     def lacks_report(self):
-        """Returns whether the run has a checkpoint of its own of this step, but no report."""
+        """Returns whether this step has a checkpoint of the run's own, but no report."""
         model = self.model
         return model.checkpoints.is_own and not any(at == self.step for at, _ in runs.accuracies(model.train_dir))
 
@@ -406,7 +406,7 @@ class Loop:
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
-    """When something is due, all in images: the batch, the duration, and the periods of reports and checkpoints."""
+    """Says what is due at a step. The batch, the duration, and the periods of reports and checkpoints are in images."""
 
     batch: int
     train: int
@@ -429,7 +429,7 @@ class Means:
 
     Args:
         names: of the values.
-        state: what `state` returned in the process before; None: no updates yet.
+        state: what the method `state` returned in an earlier process; None: no updates yet.
     """
 
     def __init__(self, names, state=None):
@@ -452,7 +452,7 @@ class Means:
         return means
 
     def state(self):
-        """Returns what another process continues from, as JSON can hold it."""
+        """Returns the count and the sums as JSON can hold them. A later process continues from them."""
         return [self.count, self.sums.tolist()]
 
 
@@ -492,11 +492,11 @@ class ClassifySemi(Model):
         )
 
     def next_batch(self, name, batch):
-        """Returns a batch of the dataset's images `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""
+        """Returns a batch of the set `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""
         part, gpu = (replicas.number(), replicas.count()), self.machine.gpu
         stream = self.dataset.stream(name, batch, self.seed, self.step, part)
         with tf.device(gpu):
-            if gpu:  # Batches wait there, as uint8.
+            if gpu:  # Batches wait on the GPU, as uint8.
                 stream = stream.apply(tf.data.experimental.prefetch_to_device(gpu, PREFETCH))
             self.iterators.append(tf.data.make_initializable_iterator(stream))
             found = self.iterators[-1].get_next()
@@ -518,7 +518,7 @@ class ClassifySemi(Model):
 
     @property
     def eval_batch(self):
-        """Images evaluated at a time: at most as many as an update takes, so that they fit into the same memory."""
+        """Images evaluated at a time: at most as many as all devices take in an update, to limit the memory."""
         return min(EVAL_BATCH, self.params.batch * (1 + self.params.get('nu', 0)))
 
     def predictions(self, batch=None, feed_extra=None, classify_op=None):
@@ -584,7 +584,7 @@ class ClassifySemi(Model):
 
 
 def accuracy(predicted, labels):
-    """Returns the share of right classes in percent, nan if no picture has a class; both int [n]."""
+    """Returns the share of right classes in percent, nan if no picture has a class. The arguments are int [n]."""
     known = labels >= 0
     return 100 * np.mean(predicted[known] == labels[known]) if known.any() else np.nan
 
@@ -599,7 +599,7 @@ def print_table(title, rows):
 
 
 def progress_bar(step, train_nimg, disable=False):
-    """Returns a tqdm bar over images; on a log file it writes a line a minute."""
+    """Returns a tqdm bar over images; on a log file it writes once a minute."""
     interval = 0.5 if os.isatty(2) else 60
     look = dict(unit='img', mininterval=interval, dynamic_ncols=True, smoothing=0.05)
     return tqdm(initial=step, total=train_nimg, disable=disable, **look)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, assign, evaluate, fitting, make_dataset, make_model, scalars, variables
-from forked import before, read
+from forked import before
 
 from libml import checkpoints, hardware, layers, replicas, runs, train, utils
 
@@ -187,7 +187,7 @@ def start_hosts(server, digits_dir, tmp_path):
     def start_hosts(*flags, more=(), first=()):
         addresses = fakes.addresses(2)
         where = '--data_dir=%s' % digits_dir, '--train_dir=%s' % (tmp_path / 'hosts')
-        outputs = [[str(tmp_path / ('%s%d' % (name, host))) for name in ('stdout', 'stderr')] for host in range(2)]
+        outputs = [[tmp_path / ('%s%d' % (name, host)) for name in ('stdout', 'stderr')] for host in range(2)]
         pair = []
         for host in range(2):
             task = dict(cluster=dict(worker=addresses), task=dict(type='worker', index=host))
@@ -198,7 +198,7 @@ def start_hosts(server, digits_dir, tmp_path):
         pair[1].join()
         pair[0].join(60)
         return [
-            subprocess.CompletedProcess(SCRIPT, process.exitcode, *map(read, paths))
+            subprocess.CompletedProcess(SCRIPT, process.exitcode, *(path.read_text() for path in paths))
             for process, paths in zip(pair, outputs, strict=True)
         ]
 
