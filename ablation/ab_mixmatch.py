@@ -64,7 +64,7 @@ class AblationMixMatch(models.MultiModel):
         q̄ and q, beta is α, and w_match is λ_U.
 
         Args:
-            batch: int, labelled images that this device takes of an update.
+            batch: int, this device's share of the labelled images of an update.
             nclass: int, classes.
             size: the classifier's arch, scales, filters, repeat.
             nu, w_match, ...: the options of the same names.
@@ -97,7 +97,9 @@ class AblationMixMatch(models.MultiModel):
         # Classify in interleaved batches, so that each batch is a mixture. Each is normalised by its own statistics.
         with tf.name_scope('interleave'):
             batches = layers.interleave([mixed_x, *mixed_y], batch)  # (1 + nu) * [B, H, W, C]
-        moments = []  # Statistics of the first batch. They alone move batch norm's averages: the batches are alike.
+        # Only the first batch's statistics move batch norm's averages. One batch is enough, because each has about the
+        # same mixture of labelled and unlabelled images.
+        moments = []
         logits = [classifier(batches[0], training=True, moments=moments)]
         logits += [classifier(b, training=True) for b in batches[1:]]
         with tf.name_scope('interleave'):

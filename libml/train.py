@@ -36,12 +36,13 @@ OPTIONS = dict(
     precision=Option(
         'float32',
         (
-            'Precision of the networks. tf32: a GPU multiplies numbers with 10 fraction bits. bfloat16: the networks '
-            'compute with 7 fraction bits. Stored weights, statistics, losses and updates stay float32.'
+            'Precision of the networks. tf32: a GPU rounds the numbers that it multiplies to 10 fraction bits. '
+            'bfloat16: the networks compute with 7 fraction bits. Stored weights, statistics, losses and updates stay '
+            'float32.'
         ),
         choices=PRECISIONS,
     ),
-    xla=Option(None, 'Compile with XLA. Default: only if it is faster. A resumed run keeps its choice.', type=bool),
+    xla=Option(None, 'Compile with XLA. Default: if that should be faster. A resumed run keeps its choice.', type=bool),
     devices=Option(
         '1',
         'Devices of each host that share an update: GPUs, or logical CPU devices if there are none.',
@@ -55,7 +56,7 @@ OPTIONS = dict(
 UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
-PREFETCH = 2  # Batches of labelled images, and as many of unlabelled ones, that are ready on a GPU.
+PREFETCH = 2  # How many labelled batches wait ready on a GPU; as many unlabelled batches wait, too.
 EVAL_BATCH = 512  # Images evaluated at a time, at most.
 COLLAPSED = 0.1  # Below this guess_entropy, the program warns. If two classes of ten share all guesses, it is 0.3.
 POINTS = 16  # Points that each loss curve gets between two reports.
@@ -125,7 +126,9 @@ class Model:
         self.init_input_op = tf.group(*[iterator.initializer for iterator in self.iterators])
 
     def model(self, **params):
-        """Builds one update and the evaluation. If several devices share an update, each builds them for its part.
+        """Builds one update and the evaluation.
+
+        If several devices share an update, this method is called once for each device, with its part of the batch.
 
         Args:
             params: the constructor's; batch is the part of this device.
@@ -142,7 +145,7 @@ class Model:
         raise NotImplementedError
 
     def advance(self, batch):
-        """Returns the op that counts the images of an update, `batch` on each device."""
+        """Returns the op that adds the labelled images of an update to the step, `batch` for each device."""
         return self.step.assign_add(batch * replicas.count())
 
     @property
@@ -258,7 +261,9 @@ class Model:
             raise SystemExit(EXIT_INTERRUPTED)
 
     def resume(self, init_ckpt):
-        """Takes the variables of the newest whole checkpoint, else of init_ckpt if given; returns the Means."""
+        """Restores the newest whole checkpoint, else init_ckpt if given.
+
+        Returns the Means that were saved with the run's own checkpoint; without one, new Means."""
         self.checkpoints.resume(self.session, init_ckpt)
         return Means(self.scalars, self.checkpoints.note())
 
@@ -335,7 +340,8 @@ class Loop:
         while True:
             if report_due:  # Comes first, so that a resumed run first makes the report that is still missing.
                 report_due = not self.try_report()
-            if self.must_stop() or self.step >= self.periods.train:  # A signal after this check waits for an update.
+            # A signal that comes after this check takes effect after the next update.
+            if self.must_stop() or self.step >= self.periods.train:
                 self.model.hosts_done.set()  # A host that ends from here on is no error.
                 break
             self.update()
