@@ -152,7 +152,8 @@ def setup_tf():
     with quiet.muted():  # The first search for devices complains of missing drivers; later ones are silent.
         gpus = tf.config.list_physical_devices('GPU')
     for gpu in gpus:  # get_config says so for sessions. But tf.function opens the GPU too, and takes all of its memory.
-        tf.config.experimental.set_memory_growth(gpu, True)
+        with contextlib.suppress(RuntimeError):  # The GPU is open already.
+            tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def get_config():
