@@ -23,7 +23,7 @@ SMALL_UPDATE = 1e9
 WATCH = 5  # Seconds between two looks at the other hosts.
 # Floating-point operations of a run. Above, on a CPU without AVX-512, XLA saves more than its 10 to 15 s of compiling.
 LARGE_RUN = 1e13
-LONG_RUN = 2000  # Updates. Above, on a GPU, XLA saves more than its 25 s of compiling: 12 ms of an update on an H100.
+LONG_RUN = 2000  # Updates. Above, on a GPU, XLA saves more than its 25 s of compiling; an H100 gained 12 ms an update.
 NVIDIA = '/dev/nvidiactl'  # Exists where the driver of an NVIDIA GPU runs.
 
 
@@ -220,8 +220,8 @@ def choose(flop, updates, xla=None, devices=1):
     cluster = find_cluster()
     devices = find_devices(devices)
     gpus = utils.get_available_gpus()
-    if not gpus and os.path.exists(NVIDIA) and os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1'):
-        utils.warn("TensorFlow cannot use this machine's GPU: pip install -e '.[gpu]' installs the libraries for it")
+    if not gpus and os.path.exists(NVIDIA) and os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1', 'NoDevFiles'):
+        utils.warn("TensorFlow finds no GPU that it can use; if libraries are missing: pip install -e '.[gpu]'")
     if cluster and len(devices) > 1:
         utils.check('devices', len(devices), gpus, '1 on each of several hosts without GPUs')
     set_operation_threads(operation_threads(flop))
@@ -253,7 +253,7 @@ def set_operation_threads(threads):
 
 
 def keep_draws(graph):
-    """Keeps XLA from compiling the random draws of a graph, as it would draw other numbers than TensorFlow."""
+    """Keeps XLA from compiling the random draws that a graph has by now: it would draw other numbers."""
     for op in graph.get_operations():
         if op.type.startswith('StatelessRandom'):
             op._set_attr('_XlaCompile', attr_value_pb2.AttrValue(b=False))

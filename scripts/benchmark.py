@@ -184,6 +184,7 @@ class Bench:
             with model.graph.as_default():
                 classifier = functools.partial(model.classifier, **size)
                 found = model.guess_label(tf.unstack(model.ops.y, axis=1), classifier, self.o.T)
+            hardware.keep_draws(model.graph)
             return model.session.make_callable(found.p_target.op)
 
         return self.rates('unlabelled images/s', self.o.batch, {PLAIN: guess(False), COMPILED: guess(True)})

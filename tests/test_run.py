@@ -290,6 +290,7 @@ def test_xla_is_chosen_where_it_pays(gpus, avx512, flop, updates, pays, monkeypa
 def test_a_gpu_that_tensorflow_cannot_use_is_named(driver, visible, warned, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(hardware, 'NVIDIA', str(tmp_path if driver else tmp_path / 'none'))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(utils, 'get_available_gpus', lambda: [])
     hardware.choose(flop=1, updates=1)
     assert ("pip install -e '.[gpu]'" in capsys.readouterr().err) == warned
 
