@@ -263,7 +263,8 @@ class Model:
     def resume(self, init_ckpt):
         """Restores the newest whole checkpoint, else init_ckpt if given.
 
-        Returns the Means that were saved with the run's own checkpoint; without one, new Means."""
+        Returns the Means that were saved with the run's own checkpoint; without one, new Means.
+        """
         self.checkpoints.resume(self.session, init_ckpt)
         return Means(self.scalars, self.checkpoints.note())
 

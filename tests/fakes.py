@@ -34,9 +34,8 @@ def tar_gz(path, members):
 
 def cifar_rows(images, *labels):
     """The binary layout of CIFAR: per picture its labels, then its three planes."""
-    return np.concatenate(
-        [np.stack(labels, 1).astype(np.uint8), images.transpose(0, 3, 1, 2).reshape(len(images), -1)], 1
-    ).tobytes()
+    planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return np.concatenate([np.stack(labels, 1).astype(np.uint8), planes], 1).tobytes()
 
 
 def cifar10(folder, first=None, without=None, each=4):
