@@ -7,7 +7,7 @@ setup(
     version='1.0.0',
     description='MixMatch (Berthelot et al., NeurIPS 2019) and every ablation of it, on current TensorFlow',
     license='Apache-2.0',
-    packages=['libml', 'ablation'],
+    packages=['libml', 'libml.cli', 'libml.intake', 'libml.running', 'ablation'],
     python_requires='>=3.10',
     install_requires=[
         'tensorflow>=2.18',  # The graph and its session. Tried: 2.18 to 2.21, with equal bits.

@@ -3,7 +3,7 @@
 python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -13,8 +13,9 @@ import functools
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import experiment, layers, models, networks, replicas, utils
-from libml.options import Option, above, at_least, below, between
+from libml import experiment, layers, models, networks, utils
+from libml.cli.options import Option, above, at_least, below, between
+from libml.running import replicas
 
 PARAMS = dict(  # The hyperparameters. They are part of the name of the run's folder.
     batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),

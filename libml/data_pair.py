@@ -15,8 +15,8 @@ import re
 import numpy as np
 
 from libml import data, records, utils
+from libml.cli.options import Option, at_least
 from libml.data import Family
-from libml.options import Option, at_least
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
 OPTIONS = dict(  # Of scripts that read a dataset.

@@ -7,7 +7,9 @@ import sys
 
 from easydict import EasyDict
 
-from libml import checkpoints, data_pair, hardware, options, runs, train, utils
+from libml import data_pair, train, utils
+from libml.cli import options
+from libml.running import checkpoints, hardware, runs
 
 OPTIONS = {**data_pair.TRAINING_OPTIONS, **train.OPTIONS}  # Besides the method's PARAMS.
 

@@ -12,7 +12,8 @@ import zlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from libml import replicas, utils
+from libml import utils
+from libml.running import replicas
 
 BN_MOMENTUM = 0.999
 BN_EPSILON = 1e-3

@@ -2,8 +2,9 @@
 
 import tensorflow.compat.v1 as tf
 
-from libml import networks, replicas, train, utils
-from libml.options import Option, between
+from libml import networks, train, utils
+from libml.cli.options import Option, between
+from libml.running import replicas
 
 PARAMS = dict(  # The classifier's hyperparameters.
     arch=Option('resnet', 'Classifier.', choices=networks.MODELS),

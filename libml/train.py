@@ -14,8 +14,10 @@ import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 from tqdm import tqdm
 
-from libml import checkpoints, hardware, layers, options, replicas, runs, utils
-from libml.options import Option, at_least, between
+from libml import layers, utils
+from libml.cli import options
+from libml.cli.options import Option, at_least, between
+from libml.running import checkpoints, hardware, replicas, runs
 
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 OPTIONS = dict(

@@ -14,8 +14,10 @@ import os
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from libml import checkpoints, data, data_pair, networks, pictures, runs, utils
-from libml.options import Option
+from libml import data, data_pair, networks, utils
+from libml.cli.options import Option
+from libml.intake import pictures
+from libml.running import checkpoints, runs
 
 WEIGHTS = ('averaged', 'raw')
 OPTIONS = dict(  # Of the scripts that take a run.

@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 from absl import app, flags, logging
 from tensorflow.core.protobuf import rewriter_config_pb2
 
-from libml import quiet
+from libml.cli import quiet
 
 
 class Error(ValueError):

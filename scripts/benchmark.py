@@ -17,7 +17,7 @@ several times, on an idle machine. Compare its medians with the labelled images 
 fixed batch where the other program is timed on a batch in memory.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -39,8 +39,10 @@ from easydict import EasyDict
 from tensorflow import profiler
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
-from libml import data, data_pair, experiment, hardware, options, train, utils
-from libml.options import Option, at_least
+from libml import data, data_pair, experiment, train, utils
+from libml.cli import options
+from libml.cli.options import Option, at_least
+from libml.running import hardware
 
 PARTS = ('step', 'guess', 'input', 'eval', 'startup')
 OPTIONS = dict(

@@ -6,7 +6,7 @@ Row and column are two sets. A cell counts the pictures of the row's set that th
 counts the pictures that repeat another picture of the same set.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -15,7 +15,8 @@ import hashlib
 
 import numpy as np
 
-from libml import data_pair, options, records
+from libml import data_pair, records
+from libml.cli import options
 
 OPTIONS = data_pair.OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.

@@ -13,7 +13,7 @@ makes a dataset of a published one, resized.
 makes a dataset of the user's own pictures; see libml/folders.py for how the folder is laid out.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -28,9 +28,11 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from libml import archives, data, data_pair, folders, options, pictures, records, utils
-from libml.archives import Archive
-from libml.options import Option, above
+from libml import data, data_pair, records, utils
+from libml.cli import options
+from libml.cli.options import Option, above
+from libml.intake import archives, folders, pictures
+from libml.intake.archives import Archive
 
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
 STANFORD = 'http://ufldl.stanford.edu/housenumbers/'

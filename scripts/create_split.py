@@ -6,7 +6,7 @@
 An existing split is never overwritten.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -18,8 +18,9 @@ import os
 
 import numpy as np
 
-from libml import data_pair, options, records, utils
-from libml.options import Option, at_least
+from libml import data_pair, records, utils
+from libml.cli import options
+from libml.cli.options import Option, at_least
 
 OPTIONS = dict(
     **data_pair.OPTIONS,

@@ -6,15 +6,17 @@
 `label` (int64, from 0), perhaps `group` (int64). NAME-unlabeled.tfrecord may hold more pictures, without `label`.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import os
 
-from libml import data, data_pair, folders, options, records, utils
-from libml.options import Option
+from libml import data, data_pair, records, utils
+from libml.cli import options
+from libml.cli.options import Option
+from libml.intake import folders
 
 OPTIONS = dict(
     **data_pair.OPTIONS,

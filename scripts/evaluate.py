@@ -7,7 +7,7 @@ number of pictures; shares are in percent. FOLDER, <run>/evaluation if not given
 confusion.png, reliability.png and mistakes.png. Older files of these names are replaced.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 from sklearn import metrics
 from tqdm import tqdm
 
-from libml import data, options, trained, utils
-from libml.options import Option
+from libml import data, trained, utils
+from libml.cli import options
+from libml.cli.options import Option
 from libml.utils import shown
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.

@@ -7,7 +7,7 @@ RUN is the folder of a run, OUT the folder to make. The signature `serving_defau
 Pixels are normalised inside. --tflite writes OUT/model.tflite, too.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -16,8 +16,9 @@ import os
 
 import tensorflow.compat.v1 as tf
 
-from libml import options, trained
-from libml.options import Option
+from libml import trained
+from libml.cli import options
+from libml.cli.options import Option
 
 OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite, too.'), **trained.OPTIONS)
 

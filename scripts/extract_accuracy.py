@@ -5,7 +5,7 @@
 The paper reports last20.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -13,7 +13,9 @@ if __name__ == '__main__':
 import os
 import sys
 
-from libml import options, runs, utils
+from libml import utils
+from libml.cli import options
+from libml.running import runs
 
 
 def extract_accuracy(run):

@@ -6,7 +6,7 @@ The sheet has a row of labelled pictures for each class. Below, each row shows o
 then augmented copies, as the network sees them.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image, ImageDraw
 
-from libml import data, data_pair, options, utils
-from libml.options import Option
+from libml import data, data_pair, utils
+from libml.cli import options
+from libml.cli.options import Option
 
 OPTIONS = dict(
     **data_pair.OPTIONS,

@@ -6,7 +6,7 @@ RUN is the folder of a run. PICTURES are folders, searched at any depth, or file
 class, confidence. Corrected by hand, it can be given to scripts/create_datasets.py as --labels.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -18,8 +18,10 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from libml import options, pictures, trained, utils
-from libml.options import Option
+from libml import trained, utils
+from libml.cli import options
+from libml.cli.options import Option
+from libml.intake import pictures
 from libml.utils import shown
 
 DOUBTFUL = 0.5  # Confidence below which a guess is doubtful.

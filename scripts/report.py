@@ -13,7 +13,7 @@ A row is a setting of a few flags: see table4.csv beside this script. Runs whose
 table.
 """
 
-from libml import quiet
+from libml.cli import quiet
 
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
@@ -29,7 +29,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
-from libml import data_pair, experiment, options, runs, utils
+from libml import data_pair, experiment, utils
+from libml.cli import options
+from libml.running import runs
 
 OPTIONS = dict(
     out=options.Option('report', 'Folder of the tables and pictures.', path=True),

@@ -15,7 +15,8 @@ import tensorflow.compat.v1 as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import data, hardware, layers, utils
+from libml import data, layers, utils
+from libml.running import hardware
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PARAMS = dict(

@@ -16,7 +16,7 @@ from unittest import mock
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FORKS = multiprocessing.get_context('forkserver')
-HEAVY = ['ablation.ab_mixmatch', 'libml.pictures', 'pytest', 'scipy.io', 'sklearn.datasets']
+HEAVY = ['ablation.ab_mixmatch', 'libml.intake.pictures', 'pytest', 'scipy.io', 'sklearn.datasets']
 
 
 class Server:

@@ -13,7 +13,7 @@ import sys
 import absl.logging
 from absl import app, flags  # noqa: F401  Importing app defines flags of absl's own.
 
-from libml import quiet
+from libml.cli import quiet
 
 LIBRARIES = ('matplotlib.font_manager', 'pandas', 'sklearn.metrics')  # Of scripts.
 EVENTS = ('os.mkdir', 'os.remove', 'os.rename', 'socket.connect', 'subprocess.Popen', 'os.fork')

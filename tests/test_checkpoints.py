@@ -6,7 +6,8 @@ import os
 import pytest
 import tensorflow.compat.v1 as tf
 
-from libml import checkpoints, utils
+from libml import utils
+from libml.running import checkpoints
 
 
 def touch(folder, *names):

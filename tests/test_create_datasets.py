@@ -15,8 +15,9 @@ import pytest
 from conftest import assert_one_line_error, command
 from scipy.io import savemat
 
-from libml import archives, data, data_pair, records, utils
+from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
+from libml.intake import archives
 from scripts import create_datasets, create_split
 
 

@@ -17,7 +17,8 @@ import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, assign, evaluate, fitting, make_dataset, make_model, scalars, variables
 from forked import before
 
-from libml import checkpoints, hardware, layers, replicas, runs, train, utils
+from libml import layers, train, utils
+from libml.running import checkpoints, hardware, replicas, runs
 
 SCRIPT = 'ablation/ab_mixmatch.py'
 TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--seed=3', '--noxla']

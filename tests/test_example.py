@@ -4,11 +4,12 @@ import os
 
 import conftest
 import numpy as np
-import pi_model
 import pytest
 import tensorflow.compat.v1 as tf
 
-from libml import runs, utils
+from examples import pi_model
+from libml import utils
+from libml.running import runs
 
 PARAMS = dict(batch=4, lr=0.002, ema=0.9, w_match=10, warmup_kimg=0, arch='resnet', scales=1, filters=2, repeat=1)
 
@@ -47,7 +48,7 @@ def test_another_method_goes_on_as_if_it_had_not_been_stopped(tmp_path):
 def test_another_method_has_a_command_line(server, digits_dir, tmp_path):
     flags = ['--filters=2', '--repeat=1', '--scales=1', '--batch=4', '--train_kimg=1', '--report_kimg=1']
     where = '--data_dir=%s' % digits_dir, '--dataset=digits.1@20-100', '--train_dir=%s' % tmp_path
-    done = server.run('tests/pi_model.py', *where, *flags)
+    done = server.run('examples/pi_model.py', *where, *flags)
     assert done.returncode == 0, done.stderr
     (run,) = runs.find(tmp_path)
     assert os.path.basename(run).startswith('PiModel_archresnet_batch4_') and runs.accuracies(run)
@@ -61,7 +62,7 @@ def test_another_method_checks_its_arguments(tmp_path):
 
 
 def test_the_page_shows_the_example_as_it_is():
-    with open(os.path.join(conftest.ROOT, 'tests', 'pi_model.py'), encoding='utf-8') as file:
+    with open(os.path.join(conftest.ROOT, 'examples', 'pi_model.py'), encoding='utf-8') as file:
         code = file.read()
     with open(os.path.join(conftest.ROOT, 'docs', 'methods.md'), encoding='utf-8') as file:
         assert code in file.read()

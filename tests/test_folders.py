@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from libml import data, data_pair, folders, pictures, records, utils
+from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
-from libml.folders import Item
+from libml.intake import folders, pictures
+from libml.intake.folders import Item
 from scripts import create_datasets, create_split
 
 CLASSES = ['blackbird', 'crow', 'robin']

@@ -14,7 +14,7 @@ import scripts
 NAMES = [
     '%s.%s' % (package.__name__, module.name)
     for package in (libml, ablation, scripts)
-    for module in pkgutil.iter_modules(package.__path__)
+    for module in pkgutil.walk_packages(package.__path__)
 ]
 
 
@@ -31,7 +31,7 @@ def test_importing_changes_nothing(tmp_path):
     env.update(HOME=str(tmp_path / 'home'), PYTHONDONTWRITEBYTECODE='1')
     (tmp_path / 'here').mkdir()
     found = imported(*NAMES, cwd=tmp_path / 'here', env=env)
-    assert set(NAMES) - {'libml.quiet'} <= set(found.pop('new'))
+    assert set(NAMES) - {'libml.cli', 'libml.cli.quiet'} <= set(found.pop('new'))
     assert found == dict(written=[])
     assert list((tmp_path / 'here').iterdir()) == []
 
@@ -40,7 +40,7 @@ def test_scripts_hide_the_messages_of_tensorflow():
     """They call quiet.import_tensorflow before anything else imports TensorFlow."""
     code = """if True:
         import runpy, sys
-        from libml import quiet
+        from libml.cli import quiet
         quiet.import_tensorflow = lambda: sys.exit('late' if 'tensorflow' in sys.modules else 'first')
         for path in sys.argv[1:]:
             try:
@@ -54,5 +54,5 @@ def test_scripts_hide_the_messages_of_tensorflow():
 def test_networks_bring_no_trainer():
     new = imported('libml.networks')['new']
     ours = {name.removeprefix('libml.') for name in new if name.startswith('libml.')}
-    assert ours == {'networks', 'layers', 'replicas', 'utils'}
+    assert ours == {'networks', 'layers', 'running', 'running.replicas', 'utils'}
     assert not {name.split('.')[0] for name in new} & {'tensorboard', 'tqdm', 'fcntl', 'sklearn', 'scipy'}

@@ -9,7 +9,8 @@ import pytest
 from conftest import PARAMS, command, make_dataset, make_model
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import checkpoints, utils
+from libml import utils
+from libml.running import checkpoints
 
 UPDATES = 2000
 EVERY = 20  # Updates between reports, each with a checkpoint.

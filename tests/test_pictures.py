@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from libml import pictures, utils
+from libml import utils
+from libml.intake import pictures
 
 
 def convert(tmp_path, image, size=(8, 8), colors=3, name='x.png', range=(), **options):

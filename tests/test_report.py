@@ -12,7 +12,8 @@ import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, command
 from scipy import stats
 
-from libml import runs, utils
+from libml import utils
+from libml.running import runs
 from scripts import report
 
 ROWS = report.paper_rows()

@@ -15,7 +15,8 @@ import pytest
 from conftest import ROOT, assert_one_line_error, command, scalars, tree
 
 from ablation import ab_mixmatch
-from libml import checkpoints, hardware, utils
+from libml import utils
+from libml.running import checkpoints, hardware
 from scripts import extract_accuracy
 
 SCRIPT = os.path.join('ablation', 'ab_mixmatch.py')

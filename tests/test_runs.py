@@ -10,7 +10,8 @@ import tensorflow.compat.v1 as tf
 from conftest import ROOT, command, make_model
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from libml import runs, train, utils
+from libml import train, utils
+from libml.running import runs
 
 
 def train_model(train_dir, train_nimg=8, **params):

@@ -18,7 +18,8 @@ import fakes
 import pytest
 from conftest import ROOT
 
-from libml import runs, utils
+from libml import utils
+from libml.running import runs
 
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scancel', 'scontrol', 'squeue', 'srun')
 PATH = os.environ['PATH'] + os.pathsep + '/usr/sbin'

@@ -8,7 +8,8 @@ from conftest import PARAMS, assign, fitting, make_dataset, make_model, variable
 from reference import AVERAGE
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import hardware, networks, utils
+from libml import networks, utils
+from libml.running import hardware
 
 
 def random_batch(dataset, batch, nu, seed=0):

@@ -20,7 +20,8 @@ from conftest import assert_one_line_error
 from forked import before
 from test_survival import TRAIN_KIMG, assert_same_end, copy, start, tf_dir, whole  # noqa: F401
 
-from libml import checkpoints, train
+from libml import train
+from libml.running import checkpoints
 
 STREAMS = ('stdin', 'stdout', 'stderr')
 ENDINGS = ('index', 'data-00000-of-00001')

@@ -26,7 +26,8 @@ import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, command, scalars
 from forked import before
 
-from libml import checkpoints, runs, train, utils
+from libml import train, utils
+from libml.running import checkpoints, runs
 
 SAVE_KIMG, TRAIN_KIMG = 3, 10  # Reports, every 2 kimg, fall beside checkpoints and on them.
 TINY = ['--batch=32', '--filters=2', '--repeat=1', '--scales=1', '--ema=.9', '--warmup_kimg=1', '--seed=3']

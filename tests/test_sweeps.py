@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
-from libml import data_pair, experiment, options, runs
+from libml import data_pair, experiment
+from libml.cli import options
+from libml.running import runs
 from scripts import report
 
 OPTIONS = experiment.table(AblationMixMatch)

@@ -19,7 +19,9 @@ from forked import before
 from PIL import Image
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
-from libml import checkpoints, data, data_pair, experiment, pictures, records, trained, utils
+from libml import data, data_pair, experiment, records, trained, utils
+from libml.intake import pictures
+from libml.running import checkpoints
 from scripts import create_datasets, create_split, evaluate, export, predict
 
 TINY = dict(

@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import attr_value_pb2
 
-from libml import replicas, utils
+from libml import utils
+from libml.running import replicas
 
 # Floating-point operations of an update. Below, several threads for an operation are slower than one.
 SMALL_UPDATE = 1e9

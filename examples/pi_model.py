@@ -5,8 +5,9 @@ import functools
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import experiment, layers, models, replicas, utils
-from libml.options import Option, above, at_least, below, between
+from libml import experiment, layers, models, utils
+from libml.cli.options import Option, above, at_least, below, between
+from libml.running import replicas
 
 PARAMS = dict(
     batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),

@@ -16,7 +16,8 @@ import tensorflow.compat.v1 as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-from libml import checkpoints, utils
+from libml import utils
+from libml.running import checkpoints
 
 LAST = (1, 10, 20, 50)
 # Arguments that may change when a run continues.

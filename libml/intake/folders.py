@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libml import data, data_pair, pictures, records, utils
+from libml import data, data_pair, records, utils
+from libml.intake import pictures
 from libml.utils import shown
 
 UNLABELED = ('unlabeled', 'unlabelled')

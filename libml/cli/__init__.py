@@ -1,0 +1,1 @@
+"""How a script starts: options, streams and exit codes."""

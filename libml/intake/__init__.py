@@ -1,0 +1,1 @@
+"""Pictures, tables and archives from the world, made into record files."""

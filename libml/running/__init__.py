@@ -1,0 +1,1 @@
+"""What keeps a run alive: its folder, checkpoints, devices and loop."""
