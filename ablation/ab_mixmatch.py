@@ -14,21 +14,21 @@ import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
 from libml import experiment, layers, models, networks, utils
-from libml.cli.options import Option, above, at_least, below, between
+from libml.cli.options import Option, Range
 from libml.running import replicas
 
 PARAMS = dict(  # The hyperparameters. They are part of the name of the run's folder.
-    batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),
-    lr=Option(0.002, "Adam's learning rate.", *above(0)),
-    wd=Option(0.02, 'Weight decay: each update multiplies the kernels by 1 - wd * lr.', *at_least(0)),
-    ema=Option(0.999, 'Decay of the moving average of the weights.', *below(0, 1)),
-    beta=Option(0.5, "Both parameters of MixUp's Beta distribution.", *at_least(1e-6)),
-    nu=Option(2, "Augmentations of each unlabelled image (the paper's K).", *between(1, 1024)),
-    T=Option(0.5, 'Sharpening temperature; 1 leaves the guess as it is.', *at_least(1e-6)),
+    batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', Range(1, 65536)),
+    lr=Option(0.002, "Adam's learning rate.", Range(above=0)),
+    wd=Option(0.02, 'Weight decay: each update multiplies the kernels by 1 - wd * lr.', Range(low=0)),
+    ema=Option(0.999, 'Decay of the moving average of the weights.', Range(0, below=1)),
+    beta=Option(0.5, "Both parameters of MixUp's Beta distribution.", Range(low=1e-6)),
+    nu=Option(2, "Augmentations of each unlabelled image (the paper's K).", Range(1, 1024)),
+    T=Option(0.5, 'Sharpening temperature; 1 leaves the guess as it is.', Range(low=1e-6)),
     use_ema_guess=Option(False, 'Guess labels with the averaged weights.'),
     mixmode=Option('xxy.yxy', 'What is mixed with what: <labelled>.<unlabelled>.', choices=layers.MixMode.MODES),
-    w_match=Option(100.0, "Weight of the unlabelled loss (the paper's lambda_U).", *at_least(0)),
-    warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', *at_least(0)),
+    w_match=Option(100.0, "Weight of the unlabelled loss (the paper's lambda_U).", Range(low=0)),
+    warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', Range(low=0)),
     **models.PARAMS,  # arch, scales, filters, repeat
 )
 
@@ -167,14 +167,14 @@ class AblationMixMatch(models.MultiModel):
         nu, batch, wd = params['nu'], params['batch'], params['wd']
         where = ' on each of %d devices' % devices if devices > 1 else ''
         least = 'at least nu + 1 = %d%s, to be interleaved' % (nu + 1, where)
-        utils.check('batch', batch, batch // devices >= nu + 1, least)
-        utils.check('wd', wd, wd * params['lr'] < 1, 'at least 0, and below 1 when multiplied by lr')
+        utils.require('batch', batch, batch // devices >= nu + 1, least)
+        utils.require('wd', wd, wd * params['lr'] < 1, 'at least 0, and below 1 when multiplied by lr')
 
 
 def adam(loss, weights, lr):
     """Returns the op of one step of Adam, outside name scopes, so that its variables have the published names."""
     with tf.name_scope(None):
-        return tf.train.AdamOptimizer(lr).minimize(replicas.part_of_loss(loss), var_list=weights, name='update/Adam')
+        return tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights, name='update/Adam')
 
 
 def main():

@@ -6,15 +6,15 @@ import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
 from libml import experiment, layers, models, utils
-from libml.cli.options import Option, above, at_least, below, between
+from libml.cli.options import Option, Range
 from libml.running import replicas
 
 PARAMS = dict(
-    batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', *between(1, 65536)),
-    lr=Option(0.002, "Adam's learning rate.", *above(0)),
-    ema=Option(0.999, 'Decay of the moving average of the weights.', *below(0, 1)),
-    w_match=Option(10.0, 'Weight of the unlabelled loss.', *at_least(0)),
-    warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', *at_least(0)),
+    batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', Range(1, 65536)),
+    lr=Option(0.002, "Adam's learning rate.", Range(above=0)),
+    ema=Option(0.999, 'Decay of the moving average of the weights.', Range(0, below=1)),
+    w_match=Option(10.0, 'Weight of the unlabelled loss.', Range(low=0)),
+    warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', Range(low=0)),
     **models.PARAMS,  # arch, scales, filters, repeat
 )
 
@@ -39,7 +39,7 @@ class PiModel(models.MultiModel):
         loss_l2u = layers.unlabeled_loss(tf.nn.softmax(logits_1), logits_2)
         loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
         train_op = utils.in_order(
-            lambda: tf.train.AdamOptimizer(lr).minimize(replicas.part_of_loss(loss), var_list=weights),
+            lambda: tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights),
             lambda: average.apply(weights),
             lambda: layers.update_moments(moments),
             lambda: self.advance(batch),

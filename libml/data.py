@@ -91,7 +91,7 @@ def load(file, nclass, shape, unlabeled=False, limit=MEMORY):
 # --- Streams ---
 
 
-def order(start, count, n, seed, stream):
+def draw_order(start, count, n, seed, stream):
     """Returns the indices of the images at the positions from `start` on of an endless shuffled stream of n images.
 
     Position p lies in epoch p // n, and each epoch is a permutation of its own; a batch may straddle epochs.
@@ -121,7 +121,7 @@ def _permutation(n, seed, stream, epoch):
 _thread = threading.local()
 
 
-def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
+def make_stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
     """Returns the endless tf.data.Dataset of the shuffled batches of some Images.
 
     Args:
@@ -149,7 +149,7 @@ def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
     size = whole * max(1, min(CHUNK, CHUNK_BYTES // (whole * int(np.prod(images.shape)))))
 
     def draw(position):
-        indices = order(position, size, len(images), seed, stream_id).reshape(-1, n, batch)[:, r].ravel()
+        indices = draw_order(position, size, len(images), seed, stream_id).reshape(-1, n, batch)[:, r].ravel()
         pixels, labels = images.gather(indices), images.labels[indices]
         return pixels.reshape(-1, batch, *images.shape), labels.reshape(-1, batch)
 
@@ -158,7 +158,7 @@ def stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
     return _arrays(chunks, draw, [size // whole, batch], images.shape).prefetch(1).unbatch()
 
 
-def once(images, batch):
+def make_view(images, batch):
     """Returns the finite Dataset, in order, of dict(image uint8 [k, H, W, C], label int32 [k]), k <= batch."""
 
     def draw(start):
@@ -168,7 +168,7 @@ def once(images, batch):
     return _arrays(tf.data.Dataset.range(0, len(images), batch), draw, [None], images.shape).prefetch(2)
 
 
-def equal_batches(sets, limit):
+def iterate_equal_batches(sets, limit):
     """Yields the pictures of several Images, one set after another, all in batches of one size, as XLA compiles each.
 
     Args:
@@ -258,7 +258,7 @@ def _sources(moves, size, shift):
 # --- Datasets ---
 
 
-def mean_std(*sets):
+def compute_mean_std(*sets):
     """Returns the mean and standard deviation of each color over some Images, on the [-1, 1] scale: float32 [C] twice.
 
     A color that never changes gets the standard deviation 1, as images are divided by it.
@@ -342,7 +342,7 @@ class Family:
         return self.classes or tuple(map(str, range(self.nclass)))
 
 
-def other_data(run, name, parts):
+def other_data_error(run, name, parts):
     """Returns the utils.Error of a run that began with other data than its dataset holds now."""
     text = '%s was trained on other data than %s holds now (%s): give this data another --train_dir'
     return utils.Error(text % (run, name, parts))
@@ -374,7 +374,7 @@ class DataSet:
         self.whiten, self.p_unlabeled, self.fingerprints = whiten, p_unlabeled, fingerprints
         self.mean, self.std = np.zeros(self.colors, np.float32), np.ones(self.colors, np.float32)
         if whiten:
-            self.mean, self.std = mean_std(sets['labeled'], sets['unlabeled'])
+            self.mean, self.std = compute_mean_std(sets['labeled'], sets['unlabeled'])
         self._seed = seed
 
     def identity(self):
@@ -389,21 +389,21 @@ class DataSet:
         before = args.get('data') or {}
         changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
         if changed:
-            raise other_data(run, self.name, ', '.join(changed))
+            raise other_data_error(run, self.name, ', '.join(changed))
         if (args.get('classes') or list(self.family.classes)) != list(self.family.classes):
             text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
             raise utils.Error(text % (run, ', '.join(args['classes']), self.name))
 
     def stream(self, name, batch, seed, start=0, part=(0, 1)):
         """Returns the endless shuffled batches of the training images `labeled` or `unlabeled`, see `stream` above."""
-        return stream(self.sets[name], batch, seed, TRAINING[name], start, part)
+        return make_stream(self.sets[name], batch, seed, TRAINING[name], start, part)
 
     def augment(self, images, seed):
         """Augments [n, H, W, C] as this dataset's training images are, see `augment` above."""
         return augment(images, seed, self.family.mirror, self.family.shift)
 
     to_float = staticmethod(to_float)
-    equal_batches = staticmethod(equal_batches)
+    iterate_equal_batches = staticmethod(iterate_equal_batches)
 
     def _endless(self, name):
         @tf.autograph.experimental.do_not_convert
@@ -419,7 +419,7 @@ class DataSet:
         def scaled(batch):
             return {'image': to_float(batch['image']), 'label': tf.cast(batch['label'], tf.int64)}
 
-        return once(self.sets[name], VIEW_BATCH).map(scaled).unbatch()
+        return make_view(self.sets[name], VIEW_BATCH).map(scaled).unbatch()
 
     train_labeled = property(lambda self: self._endless('labeled'))
     train_unlabeled = property(lambda self: self._endless('unlabeled'))

@@ -15,7 +15,7 @@ import re
 import numpy as np
 
 from libml import data, records, utils
-from libml.cli.options import Option, at_least
+from libml.cli.options import Option, Range
 from libml.data import Family
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
@@ -27,9 +27,9 @@ TRAINING_OPTIONS = dict(
     **OPTIONS,
     whiten=Option(False, "Normalise by the training images' mean and standard deviation."),
     p_unlabeled=Option('', 'Comma-separated weight of each class among the unlabelled images, any scale.'),
-    shuffle=Option(8192, UNUSED, *at_least(1)),
-    para_parse=Option(4, UNUSED, *at_least(1)),
-    para_augment=Option(4, UNUSED, *at_least(1)),
+    shuffle=Option(8192, UNUSED, Range(low=1)),
+    para_parse=Option(4, UNUSED, Range(low=1)),
+    para_augment=Option(4, UNUSED, Range(low=1)),
 )
 
 
@@ -80,8 +80,10 @@ class Split:
 
     def files(self, data_dir):
         """Returns the paths of the split's records and map, and of the test set: dict(label, unlabel, map, test)."""
-        paths = split_files(os.path.join(data_dir, 'SSL'), self.name, self.seed, self.size)
-        return dict(zip(('label', 'unlabel', 'map'), paths, strict=True), test=record_file(data_dir, self.name, 'test'))
+        paths = locate_split(os.path.join(data_dir, 'SSL'), self.name, self.seed, self.size)
+        return dict(
+            zip(('label', 'unlabel', 'map'), paths, strict=True), test=locate_records(data_dir, self.name, 'test')
+        )
 
     def __str__(self):
         return '%s-%d' % (self.stem, self.valid)
@@ -119,34 +121,34 @@ def find_data_dir(data_dir=None, exists=True):
     return data_dir
 
 
-def record_file(data_dir, name, part):
+def locate_records(data_dir, name, part):
     """Returns the path of a dataset's record file."""
     return os.path.join(data_dir, '%s-%s.tfrecord' % (name, part))
 
 
-def family_file(data_dir, name):
+def locate_family(data_dir, name):
     """Returns the path of the description of a dataset of the user's own."""
     return os.path.join(data_dir, name + '.json')
 
 
-def train_files(data_dir, name):
+def locate_train_files(data_dir, name):
     """Returns the record files that a dataset's splits are made of; raises what find_family raises."""
     family = find_family(data_dir, name)
-    return [record_file(data_dir, family.source or name, part) for part in family.parts]
+    return [locate_records(data_dir, family.source or name, part) for part in family.parts]
 
 
-def split_files(folder, name, seed, size):
+def locate_split(folder, name, seed, size):
     """Returns the paths of a split's three files in `folder`: labelled records, unlabelled records, map."""
     prefix = os.path.join(folder, '%s.%d@%d' % (name, seed, size))
     return prefix + '-label.tfrecord', prefix + '-unlabel.tfrecord', prefix + '-map.json'
 
 
-def stl10_folds(data_dir):
+def locate_stl10_folds(data_dir):
     """Returns the path of the folds that stl10's archive publishes: a line holds the positions of 1000 pictures."""
     return os.path.join(data_dir, 'stl10_fold_indices.txt')
 
 
-def installed_splits(data_dir):
+def list_splits(data_dir):
     """Returns the names, such as 'digits.1@20', of the splits on disk, sorted."""
     return _names(os.path.join(data_dir, 'SSL'), '-map.json')
 
@@ -165,24 +167,24 @@ def find_family(data_dir, name):
     Raises:
         utils.Error: it is unknown, or its .json is damaged.
     """
-    if family := known_family(data_dir, name):
+    if family := look_up_family(data_dir, name):
         return family
-    if re.fullmatch(NAME, name) and os.path.isfile(record_file(data_dir, name, 'train')):
-        raise utils.Error('unknown dataset %r: %s' % (name, description_hint(name)))
+    if re.fullmatch(NAME, name) and os.path.isfile(locate_records(data_dir, name, 'train')):
+        raise utils.Error('unknown dataset %r: %s' % (name, explain_description(name)))
     own = [own for own in _names(data_dir, '.json') if own not in FAMILIES and re.fullmatch(NAME, own)]
-    known, splits = ', '.join([*FAMILIES, *own]), ', '.join(installed_splits(data_dir)) or 'none'
+    known, splits = ', '.join([*FAMILIES, *own]), ', '.join(list_splits(data_dir)) or 'none'
     raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, splits))
 
 
-def known_family(data_dir, name):
+def look_up_family(data_dir, name):
     """Returns the Family of a name, None where it is unknown; raises what read_family raises."""
-    path = family_file(data_dir, name)
+    path = locate_family(data_dir, name)
     if name not in FAMILIES and re.fullmatch(NAME, name) and os.path.isfile(path):
         return read_family(path)
     return FAMILIES.get(name)
 
 
-def description_hint(name):
+def explain_description(name):
     """Returns a line for the user: the command that makes a dataset of record files."""
     text = 'training knows your own record files once %s.json describes them: `python scripts/describe_dataset.py %s`'
     return (text + ' reads %s-train.tfrecord and writes it') % (name, name, name)
@@ -200,7 +202,7 @@ def read_family(path):
         return check_family(Family(**found))
     except (OSError, ValueError, TypeError, RecursionError) as error:
         text = '%s does not describe a dataset (%s): make the dataset again'
-        raise utils.Error(text % (path, utils.reason(error))) from error
+        raise utils.Error(text % (path, utils.explain(error))) from error
 
 
 def check_family(family):
@@ -283,7 +285,7 @@ def check_source(split, data_dir, source, test):
 
     source is the dict from file names to fingerprints in the split's map, test the records.RecordFile of the test set.
     """
-    parts = [os.path.basename(path) for path in train_files(data_dir, split.name)]
+    parts = [os.path.basename(path) for path in locate_train_files(data_dir, split.name)]
     if split.name not in FAMILIES and parts[0] in source:
         # A record file that was added later makes a split invalid: it gets the fingerprint None, which no file has.
         source = {**dict.fromkeys(parts), **source}
@@ -335,7 +337,7 @@ def check_unchanged(split, data_dir, fingerprints, run):
     for part, fingerprint in (fingerprints or {}).items():
         path = split.files(data_dir)[part]
         if os.path.isfile(path) and records.RecordFile(path, empty=True).fingerprint != fingerprint:
-            raise data.other_data(run, split, part)
+            raise data.other_data_error(run, split, part)
 
 
 def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, needs_unlabeled=True):

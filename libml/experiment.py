@@ -8,20 +8,22 @@ import sys
 from easydict import EasyDict
 
 from libml import data_pair, train, utils
-from libml.cli import options
+from libml.cli import options, script
 from libml.running import checkpoints, hardware, runs
 
 OPTIONS = {**data_pair.TRAINING_OPTIONS, **train.OPTIONS}  # Besides the method's PARAMS.
 
 
-def table(method):
+def list_options(method):
     """Returns the options of a method's command line."""
     return {**method.PARAMS, **OPTIONS}
 
 
 def main(method):
     """Does what the command line asks for."""
-    options.run(functools.partial(run, method), table(method), 'give flags only, such as --dataset=digits.1@20-100')
+    script.run(
+        functools.partial(run, method), list_options(method), 'give flags only, such as --dataset=digits.1@20-100'
+    )
 
 
 def run(method, **given):
@@ -35,7 +37,7 @@ def run(method, **given):
         utils.Error: an option, the dataset, a checkpoint or a host is not as it must be; or see train.Model.train.
         SystemExit: see there.
     """
-    o = EasyDict(options.fill(table(method), given))
+    o = EasyDict(options.fill(list_options(method), given))
     split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
     family = data_pair.find_family(data_dir, split.name)
     params, train_nimg = method.arguments(o, family), o.train_kimg << 10
@@ -66,7 +68,7 @@ def run(method, **given):
     model = method(folder, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
     model.config.log_device_placement = o.log_device_placement
     if o.eval_ckpt:  # By the training graph, which can tune batch norm again.
-        source = runs.Run(runs.folder_of(o.eval_ckpt))
+        source = runs.Run(runs.find_folder(o.eval_ckpt))
         dataset.check_identity(source.args, source.folder)
         model.eval_checkpoint(o.eval_ckpt)
     else:
@@ -86,9 +88,9 @@ def join_hosts(machine, o, seeded):
         utils.Error: hosts differ, or each would draw a seed of its own.
     """
     machine.check_hosts(repr(sorted(o.items())))
-    utils.check('seed', o['seed'], seeded or machine.hosts == 1, 'given, the same on all hosts')
+    utils.require('seed', o['seed'], seeded or machine.hosts == 1, 'given, the same on all hosts')
     if machine.host:
-        sys.stdout = utils.nowhere()
+        sys.stdout = script.open_nowhere()
 
 
 def what_next(folder, data_dir):

@@ -138,7 +138,7 @@ class Keys:
 
     def __call__(self, name):
         """Returns the next key of a name, int64 [2]."""
-        replica = replicas.number()
+        replica = replicas.get_number()
         number = zlib.crc32(('%s_%d' % (name, self.counts[replica, name])).encode())
         self.counts[replica, name] += 1
         root = tf.random.fold_in(self.root, tf.constant(replica, tf.int64)) if replica else self.root
@@ -310,7 +310,7 @@ def guess_monitors(p):
     Confidence is the mean of the guesses' largest probabilities. Entropy is the entropy of the mean guess, divided by
     log(nclass): 0 if all guesses are one class. p is float32 [B, nclass].
     """
-    mean = replicas.mean(tf.reduce_mean(p, axis=0))  # [nclass]
+    mean = replicas.average(tf.reduce_mean(p, axis=0))  # [nclass]
     entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
     confidence = tf.reduce_mean(tf.reduce_max(p, axis=1))
     return {'monitors/guess_confidence': confidence, 'monitors/guess_entropy': entropy}

@@ -3,16 +3,16 @@
 import tensorflow.compat.v1 as tf
 
 from libml import networks, train, utils
-from libml.cli.options import Option, between
+from libml.cli.options import Option, Range
 from libml.running import replicas
 
 PARAMS = dict(  # The classifier's hyperparameters.
     arch=Option('resnet', 'Classifier.', choices=networks.MODELS),
     scales=Option(
-        0, "Stages of the classifier; 0: log2 of the images' width, rounded up, less 2, at least 1.", *between(0, 10)
+        0, "Stages of the classifier; 0: log2 of the images' width, rounded up, less 2, at least 1.", Range(0, 10)
     ),
-    filters=Option(32, 'Width of the classifier.', *between(1, 4096)),
-    repeat=Option(4, 'Residual blocks a stage.', *between(1, 256)),
+    filters=Option(32, 'Width of the classifier.', Range(1, 4096)),
+    repeat=Option(4, 'Residual blocks a stage.', Range(1, 256)),
 )
 
 
@@ -58,7 +58,7 @@ class MultiModel(train.ClassifySemi):
 
     def network(self, arch, scales, filters, repeat):
         """Returns the networks.Network of these arguments; the first call creates its variables in scope `classify`."""
-        key = (replicas.number(), arch, scales, filters, repeat)  # A network's gradients belong to one device.
+        key = (replicas.get_number(), arch, scales, filters, repeat)  # A network's gradients belong to one device.
         if key not in self.networks:
             size = dict(nclass=self.nclass, scales=scales, filters=filters, repeat=repeat)
             dtype = tf.bfloat16 if self.precision == 'bfloat16' else tf.float32

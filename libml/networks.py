@@ -15,7 +15,7 @@ from libml import layers, utils
 def check_size(arch, x, fits, allowed):
     """Raises utils.Error where the height or width of x, [N, H, W, C], does not fit the architecture."""
     for name, side in (('height', int(x.shape[1])), ('width', int(x.shape[2]))):
-        utils.check('image ' + name, side, fits(side), '%s for %s' % (allowed, arch))
+        utils.require('image ' + name, side, fits(side), '%s for %s' % (allowed, arch))
 
 
 def conv_he(x, filters, size, strides=1, use_bias=True):
@@ -96,7 +96,7 @@ def shake(x, nclass, scales, filters, repeat, batch_norm, whiten, training, nois
 
 def cnn13(x, nclass, scales, filters, batch_norm, **_):
     """Mean Teacher's 13 layers (Tarvainen and Valpola 2017), simplified. Arguments and result as for resnet."""
-    utils.check('scales', scales, scales == 3, '3 for cnn13')
+    utils.require('scales', scales, scales == 3, '3 for cnn13')
     check_size('cnn13', x, lambda side: side >= 12, 'at least 12')
 
     def conv(x, filters, size=3, padding='same'):

@@ -19,7 +19,7 @@ import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
 from tqdm import tqdm
 
-from libml import utils
+from libml import files, utils
 
 MAX_SIDE = 4096  # Pixels. An image beyond this is damage or a decompression bomb: no dataset here comes near.
 BATCH_BYTES = 1 << 24  # Decoded bytes handled at a time: large enough to be fast, small enough not to be noticed.
@@ -36,7 +36,7 @@ FAR = (1 << 63) - 1  # A position beyond every file, for where a record of absur
 # --- PNG ---
 
 
-def png_shape(png):
+def read_png_shape(png):
     """Returns (height, width, colors) from a PNG's header, None where the bytes are no PNG of 1 or 3 colors."""
     if len(png) < 33 or png[:8] != PNG_SIGNATURE or png[12:16] != b'IHDR':
         return None
@@ -94,7 +94,7 @@ def decode(pngs, shape):
     return images
 
 
-def batch_size(shape):
+def choose_batch_size(shape):
     """Returns how many images of a shape (H, W, C) are handled at a time."""
     return max(1, min(1024, BATCH_BYTES // int(np.prod(shape))))
 
@@ -129,12 +129,12 @@ def write(path, examples, total=None):
     Raises:
         utils.Error: the file exists already, or the disk is full.
     """
-    with utils.creating(path) as part:
+    with files.creating(path) as part:
         return write_part(part, itertools.starmap(serialize, examples), total)
 
 
 def write_part(part, examples, total=None):
-    """Writes serialized examples to a file given by `utils.creating`, with a progress bar; returns their number."""
+    """Writes serialized examples to a file given by `files.creating`, with a progress bar; returns their number."""
     n, path = 0, part.rsplit('.part-', 1)[0]
     bar = tqdm(examples, os.path.basename(path), total, unit='rec', leave=False)
     try:
@@ -227,10 +227,10 @@ class RecordFile:
         for number, record in enumerate(self.raw()):
             try:
                 example = parse(record)
-                check(example.png, example.label, shape, nclass, unlabeled)
+                check_example(example.png, example.label, shape, nclass, unlabeled)
             except ValueError as error:
                 raise self.damaged(number, error) from error
-            shape = shape or png_shape(example.png)
+            shape = shape or read_png_shape(example.png)
             yield example
 
     def read(self, nclass=None, shape=None, unlabeled=False):
@@ -266,10 +266,10 @@ class RecordFile:
         """As `check`; gives the decoded pictures, batch by batch, to take(numbers, images), a function or None."""
         labels, groups = np.full([len(self)], NO_CLASS, np.int32), np.full([len(self)], NO_GROUP, np.int64)
         examples, first = self.examples(nclass, shape, unlabeled), 0
-        while batch := list(itertools.islice(examples, batch_size(shape) if shape else 1)):
+        while batch := list(itertools.islice(examples, choose_batch_size(shape) if shape else 1)):
             numbers = range(first, first + len(batch))
             pngs, labels[numbers], groups[numbers] = zip(*batch, strict=True)
-            shape = tuple(shape or png_shape(pngs[0]))
+            shape = tuple(shape or read_png_shape(pngs[0]))
             if take:
                 take(numbers, self.decode(list(pngs), shape, numbers))
             first += len(batch)
@@ -327,11 +327,11 @@ def parse(record):
     return Example(image[0], label[0], group[0])
 
 
-def check(png, label, shape, nclass, unlabeled):
+def check_example(png, label, shape, nclass, unlabeled):
     """Raises ValueError (its text continues 'record 7 ...') unless the example is of that shape and those classes."""
     if not (0 <= label < (nclass or LABELS) or (unlabeled and label == NO_CLASS)):
         raise ValueError('has label %d, not one of 0 to %d' % (label, (nclass or LABELS) - 1))
-    found = png_shape(png)
+    found = read_png_shape(png)
     if found is None:
         raise ValueError('does not hold a grey or RGB picture in PNG format')
     if shape and found != tuple(shape):

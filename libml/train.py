@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from libml import layers, utils
 from libml.cli import options
-from libml.cli.options import Option, at_least, between
+from libml.cli.options import Option, Range
 from libml.running import checkpoints, hardware, replicas, runs
 
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 OPTIONS = dict(
     train_dir=Option('./experiments', 'Folder of all runs: this run goes to <train_dir>/<dataset>/<name>.', path=True),
-    train_kimg=Option(1 << 16, 'Training duration in kimg (1 kimg is 1024 labelled images).', *between(1, 1 << 40)),
-    report_kimg=Option(64, 'Report period in kimg.', *between(1, 1 << 40)),
-    save_kimg=Option(64, 'Checkpoint period in kimg.', *between(1, 1 << 40)),
-    keep_ckpt=Option(50, 'Checkpoints that are kept.', *at_least(1)),
+    train_kimg=Option(1 << 16, 'Training duration in kimg (1 kimg is 1024 labelled images).', Range(1, 1 << 40)),
+    report_kimg=Option(64, 'Report period in kimg.', Range(1, 1 << 40)),
+    save_kimg=Option(64, 'Checkpoint period in kimg.', Range(1, 1 << 40)),
+    keep_ckpt=Option(50, 'Checkpoints that are kept.', Range(low=1)),
     eval_ckpt=Option(
         '', "Only evaluate this checkpoint or run, before and after batch norm's averages are updated.", path=True
     ),
@@ -34,7 +34,7 @@ OPTIONS = dict(
         'A new run starts from the weights and step of this checkpoint or run, for example to change --lr.',
         path=True,
     ),
-    seed=Option(None, 'Fixes every random choice. Default: a new seed for each run.', *options.SEED, type=int),
+    seed=Option(None, 'Fixes every random choice. Default: a new seed for each run.', options.SEED, type=int),
     precision=Option(
         'float32',
         (
@@ -48,8 +48,8 @@ OPTIONS = dict(
     devices=Option(
         '1',
         'Devices of each host that share an update: GPUs, or logical CPU devices if there are none.',
+        lambda n: n == 'all' or (str(n).isdecimal() and str(n).isascii() and int(n) > 0),
         'a number from 1, or all',
-        lambda n: n == 'all' or (str(n).isdigit() and int(n) > 0),
     ),
     log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
 )
@@ -82,7 +82,7 @@ class Model:
     PARAMS = types.MappingProxyType({})  # Option by name: what the arguments of `model` may be.
 
     def __init__(self, train_dir, dataset, seed=None, precision='float32', machine=None, **params):
-        utils.check('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
+        utils.require('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
         self.machine = machine or hardware.Machine()
         self.check(devices=self.machine.replicas, **params)
         self.params = EasyDict(params)
@@ -118,7 +118,7 @@ class Model:
             if self.machine.hosts > 1:
                 self.broadcast_op = tf.group(*[replicas.broadcast(strategy, v) for v in tf.global_variables()])
                 self.stop = tf.placeholder_with_default(0, [], 'stop')
-                self.stop_anywhere = replicas.total(strategy, lambda: tf.identity(self.stop))
+                self.stop_anywhere = replicas.add_up(strategy, lambda: tf.identity(self.stop))
         self.scalars = {**self.ops.get('losses', {}), **self.ops.get('monitors', {})}  # By TensorBoard's tag.
         self.scalar_values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
@@ -148,7 +148,7 @@ class Model:
 
     def advance(self, batch):
         """Returns the op that adds the labelled images of an update to the step, `batch` for each device."""
-        return self.step.assign_add(batch * replicas.count())
+        return self.step.assign_add(batch * replicas.get_count())
 
     @property
     def train_dir(self):
@@ -179,9 +179,11 @@ class Model:
     @classmethod
     def check(cls, devices=1, **params):
         """Raises utils.Error if PARAMS does not allow an argument, or the batch is no multiple of the devices."""
-        options.check(cls.PARAMS, params)
+        options.fill(cls.PARAMS, {name: value for name, value in params.items() if name in cls.PARAMS})
         batch = params.get('batch', 0)  # Some models have no argument `batch`.
-        utils.check('batch', batch, batch % devices == 0, 'a multiple of devices=%d, which share it equally' % devices)
+        utils.require(
+            'batch', batch, batch % devices == 0, 'a multiple of devices=%d, which share it equally' % devices
+        )
 
     @contextlib.contextmanager
     def open_session(self):
@@ -237,7 +239,7 @@ class Model:
             args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
         if first := checkpoints.initial(self.checkpoint_dir, init_ckpt):
             checkpoints.check_fits(first, self.checkpoints.needed)  # Before anything is written.
-        with self.run.lock(), stop_signals() as self.stopped, self.open_session():
+        with self.run.lock(), catching_signals() as self.stopped, self.open_session():
             self.print_start(args)
             means = self.resume(init_ckpt)
             if self.machine.hosts > 1:
@@ -253,7 +255,7 @@ class Model:
             hparams = {name: value for name, value in args.items() if name not in runs.NOT_HPARAMS}
             with (
                 runs.EventLog(self.checkpoint_dir, self.graph, step, hparams) as log,
-                progress_bar(step, train_nimg, disable=self.machine.host > 0) as bar,
+                make_bar(step, train_nimg, disable=self.machine.host > 0) as bar,
             ):
                 periods = Periods(self.params.batch, train_nimg, report_nimg, save_nimg)
                 loop = Loop(self, step, means, periods, keep_ckpt, log, bar)
@@ -391,7 +393,7 @@ class Loop:
     def lacks_report(self):
         """Returns whether this step has a checkpoint of the run's own, but no report."""
         model = self.model
-        return model.checkpoints.is_own and not any(at == self.step for at, _ in runs.accuracies(model.train_dir))
+        return model.checkpoints.is_own and not any(at == self.step for at, _ in runs.read_accuracies(model.train_dir))
 
     def try_report(self):
         """Makes a report, on host 0. Returns False if a signal came before its end, else True."""
@@ -502,7 +504,7 @@ class ClassifySemi(Model):
 
     def next_batch(self, name, batch):
         """Returns a batch of the set `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""
-        part, gpu = (replicas.number(), replicas.count()), self.machine.gpu
+        part, gpu = (replicas.get_number(), replicas.get_count()), self.machine.gpu
         stream = self.dataset.stream(name, batch, self.seed, self.step, part)
         with tf.device(gpu):
             if gpu:  # Batches wait on the GPU, as uint8.
@@ -541,7 +543,7 @@ class ClassifySemi(Model):
         classify_op = self.ops.classify_op if classify_op is None else classify_op
         sets = [self.dataset.sets[name] for name in SUBSETS.values()]
         predicted = []
-        for pixels in self.dataset.equal_batches(sets, batch or self.eval_batch):
+        for pixels in self.dataset.iterate_equal_batches(sets, batch or self.eval_batch):
             if self.stopped:
                 raise Interrupted
             feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
@@ -552,7 +554,7 @@ class ClassifySemi(Model):
     def accuracies(self, predicted):
         """Returns the accuracies of predictions, percent, float [3]; nan for a set without labels."""
         sets = [self.dataset.sets[name] for name in SUBSETS.values()]
-        return np.array([accuracy(part, images.labels) for part, images in zip(predicted, sets, strict=True)])
+        return np.array([compute_accuracy(part, images.labels) for part, images in zip(predicted, sets, strict=True)])
 
     def eval_stats(self, batch=None, feed_extra=None, classify_op=None):
         """Returns the accuracies on the labelled, validation and test images, percent, float [3].
@@ -592,7 +594,7 @@ class ClassifySemi(Model):
         return results
 
 
-def accuracy(predicted, labels):
+def compute_accuracy(predicted, labels):
     """Returns the share of right classes in percent, nan if no picture has a class. The arguments are int [n]."""
     known = labels >= 0
     return 100 * np.mean(predicted[known] == labels[known]) if known.any() else np.nan
@@ -607,7 +609,7 @@ def print_table(title, rows):
     print(flush=True)
 
 
-def progress_bar(step, train_nimg, disable=False):
+def make_bar(step, train_nimg, disable=False):
     """Returns a tqdm bar over images; on a log file it writes once a minute."""
     interval = 0.5 if os.isatty(2) else 60
     look = dict(unit='img', mininterval=interval, dynamic_ncols=True, smoothing=0.05)
@@ -615,7 +617,7 @@ def progress_bar(step, train_nimg, disable=False):
 
 
 @contextlib.contextmanager
-def stop_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)):
+def catching_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)):
     """Yields a list to which the names of stop signals are added as they come.
 
     After the first signal, whichever it was, a Ctrl-C stops the program at once. Other further signals do nothing:

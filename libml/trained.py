@@ -14,7 +14,7 @@ import os
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from libml import data, data_pair, networks, utils
+from libml import data, data_pair, files, networks, utils
 from libml.cli.options import Option
 from libml.intake import pictures
 from libml.running import checkpoints, runs
@@ -52,7 +52,7 @@ def find_family(args, data_dir=None):
         utils.Error: the dataset's description is gone, or it is of another number of classes.
     """
     name = data_pair.parse(args['dataset']).name
-    family = data_pair.FAMILIES.get(name) or data_pair.known_family(data_pair.find_data_dir(data_dir), name)
+    family = data_pair.FAMILIES.get(name) or data_pair.look_up_family(data_pair.find_data_dir(data_dir), name)
     if not family:
         text = 'the description of the dataset %s is gone: %s.json is needed to treat pictures as the run did'
         raise utils.Error(text % (name, name))
@@ -84,7 +84,7 @@ def find_normalisation(folder, args, data_dir=None):
     if 'mean' in args:
         return np.array(args['mean'], np.float32), np.array(args['std'], np.float32)
     dataset = read_dataset(folder, args, data_dir)
-    return data.mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
+    return data.compute_mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
 
 
 def read_weights(ckpt, description, weights='averaged'):
@@ -122,8 +122,8 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
     Raises:
         utils.Error: there is no whole checkpoint, no args.json or no description of the dataset, or they do not fit.
     """
-    utils.check('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
-    ckpt, folder = checkpoints.resolve(ckpt or path), runs.folder_of(path)
+    utils.require('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
+    ckpt, folder = checkpoints.resolve(ckpt or path), runs.find_folder(path)
     args = read_args(folder)
     normalisation = find_normalisation(folder, args, data_dir)
     return Classifier(folder, args, find_family(args, data_dir), ckpt, weights, normalisation)
@@ -155,7 +155,7 @@ class Classifier:
         tf.config.experimental.enable_tensor_float_32_execution(False)
         with tf.Graph().as_default() as self.graph:
             self.images = tf.placeholder(tf.uint8, [None, *family.shape], 'images')
-            found = logits(self.images, args['arch'], sizes, values, normalisation)
+            found = build_logits(self.images, args['arch'], sizes, values, normalisation)
             self.probabilities = tf.nn.softmax(found, name='probabilities')
             self.class_names = tf.constant(self.classes, name='classes')  # For `export`.
             self.session = tf.Session(config=utils.get_config())
@@ -193,7 +193,7 @@ class Classifier:
             readable = [image for _, image in batch if not isinstance(image, ValueError)]
             rows = iter(self.classify(np.stack(readable)) if readable else [])
             for path, image in batch:
-                yield path, explained(image) if isinstance(image, ValueError) else next(rows)
+                yield path, explain_depth(image) if isinstance(image, ValueError) else next(rows)
 
     def guess(self, paths):
         """Returns the (class, confidence) of each of some picture files; raises ValueError where one cannot be read."""
@@ -205,7 +205,7 @@ class Classifier:
         return found
 
 
-def logits(images, arch, sizes, values, normalisation):
+def build_logits(images, arch, sizes, values, normalisation):
     """Builds a network whose weights are constants; returns its logits, float32 [None, nclass].
 
     Args:
@@ -227,7 +227,7 @@ def logits(images, arch, sizes, values, normalisation):
     )
 
 
-def explained(error):
+def explain_depth(error):
     """Returns a ValueError for the user of a run, who cannot give --range; other errors stay as they are."""
     if not isinstance(error, pictures.TooDeep):
         return error
@@ -236,14 +236,14 @@ def explained(error):
 
 
 @contextlib.contextmanager
-def result(path):
-    """As utils.creating, for what a run has learned.
+def creating_result(path):
+    """As files.creating, for what a run has learned.
 
     Raises:
         utils.Error: `path` exists already, or cannot be written.
     """
     try:
-        with utils.creating(path) as part:
+        with files.creating(path) as part:
             yield part
     except (OSError, tf.errors.OpError) as error:
-        raise utils.Error('cannot write %s (%s)' % (path, utils.reason(error))) from error
+        raise utils.Error('cannot write %s (%s)' % (path, utils.explain(error))) from error

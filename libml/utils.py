@@ -1,16 +1,13 @@
 """What everything else stands on: errors, scripts, sessions, variables, new files, JSON files."""
 
 import contextlib
-import json
 import os
 import re
-import shutil
 import sys
 import unicodedata
-import uuid
 
 import tensorflow.compat.v1 as tf
-from absl import app, flags, logging
+from absl import logging
 from tensorflow.core.protobuf import rewriter_config_pb2
 
 from libml.cli import quiet
@@ -20,7 +17,7 @@ class Error(ValueError):
     """A mistake that the user can mend. Its text is one line: what is wrong, and what to do."""
 
 
-def check(name, value, valid, allowed):
+def require(name, value, valid, allowed):
     """Raises Error unless a named value is valid; the text says what is allowed."""
     if not valid:
         raise Error('%s=%s is not allowed: it must be %s' % (name, value, allowed))
@@ -29,80 +26,6 @@ def check(name, value, valid, allowed):
 def expand(path):
     """Returns a path with its leading ~ or ~user replaced by that home; None and '' as they are."""
     return os.path.expanduser(path) if path else path
-
-
-def run(main):
-    """Runs `main(argv)` as a script: an error becomes one line on stderr and a non-zero exit code.
-
-    Exit codes: 1 an error, 2 a bad flag, 130 interrupted, otherwise what main returns. --debug shows the traceback.
-    """
-    if 'debug' not in flags.FLAGS:  # Tests run several scripts in a process.
-        flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
-
-    def parse(argv):
-        try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            sys.exit(fail(error, 2))
-
-    def guarded(argv):
-        try:
-            return main(argv)
-        except (Error, OSError, MemoryError, OverflowError, tf.errors.OpError) as error:
-            if flags.FLAGS.debug:
-                raise
-            return fail(error, 1)
-        except KeyboardInterrupt:
-            return fail('interrupted', 130)
-
-    app.run(guarded, flags_parser=parse)
-
-
-class Output:
-    """A standard stream whose errors never stop the program: what cannot be written is dropped. stderr says so once.
-
-    `| head`, a full disk and Ctrl-C on a whole pipeline break a stream; a run must still save its checkpoint. A
-    character that the stream's encoding lacks becomes `?`.
-    """
-
-    def __init__(self, stream):
-        self.stream = stream or nowhere()  # None: it was closed before Python started.
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # Not every stand-in for a stream can.
-            stream.reconfigure(errors='replace')
-
-    def write(self, text):
-        with self.guarded():
-            return self.stream.write(text)
-
-    def flush(self):
-        with self.guarded():
-            self.stream.flush()
-
-    @contextlib.contextmanager
-    def guarded(self):
-        try:
-            yield
-        except (OSError, ValueError) as error:  # ValueError: the stream is closed.
-            lost, self.stream = self.stream, nowhere()
-            with contextlib.suppress(OSError, ValueError):  # What is left in its buffer would fail again at the exit.
-                os.dup2(self.stream.fileno(), lost.fileno())
-            if sys.stderr is not self:
-                print('What is printed is lost from here on: %s' % reason(error), file=sys.stderr)
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
-def nowhere():
-    """Returns a stream that drops what is written."""
-    return open(os.devnull, 'w', encoding='utf-8')
-
-
-def fail(error, code):
-    """Prints the error as one line and returns the exit code."""
-    print('Error:', reason(error), file=sys.stderr, flush=True)
-    return code
 
 
 def is_control(character):
@@ -114,7 +37,7 @@ def is_control(character):
     return turns or unicodedata.category(character) in ('Cc', 'Cs', 'Zl', 'Zp')
 
 
-def shown(text):
+def escape(text):
     """Returns a path or another text as stdout can print it on one line, whatever bytes it is made of."""
     encoding = getattr(sys.stdout, 'encoding', None) or 'utf-8'
     plain = ''.join(repr(c)[1:-1] if is_control(c) else c for c in str(text))
@@ -134,7 +57,7 @@ def print_list(lines, most=20):
         print('... and %d more' % len(lines[most:]), file=sys.stderr)
 
 
-def reason(error):
+def explain(error):
     """Returns what an exception says, as one line."""
     text = getattr(error, 'message', None) or str(error) or type(error).__name__
     if isinstance(error, tf.errors.OpError):
@@ -149,7 +72,7 @@ def setup_tf():
     tf.enable_resource_variables()
     tf.logging.set_verbosity(tf.logging.ERROR)
     logging.set_verbosity(logging.ERROR)
-    with quiet.muted():  # The first search for devices complains of missing drivers; later ones are silent.
+    with quiet.muting():  # The first search for devices complains of missing drivers; later ones are silent.
         gpus = tf.config.list_physical_devices('GPU')
     for gpu in gpus:  # get_config says so for sessions. But tf.function opens the GPU too, and takes all of its memory.
         with contextlib.suppress(RuntimeError):  # The GPU is open already.
@@ -205,85 +128,6 @@ def in_order(*steps):
         with tf.control_dependencies(done):
             done = [tf.group(step())]
     return done[0]
-
-
-@contextlib.contextmanager
-def naming(path):
-    """Sets the file name of an OSError that is raised inside: errors of read and write have none."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = path
-        raise
-
-
-def read_json(path, default):
-    """Returns what a JSON file holds; default where there is no file, or, with a warning, where it is not JSON."""
-    try:
-        with naming(path), open(path, encoding='utf-8') as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return default
-    except (ValueError, RecursionError) as error:
-        print('Ignoring %s, which is not JSON: %s' % (path, error), file=sys.stderr)
-        return default
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Gives the name of a new file or folder beside `path`, to be renamed to `path` at the end.
-
-    On an exception (Ctrl-C too) it is removed. A process that is killed leaves at most a *.part-<pid>-<random>, which
-    nothing reads. No two processes share one, on whatever hosts they run.
-    """
-    part = '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
-    try:
-        yield part
-        os.replace(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.remove(part)
-        raise
-
-
-@contextlib.contextmanager
-def creating(path):
-    """As `replacing`, if nothing has the name `path` yet; what is written is on the disk at the end.
-
-    Raises:
-        Error: `path` exists already: nothing is overwritten.
-    """
-    if os.path.lexists(path):
-        raise Error('%s exists already and is never overwritten: remove it first, or choose another name' % path)
-    with replacing(os.path.abspath(path)) as part:
-        yield part
-        file = os.open(part, os.O_RDONLY)  # Of a folder, too.
-        os.fsync(file)
-        os.close(file)
-
-
-@contextlib.contextmanager
-def made(folder):
-    """Makes a folder unless it is there. On failure, removes the folder if it was newly made and is empty."""
-    new = not os.path.isdir(folder)
-    os.makedirs(folder, exist_ok=True)
-    try:
-        yield folder
-    except BaseException:
-        if new:
-            with contextlib.suppress(OSError):
-                os.rmdir(folder)
-        raise
-
-
-def write_json(path, value):
-    """Writes a JSON file, whole or not at all; makes its folder."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with replacing(path) as part, naming(path), open(part, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write('\n')
 
 
 CHECKPOINT = re.compile(r'model\.ckpt-(\d+)\.index')

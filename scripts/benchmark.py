@@ -39,17 +39,17 @@ from easydict import EasyDict
 from tensorflow import profiler
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
-from libml import data, data_pair, experiment, train, utils
-from libml.cli import options
-from libml.cli.options import Option, at_least
+from libml import data, data_pair, experiment, files, train, utils
+from libml.cli import options, script
+from libml.cli.options import Option, Range
 from libml.running import hardware
 
 PARTS = ('step', 'guess', 'input', 'eval', 'startup')
 OPTIONS = dict(
-    experiment.table(AblationMixMatch),
+    experiment.list_options(AblationMixMatch),
     parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
-    turns=Option(7, 'Times that each is measured, after one that does not count.', *at_least(1)),
-    turn=Option(1.0, 'Seconds that one measurement lasts at least.', *at_least(0)),
+    turns=Option(7, 'Times that each is measured, after one that does not count.', Range(low=1)),
+    turn=Option(1.0, 'Seconds that one measurement lasts at least.', Range(low=0)),
     json=Option('', 'File for the figures.', path=True),
     profile=Option('', "Folder for a trace of an update each, for TensorBoard's profile page.", path=True),
 )
@@ -139,7 +139,9 @@ class Bench:
         family = data_pair.find_family(data_dir, split.name)
         self.params = AblationMixMatch.arguments(o, family)
         self.flop = AblationMixMatch.flop(family.shape, **self.params)
-        hardware.set_operation_threads(hardware.operation_threads(self.flop))  # Before the data: that opens a session.
+        hardware.set_operation_threads(
+            hardware.choose_operation_threads(self.flop)
+        )  # Before the data: that opens a session.
         self.dataset = data_pair.read_dataset(split, data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
 
     def session(self, graph, config):
@@ -222,7 +224,7 @@ class Bench:
         shorter.sets = {name: images.select(few) for name, images in shorter.sets.items()}
         model = self.model(False, shorter)
         sets = [shorter.sets[name] for name in train.SUBSETS.values()]
-        batches = [data.to_float(pixels) for pixels in data.equal_batches(sets, train.EVAL_BATCH)]
+        batches = [data.to_float(pixels) for pixels in data.iterate_equal_batches(sets, train.EVAL_BATCH)]
         classify = model.session.make_callable(model.ops.classify_op, [model.ops.x])
         calls = {
             'the classifier in a loop': lambda: [classify(batch) for batch in batches],
@@ -310,7 +312,7 @@ def in_a_process(part):
         done = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--parts=' + part, '--json=' + file])
         if done.returncode:
             sys.exit(done.returncode)
-        return utils.read_json(file, default={})['parts'][part]
+        return files.read_json(file, default={})['parts'][part]
 
 
 def benchmark(**given):
@@ -318,15 +320,15 @@ def benchmark(**given):
     o = EasyDict(options.fill(OPTIONS, given))
     parts = o.parts.split(',')
     for part in parts:
-        utils.check('parts', part, part in PARTS, 'some of %s' % ', '.join(PARTS))
+        utils.require('parts', part, part in PARTS, 'some of %s' % ', '.join(PARTS))
     figures = dict(machine=machine(), flags=dict(o), parts={})
     if len(parts) > 1:
         print(', '.join('%s %s' % item for item in figures['machine'].items()), flush=True)
     for part in parts:
         figures['parts'][part] = in_a_process(part) if len(parts) > 1 else measure(part, o)
         if o.json:
-            utils.write_json(os.path.abspath(o.json), figures)
+            files.write_json(os.path.abspath(o.json), figures)
 
 
 if __name__ == '__main__':
-    options.run(benchmark, OPTIONS, 'give flags only, such as --parts=step')
+    script.run(benchmark, OPTIONS, 'give flags only, such as --parts=step')

@@ -16,7 +16,7 @@ import hashlib
 import numpy as np
 
 from libml import data_pair, records
-from libml.cli import options
+from libml.cli import script
 
 OPTIONS = data_pair.OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.
@@ -82,4 +82,4 @@ def check_split(name, data_dir=None):
 
 
 if __name__ == '__main__':
-    options.run(check_split, OPTIONS, 'which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')
+    script.run(check_split, OPTIONS, 'which dataset? Such as: python scripts/check_split.py cifar10.3@250-5000')

@@ -28,9 +28,9 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from libml import data, data_pair, records, utils
-from libml.cli import options
-from libml.cli.options import Option, above
+from libml import data, data_pair, files, records, utils
+from libml.cli import options, script
+from libml.cli.options import Option, Range
 from libml.intake import archives, folders, pictures
 from libml.intake.archives import Archive
 
@@ -76,23 +76,23 @@ def read_digits(fetch, start, stop):
 def read_cifar(fetch, archive, names, label_bytes, nclass):
     """The binary layout of CIFAR: per picture its labels, of which the last counts, then its planes of 32x32."""
     path = fetch(archive)
-    contents = archives.contents(path, names)
+    contents = archives.read_members(path, names)
     for name in names:
-        rows = rows_of(path, name, contents.pop(name), label_bytes + 3 * 32 * 32)
-        labels = checked_labels(path, name, rows[:, label_bytes - 1], nclass)
+        rows = split_rows(path, name, contents.pop(name), label_bytes + 3 * 32 * 32)
+        labels = check_labels(path, name, rows[:, label_bytes - 1], nclass)
         images = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         for i in range(0, len(rows), BATCH):
             yield images[i : i + BATCH], labels[i : i + BATCH]
 
 
-def rows_of(path, name, content, length):
+def split_rows(path, name, content, length):
     """Returns bytes as uint8 [n, length]."""
     if not content or len(content) % length:
         raise utils.Error('%s: %s has %d bytes, no multiple of %d' % (path, name, len(content), length))
     return np.frombuffer(content, np.uint8).reshape(-1, length)
 
 
-def checked_labels(path, name, labels, nclass):
+def check_labels(path, name, labels, nclass):
     """Returns the labels, all of which must be below nclass."""
     if len(labels) and not 0 <= labels.min() <= labels.max() < nclass:
         bad = int(np.flatnonzero((labels < 0) | (labels >= nclass))[0])
@@ -112,7 +112,7 @@ def read_svhn(fetch, archive):
         raise utils.Error('%s cannot be read (%r): it is cut or damaged, get it again' % (path, error)) from error
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(labels)):
         raise utils.Error('%s holds %s pictures %s and %d labels' % (path, images.dtype, images.shape, len(labels)))
-    labels = checked_labels(path, 'y', labels, 10)
+    labels = check_labels(path, 'y', labels, 10)
     for i in range(0, len(labels), BATCH):
         yield images[..., i : i + BATCH].transpose(3, 0, 1, 2), labels[i : i + BATCH]
 
@@ -122,11 +122,11 @@ def read_stl10(fetch, part, labeled):
     path, label_name, image_name = fetch(STL10), part + '_y.bin', part + '_X.bin'
     labels = None
     if labeled:
-        labels = np.frombuffer(archives.contents(path, [label_name])[label_name], np.uint8).astype(np.int64) - 1
-        labels = checked_labels(path, label_name, labels, 10)
+        labels = np.frombuffer(archives.read_members(path, [label_name])[label_name], np.uint8).astype(np.int64) - 1
+        labels = check_labels(path, label_name, labels, 10)
     first = 0
-    for chunk in archives.chunks(path, image_name, BATCH_STL10 * 3 * 96 * 96):
-        images = rows_of(path, image_name, chunk, 3 * 96 * 96).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+    for chunk in archives.read_chunks(path, image_name, BATCH_STL10 * 3 * 96 * 96):
+        images = split_rows(path, image_name, chunk, 3 * 96 * 96).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         stop = first + len(images)
         yield images, labels[first:stop] if labeled else np.full(len(images), records.NO_CLASS)
         first = stop
@@ -149,7 +149,7 @@ SVHN_NOEXTRA = {
 }
 
 # Dataset -> record file -> (number of pictures, reader). A reader is called with the function that fetches an archive.
-DATASETS = {
+PUBLISHED = {
     'cifar10': {
         'cifar10-train': (50000, functools.partial(read_cifar10, names=CIFAR10_TRAIN)),
         'cifar10-test': (10000, functools.partial(read_cifar10, names=('test_batch.bin',))),
@@ -175,7 +175,7 @@ DATASETS = {
 # --- Installing ---
 
 
-def encoded(batches):
+def encode_all(batches):
     """Yields the (PNG bytes, label) of batches of pictures."""
     for images, labels in batches:
         yield from zip(records.encode(images), labels, strict=True)
@@ -192,36 +192,36 @@ def install(name, data_dir, source='', verify=True):
     """
     before = os.listdir(data_dir)
     with fetching(data_dir, source, verify) as fetch:
-        for part, (total, reader) in DATASETS[name].items():
+        for part, (total, reader) in PUBLISHED[name].items():
             path = os.path.join(data_dir, part + '.tfrecord')
             if not os.path.exists(path):
                 batches = reader(fetch)
                 first = next(batches, None)  # Fetches the archive, before the file and its progress bar are there.
                 if first is None:
                     raise utils.Error('the archive holds no pictures for %s' % path)
-                count = records.write(path, encoded(itertools.chain([first], batches)), total)
+                count = records.write(path, encode_all(itertools.chain([first], batches)), total)
                 print('%s: %d pictures' % (path, count))
         if name in ('svhn', 'svhn_noextra'):  # Both have the same test set, and each reads a file of its own name.
             copy_test_set(data_dir, 'svhn', 'svhn_noextra')
         if name == 'stl10':
-            keep_folds(data_pair.stl10_folds(data_dir), fetch)
+            keep_folds(data_pair.locate_stl10_folds(data_dir), fetch)
     if not set(os.listdir(data_dir)) - set(before):
         print('%s is installed in %s already' % (name, data_dir))
 
 
 def copy_test_set(data_dir, name, other):
     """Makes the test set of one dataset that of another as well, unless the other has one."""
-    path = data_pair.record_file(data_dir, other, 'test')
+    path = data_pair.locate_records(data_dir, other, 'test')
     if not os.path.exists(path):
-        with utils.creating(path) as part:
-            shutil.copyfile(data_pair.record_file(data_dir, name, 'test'), part)
+        with files.creating(path) as part:
+            shutil.copyfile(data_pair.locate_records(data_dir, name, 'test'), part)
 
 
 def keep_folds(path, fetch):
     """Keeps the published folds of stl10's labelled pictures, which its splits of 1000 labels take."""
     if not os.path.exists(path):
-        folds = archives.contents(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
-        with utils.creating(path) as part:
+        folds = archives.read_members(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
+        with files.creating(path) as part:
             pathlib.Path(part).write_bytes(folds)
 
 
@@ -243,8 +243,8 @@ def fetching(data_dir, source, verify):
     if source:
         yield fetch
         return
-    with archives.locked(os.path.join(data_dir, '.downloads.lock')):
-        with utils.made(downloads):
+    with archives.locking(os.path.join(data_dir, '.downloads.lock')):
+        with files.making_folder(downloads):
             yield fetch
         for path in taken.values():
             os.remove(path)
@@ -271,10 +271,13 @@ def resize(source, name, data_dir, size, augment=None):
     size, family = folders.parse_size(size), data_pair.find_family(data_dir, source)
     shift = round(family.shift * min(size) / min(family.height, family.width))
     mirror, shift = (family.mirror, shift) if augment is None else folders.parse_augment(augment, size)
-    train, unlabeled = data_pair.train_files(data_dir, source), data_pair.record_file(data_dir, source, 'unlabeled')
+    train, unlabeled = (
+        data_pair.locate_train_files(data_dir, source),
+        data_pair.locate_records(data_dir, source, 'unlabeled'),
+    )
     parts = dict(
         train=[path for path in train if path != unlabeled],  # svhn's two files become one.
-        test=[data_pair.record_file(data_dir, source, 'test')],
+        test=[data_pair.locate_records(data_dir, source, 'test')],
         unlabeled=[path for path in train if path == unlabeled],
     )
     kept = tuple(part for part in ('train', 'unlabeled') if parts[part])
@@ -284,23 +287,27 @@ def resize(source, name, data_dir, size, augment=None):
         for part in ('train', 'test', *kept[1:]):
             files = [records.RecordFile(path) for path in parts[part]]
             total = sum(map(len, files))
-            yield part, itertools.starmap(records.serialize, encoded(resized(files, family.shape, size))), total
-            print('%s: %d pictures' % (data_pair.record_file(data_dir, name, part), total))
+            yield (
+                part,
+                itertools.starmap(records.serialize, encode_all(iterate_resized(files, family.shape, size))),
+                total,
+            )
+            print('%s: %d pictures' % (data_pair.locate_records(data_dir, name, part), total))
 
     folders.save(name, data_dir, new, made())
 
 
-def resized(files, shape, size):
+def iterate_resized(files, shape, size):
     """Yields (images uint8 [k, *size, C], labels) of record files of pictures of a shape (H, W, C), resized."""
     for file in files:
         _, labels, _ = file.check(shape=shape, unlabeled=True)
         for first in range(0, len(file), BATCH_STL10):
             numbers = range(first, min(first + BATCH_STL10, len(file)))
-            images = np.stack([shrunk(image, size) for image in file.gather(numbers, shape)])
+            images = np.stack([shrink(image, size) for image in file.gather(numbers, shape)])
             yield images, labels[numbers.start : numbers.stop]
 
 
-def shrunk(image, size):
+def shrink(image, size):
     """Returns uint8 [*size, C] of uint8 [H, W, C]."""
     # Area averages, as the studies of smaller pictures take them; to enlarge, LANCZOS: BOX would repeat pixels.
     shrinks = size[0] <= image.shape[0] and size[1] <= image.shape[1]
@@ -313,12 +320,12 @@ def shrunk(image, size):
 
 OWN = dict(  # Of the user's own pictures.
     labels=Option('', 'CSV file with the columns file and class, perhaps split (train or test) and group.', path=True),
-    colors=Option(3, 'Colours of the pictures: 1 (grey) or 3.', '1 (grey) or 3', lambda n: n in (1, 3)),
+    colors=Option(3, 'Colours of the pictures: 1 (grey) or 3.', lambda n: n in (1, 3), '1 (grey) or 3'),
     range=Option('', 'LOW,HIGH: what becomes black and white in pictures with more than 8 bits a value.'),
     test_fraction=Option(None, 'Share of the training pictures to set aside, where none are for testing.', type=float),
     skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
-    max_megapixels=Option(float(pictures.MAX_MEGAPIXELS), 'A picture with more is refused.', *above(0)),
-    seed=Option(0, 'Of the order of the pictures, and of what is set aside.', *options.SEED),
+    max_megapixels=Option(float(pictures.MAX_MEGAPIXELS), 'A picture with more is refused.', Range(above=0)),
+    seed=Option(0, 'Of the order of the pictures, and of what is set aside.', options.SEED),
 )
 NEW = dict(  # Of a dataset that gets a name of its own.
     name=Option('', 'Name of the new dataset: that of --from_folder, or the resized copy (--size).'),
@@ -347,29 +354,29 @@ def create(names=(), **given):
         **given: values of OPTIONS, by name.
 
     Raises:
-        utils.Error: they do not go together; see `install`, `resize` and `folders.make`.
+        utils.Error: they do not go together; see `install`, `resize` and `folders.make_dataset`.
     """
     chosen = options.fill(OPTIONS, given)
-    check(names, chosen)
+    check_arguments(names, chosen)
     source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
     new = {name: chosen[name] for name in NEW}
-    with utils.made(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
+    with files.making_folder(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
         if folder:
             own = {name: chosen[name] for name in OWN}
-            return folders.make(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
+            return folders.make_dataset(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
         if new['name']:
             folders.check_free(data_dir, new['name'])  # Before anything is downloaded.
-        for name in names or DATASETS:
+        for name in names or PUBLISHED:
             install(name, data_dir, source, verify)
         if new['name']:
             resize(names[0], data_dir=data_dir, **new)
 
 
-def check(names, chosen):
+def check_arguments(names, chosen):
     """Raises utils.Error where names of datasets and options do not go together."""
-    unknown = [name for name in names if name not in DATASETS]
+    unknown = [name for name in names if name not in PUBLISHED]
     if unknown:
-        raise utils.Error('unknown dataset %s: known are %s' % (', '.join(unknown), ', '.join(DATASETS)))
+        raise utils.Error('unknown dataset %s: known are %s' % (', '.join(unknown), ', '.join(PUBLISHED)))
     if names and chosen['from_folder']:
         raise utils.Error('give either names of datasets or --from_folder, not both')
     if chosen['source'] and not os.path.isdir(chosen['source']):
@@ -388,4 +395,4 @@ def check(names, chosen):
 
 
 if __name__ == '__main__':
-    options.run(lambda *names, **given: create(names, **given), OPTIONS)
+    script.run(lambda *names, **given: create(names, **given), OPTIONS)

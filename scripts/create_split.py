@@ -18,18 +18,18 @@ import os
 
 import numpy as np
 
-from libml import data_pair, records, utils
-from libml.cli import options
-from libml.cli.options import Option, at_least
+from libml import data_pair, files, records, utils
+from libml.cli import options, script
+from libml.cli.options import Option, Range
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
     seed=Option(
         0,
         'Seed of the choice of labels; 0: in file order. stl10 with 1000 labels: number of the published fold.',
-        *options.SEED,
+        options.SEED,
     ),
-    size=Option(None, 'How many records keep their labels.', *at_least(1), type=int),
+    size=Option(None, 'How many records keep their labels.', Range(low=1), type=int),
     all=Option(False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet."),
 )
 SEEDS = (1, 2, 3, 4, 5)
@@ -173,7 +173,7 @@ class Source:
         """
         self.name = name
         self._folder = os.path.dirname(paths[0])
-        self.family = data_pair.known_family(self._folder, name)
+        self.family = data_pair.look_up_family(self._folder, name)
         self._files = [records.RecordFile(path) for path in paths]
         self._first = np.cumsum([0] + [len(file) for file in self._files])
         self.labels, self.groups = map(np.concatenate, zip(*map(self._check, self._files), strict=True))
@@ -185,7 +185,7 @@ class Source:
             raise utils.Error('%s has %d classes, but a record has class %d' % (name, nclass, found - 1))
         data_pair.check_gaps(name, self.labels, nclass)
         self.stats = np.ones(nclass) if name == 'stl10' else shares(self.labels[self.labels >= 0], nclass)
-        test = data_pair.record_file(self._folder, name, 'test')
+        test = data_pair.locate_records(self._folder, name, 'test')
         known = self._files + ([records.RecordFile(test)] if os.path.isfile(test) else [])
         self.fingerprints = {os.path.basename(file.path): file.fingerprint for file in known}
 
@@ -204,7 +204,7 @@ class Source:
 
     def _fold(self, line):
         """Returns the positions in a line, from 0, of stl10's published folds."""
-        path = data_pair.stl10_folds(self._folder)
+        path = data_pair.locate_stl10_folds(self._folder)
         if not os.path.isfile(path):
             raise utils.Error('%s is missing: copy fold_indices.txt of the archive of stl10 to it' % path)
         with open(path, encoding='ascii', errors='replace') as f:
@@ -225,7 +225,7 @@ class Source:
 
 
 def create(source, targets, size, seed):
-    """Writes a split of `size` labels from a Source to targets, see data_pair.split_files; prints what it holds.
+    """Writes a split of `size` labels from a Source to targets, see data_pair.locate_split; prints what it holds.
 
     Raises:
         utils.Error: a target exists, or there are too few records.
@@ -237,9 +237,9 @@ def create(source, targets, size, seed):
     labeled = source.pick(size, seed)
     unlabeled = order_unlabeled(source.labels, source.stats, labeled)
     unlabeled, free = whole_groups(unlabeled, source.labels, source.groups, labeled)
-    label, unlabel, map_file = map(utils.creating, targets)
+    label, unlabel, map_file = map(files.creating, targets)
     with (
-        utils.made(os.path.dirname(targets[0]) or '.'),
+        files.making_folder(os.path.dirname(targets[0]) or '.'),
         map_file as map_part,  # If nothing failed, all files are renamed at the end; the first entered is last.
         unlabel as unlabel_part,
         label as label_part,
@@ -270,7 +270,7 @@ def remark(split, source, labeled, unlabeled, free):
         text = '%s: %d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
         utils.warn(text % (split, count - free, free))
     if not source.family:
-        utils.warn('%s: %s' % (split, data_pair.description_hint(source.name)))
+        utils.warn('%s: %s' % (split, data_pair.explain_description(source.name)))
 
 
 def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
@@ -293,17 +293,17 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
         folder, name = os.path.split(name)
     else:
         data_dir = data_pair.find_data_dir(data_dir)
-        folder, paths = os.path.join(data_dir, 'SSL'), data_pair.train_files(data_dir, name)
+        folder, paths = os.path.join(data_dir, 'SSL'), data_pair.locate_train_files(data_dir, name)
     if all and name not in SIZES:
         raise utils.Error('the paper has no splits of %s: give --size and --seed' % name)
     wanted = [(size, seed) for size in SIZES[name] for seed in SEEDS] if all else [(size, seed)]
     source = Source(name, paths)
     for size, seed in wanted:
-        targets = data_pair.split_files(folder, name, seed, size)
+        targets = data_pair.locate_split(folder, name, seed, size)
         missing = [path for path in targets if not os.path.isfile(path)]
         if missing or not all:
             create(source, targets, size, seed)
 
 
 if __name__ == '__main__':
-    options.run(make, OPTIONS, 'which dataset? Such as: python scripts/create_split.py --seed=3 --size=250 cifar10')
+    script.run(make, OPTIONS, 'which dataset? Such as: python scripts/create_split.py --seed=3 --size=250 cifar10')

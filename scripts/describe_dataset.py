@@ -13,8 +13,8 @@ if __name__ == '__main__':
 
 import os
 
-from libml import data, data_pair, records, utils
-from libml.cli import options
+from libml import data, data_pair, files, records, utils
+from libml.cli import script
 from libml.cli.options import Option
 from libml.intake import folders
 
@@ -35,7 +35,7 @@ def describe(name, augment=None, classes='', data_dir=None):
     """
     data_dir = data_pair.find_data_dir(data_dir)
     folders.check_new_name(name)
-    with utils.creating(data_pair.family_file(data_dir, name)) as part:
+    with files.creating(data_pair.locate_family(data_dir, name)) as part:
         family = describe_records(name, data_dir, augment, tuple(classes.split(',')) if classes else ())
         data_pair.write_family(part, family)
     text = '%s: %d classes, %d x %d pixels, %d colors'
@@ -44,21 +44,21 @@ def describe(name, augment=None, classes='', data_dir=None):
 
 def describe_records(name, data_dir, augment, classes):
     """Returns the data.Family of record files. See `describe` for the arguments and for what is raised."""
-    train = records.RecordFile(data_pair.record_file(data_dir, name, 'train'))
-    unlabeled = os.path.isfile(data_pair.record_file(data_dir, name, 'unlabeled'))
+    train = records.RecordFile(data_pair.locate_records(data_dir, name, 'train'))
+    unlabeled = os.path.isfile(data_pair.locate_records(data_dir, name, 'unlabeled'))
     parts = ('train', 'unlabeled') if unlabeled else ('train',)
     shape, labels, _ = train.check(pixels=True)
     nclass = int(labels.max()) + 1
     for part in (*parts[1:], 'test'):
-        file = records.RecordFile(data_pair.record_file(data_dir, name, part))
+        file = records.RecordFile(data_pair.locate_records(data_dir, name, part))
         file.check(nclass, shape, unlabeled=part == 'unlabeled', pixels=True)
     data_pair.check_gaps(train.path, labels, nclass)
     if nclass < 2:
         raise utils.Error('%s has records of one class only: at least 2 are needed' % train.path)
-    utils.check('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
+    utils.require('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
     mirror, shift = folders.parse_augment(augment, shape[:2])
     return data.Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
 
 
 if __name__ == '__main__':
-    options.run(describe, OPTIONS, 'which dataset? Such as: python scripts/describe_dataset.py birds')
+    script.run(describe, OPTIONS, 'which dataset? Such as: python scripts/describe_dataset.py birds')

@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from sklearn import metrics
 from tqdm import tqdm
 
-from libml import data, trained, utils
-from libml.cli import options
+from libml import data, files, trained, utils
+from libml.cli import script
 from libml.cli.options import Option
-from libml.utils import shown
+from libml.utils import escape
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.
 NUMBERED = 20  # Classes up to which the cells of the confusion matrix bear their counts.
@@ -58,15 +58,21 @@ def measure(labels, probabilities, classes):
     """
     guesses, confidence, numbers = probabilities.argmax(1), probabilities.max(1), range(len(classes))
     table = metrics.precision_recall_fscore_support(labels, guesses, labels=numbers, zero_division=np.nan)
-    bins = calibration(confidence, guesses == labels)
+    bins = measure_calibration(confidence, guesses == labels)
     return dict(
         pictures=len(labels),
-        accuracy=percent(np.mean(guesses == labels)),
-        balanced_accuracy=percent(np.nanmean(table[1])),
-        confidence=percent(confidence.mean()),
+        accuracy=to_percent(np.mean(guesses == labels)),
+        balanced_accuracy=to_percent(np.nanmean(table[1])),
+        confidence=to_percent(confidence.mean()),
         calibration_error=float(np.average((bins.accuracy - bins.confidence).abs(), weights=bins['count'])),
         classes=[
-            dict(name=name, precision=percent(precision), recall=percent(recall), f1=percent(f1), count=int(count))
+            dict(
+                name=name,
+                precision=to_percent(precision),
+                recall=to_percent(recall),
+                f1=to_percent(f1),
+                count=int(count),
+            )
             for name, precision, recall, f1, count in zip(classes, *table, strict=True)
         ],
         confusion=metrics.confusion_matrix(labels, guesses, labels=numbers).tolist(),
@@ -74,12 +80,12 @@ def measure(labels, probabilities, classes):
     )
 
 
-def percent(share):
+def to_percent(share):
     """Returns a share in percent; None for nan."""
     return None if np.isnan(share) else 100 * float(share)
 
 
-def calibration(confidence, right):
+def measure_calibration(confidence, right):
     """Returns how often guesses of about the same confidence are right.
 
     Args:
@@ -96,11 +102,11 @@ def calibration(confidence, right):
     return table.assign(low=100 * table.index / BINS, high=100 * (table.index + 1) / BINS)
 
 
-def as_text(found):
+def format_measures(found):
     """Returns `measure`'s result as it is printed."""
     names = 'accuracy', 'balanced_accuracy', 'calibration_error'
     lines = ['%-18s %6.2f' % (name.replace('_', ' '), found[name]) for name in names]
-    table = pd.DataFrame(found['classes'], [shown(row['name']) for row in found['classes']])
+    table = pd.DataFrame(found['classes'], [escape(row['name']) for row in found['classes']])
     table = table.rename(columns=dict(f1='F1'))[['precision', 'recall', 'F1', 'count']]
     return '\n'.join([*lines, '', table.to_string(col_space=9, float_format='%.2f', na_rep='-')])
 
@@ -108,7 +114,7 @@ def as_text(found):
 # --- Pictures: each is drawn into a matplotlib Figure, which is returned ---
 
 
-def short(name):
+def shorten(name):
     """Returns a name, its middle left out where it is long."""
     half = (LONGEST - 1) // 2
     return name if len(name) <= LONGEST else '%s…%s' % (name[:half], name[-half:])
@@ -123,7 +129,7 @@ def new_figure(width, height, title, layout='constrained'):
 
 def draw_confusion(found, title):
     """Draws which class is taken for which. A row is a true class; its cells are shaded by their share of the row."""
-    counts, names = np.array(found['confusion']), [short(row['name']) for row in found['classes']]
+    counts, names = np.array(found['confusion']), [shorten(row['name']) for row in found['classes']]
     many = len(names) > NUMBERED  # Then the cells are too small for numbers.
     side = max(12, 0.14 * len(names)) if many else max(5, 3 + 0.45 * len(names))  # Inches.
     size = 6 if many else 9
@@ -139,7 +145,7 @@ def draw_confusion(found, title):
     axis.set_title(text, fontsize=9, color=GREY)
     figure.colorbar(image, label='% of the true class', shrink=0.7, aspect=30, ticks=[0, 5, 20, 50, 100])
     if many:
-        figure.text(1.02, 0.9, frequent_mistakes(counts, names), fontsize=8, va='top')  # `save` widens the figure.
+        figure.text(1.02, 0.9, list_mistakes(counts, names), fontsize=8, va='top')  # `save` widens the figure.
         return figure
     for (true, guessed), count in np.ndenumerate(counts):
         how = dict(color='white' if shares[true, guessed] > 30 else 'black', ha='center', va='center', fontsize=9.5)
@@ -147,7 +153,7 @@ def draw_confusion(found, title):
     return figure
 
 
-def frequent_mistakes(counts, names, most=30):
+def list_mistakes(counts, names, most=30):
     """Returns the most frequent mistakes of a confusion matrix, int [n, n], as lines of text."""
     mistakes = pd.DataFrame(counts - np.diag(np.diag(counts))).stack().nlargest(most)
     lines = ['%4d  %s → %s' % (count, names[i], names[j]) for (i, j), count in mistakes.items() if count]
@@ -196,7 +202,7 @@ def draw_mistakes(images, probabilities, classes, title):
         axis.spines[:].set_visible(False)
     for axis, number, image in zip(axes, worst, images.gather(worst), strict=False):
         axis.imshow(image, cmap='gray', vmin=0, vmax=255)
-        guessed, true = (short(classes[i]) for i in (guesses[number], labels[number]))
+        guessed, true = (shorten(classes[i]) for i in (guesses[number], labels[number]))
         guessed += ' (%.0f %%)' % (100 * confidence[number])
         axis.set_title(guessed, fontsize=min(8.5, 150 / len(guessed)), color=RED, pad=3)
         axis.set_xlabel('is %s' % true, fontsize=min(8.5, 150 / len(true)), labelpad=3)
@@ -208,7 +214,7 @@ def draw_mistakes(images, probabilities, classes, title):
 
 def save(figure, path):
     """Writes a Figure as PNG, whole or not at all."""
-    with utils.replacing(path) as part, warnings.catch_warnings():
+    with files.replacing(path) as part, warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph')  # Signs of names that no font here has.
         figure.savefig(part, format='png', dpi=150, bbox_inches='tight')
 
@@ -242,7 +248,7 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     source = dict(dataset=classifier.args['dataset'], set=set, checkpoint=classifier.ckpt, weights=classifier.weights)
     title = '%s set of %s' % (set, source['dataset'])
     print('%s: %d pictures, by %s (%s weights)' % (title, len(images), classifier.ckpt, classifier.weights))
-    print(as_text(found))
+    print(format_measures(found))
     out = out or os.path.join(classifier.folder, 'evaluation')
     with matplotlib.rc_context({'text.parse_math': False}):  # The name of a class may hold dollar signs.
         figures = dict(
@@ -257,13 +263,13 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
 def write(folder, name, found, figures):
     """Writes <name>.json and the figures, {name: Figure}, into a folder, which is made; raises utils.Error."""
     try:
-        utils.write_json(os.path.join(folder, name + '.json'), found)
+        files.write_json(os.path.join(folder, name + '.json'), found)
         for kind, figure in figures.items():
             save(figure, os.path.join(folder, kind + '.png'))
     except OSError as error:
-        raise utils.Error('cannot write to %s (%s)' % (folder, utils.reason(error))) from error
+        raise utils.Error('cannot write to %s (%s)' % (folder, utils.explain(error))) from error
     print('\n%s: %s.json, %s' % (folder, name, ', '.join(kind + '.png' for kind in figures)))
 
 
 if __name__ == '__main__':
-    options.run(evaluate, OPTIONS, 'which run? python scripts/evaluate.py RUN [--set=test]')
+    script.run(evaluate, OPTIONS, 'which run? python scripts/evaluate.py RUN [--set=test]')

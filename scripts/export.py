@@ -17,7 +17,7 @@ import os
 import tensorflow.compat.v1 as tf
 
 from libml import trained
-from libml.cli import options
+from libml.cli import script
 from libml.cli.options import Option
 
 OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite, too.'), **trained.OPTIONS)
@@ -32,7 +32,7 @@ def save(classifier, folder):
 
 def save_tflite(classifier, path):
     """Writes a trained.Classifier as a .tflite file, whose one input is `images`, whose one output `probabilities`."""
-    with classifier.graph.as_default(), quiet.muted():
+    with classifier.graph.as_default(), quiet.muting():
         tensors = [classifier.images], [classifier.probabilities]
         content = tf.lite.TFLiteConverter.from_session(classifier.session, *tensors).convert()
     with open(path, 'wb') as file:
@@ -51,7 +51,7 @@ def export(run, out, tflite=False, **which):
         utils.Error: the run cannot be used (see trained.load), or OUT exists or cannot be written. Nothing half-written
             is left.
     """
-    with trained.result(out) as part:
+    with trained.creating_result(out) as part:
         classifier = trained.load(run, **which)
         save(classifier, part)
         if tflite:
@@ -62,4 +62,4 @@ def export(run, out, tflite=False, **which):
 
 
 if __name__ == '__main__':
-    options.run(export, OPTIONS, 'which run, and where to? python scripts/export.py RUN OUT')
+    script.run(export, OPTIONS, 'which run, and where to? python scripts/export.py RUN OUT')

@@ -13,28 +13,28 @@ if __name__ == '__main__':
 import os
 import sys
 
-from libml import utils
-from libml.cli import options
+from libml import files, utils
+from libml.cli import script
 from libml.running import runs
 
 
 def extract_accuracy(run):
-    """Writes a run's stats/accuracy.json and returns its contents, see runs.medians.
+    """Writes a run's stats/accuracy.json and returns its contents, see runs.take_medians.
 
     Raises:
         utils.Error: the folder holds no report.
     """
-    values = [value for _, value in runs.accuracies(run)]
+    values = [value for _, value in runs.read_accuracies(run)]
     if not values:
         raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
-    stats = runs.medians(values)
-    for line in runs.damaged_events(run):
+    stats = runs.take_medians(values)
+    for line in runs.find_damaged_events(run):
         print(line, file=sys.stderr)
     path = os.path.join(run, 'stats', 'accuracy.json')
-    utils.write_json(path, stats)
+    files.write_json(path, stats)
     print(path, ' '.join('%s %.2f' % item for item in stats.items()))
     return stats
 
 
 if __name__ == '__main__':
-    options.run(lambda run, *more: [extract_accuracy(r) for r in (run, *more)], {}, 'give one run folder or more')
+    script.run(lambda run, *more: [extract_accuracy(r) for r in (run, *more)], {}, 'give one run folder or more')

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image, ImageDraw
 
-from libml import data, data_pair, utils
-from libml.cli import options
+from libml import data, data_pair, files, utils
+from libml.cli import script
 from libml.cli.options import Option
 
 OPTIONS = dict(
@@ -60,7 +60,7 @@ def print_pixels(dataset):
     sets = dataset.sets['labeled'], dataset.sets['unlabeled']
     low, high = zip(*[pixel_range(images) for images in sets if len(images)], strict=True)
     print('pixels from %d to %d of 255; on the scale from -1 to 1, for each color:' % (min(low), max(high)))
-    for name, values in zip(('mean', 'deviation'), data.mean_std(*sets), strict=True):
+    for name, values in zip(('mean', 'deviation'), data.compute_mean_std(*sets), strict=True):
         print('%-20s' % name + ' '.join('%.4f' % value for value in values))
 
 
@@ -109,7 +109,7 @@ def save_sheet(path, dataset):
     augmented = augmented_rows(dataset)
     rows = np.concatenate([labeled_rows(dataset), augmented])
     sheet = draw(rows, [name[:15] for name in dataset.family.names] + ['augmented'] * len(augmented))
-    with utils.replacing(path) as part:
+    with files.replacing(path) as part:
         sheet.save(part, 'PNG')
 
 
@@ -129,6 +129,6 @@ def inspect(name, png=None, data_dir=None):
 
 
 if __name__ == '__main__':
-    options.run(
+    script.run(
         inspect, OPTIONS, 'which dataset? Such as: python scripts/inspect_dataset.py cifar10.3@250-5000 --png sheet.png'
     )

@@ -19,10 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from libml import trained, utils
-from libml.cli import options
+from libml.cli import script
 from libml.cli.options import Option
 from libml.intake import pictures
-from libml.utils import shown
+from libml.utils import escape
 
 DOUBTFUL = 0.5  # Confidence below which a guess is doubtful.
 OPTIONS = dict(
@@ -33,7 +33,7 @@ OPTIONS = dict(
 )
 
 
-def find(places):
+def find_pictures(places):
     """Finds the pictures that a user means.
 
     Args:
@@ -49,27 +49,27 @@ def find(places):
     found, unused = set(), {}  # What is in two places counts once.
     for place in places:
         if os.path.isdir(place):
-            some, rest = pictures.listed(place)
+            some, rest = pictures.list_files(place)
             within = '' if root else place
             found.update(os.path.join(within, path) for path in some)
             unused.update({os.path.join(within, path): reason for path, reason in rest.items()})
         elif os.path.lexists(place):
             found.add(place)
         else:
-            raise utils.Error('%s does not exist: name folders of pictures, or picture files' % shown(place))
+            raise utils.Error('%s does not exist: name folders of pictures, or picture files' % escape(place))
     if not found:
-        raise utils.Error('there are no pictures in %s' % shown(', '.join(places)))
+        raise utils.Error('there are no pictures in %s' % escape(', '.join(places)))
     return root, sorted(found), unused
 
 
-def summary(classes, labels, confidences, unused):
+def summarise(classes, labels, confidences, unused):
     """Yields the lines that say what was guessed.
 
     Args:
         classes: names; labels: list of int, the guesses; confidences: list of float; unused: {path: reason}.
     """
     counts, sums = (np.bincount(labels, of, len(classes)) for of in (None, confidences))
-    names = [shown(name) for name in classes] + ['all']
+    names = [escape(name) for name in classes] + ['all']
     width = max(map(len, ['class', *names]))
     yield '%-*s %9s %16s' % (width, 'class', 'pictures', 'mean confidence')
     for name, count, total in zip(names, [*counts, len(labels)], [*sums, sum(confidences)], strict=True):
@@ -77,7 +77,7 @@ def summary(classes, labels, confidences, unused):
     yield '%d doubtful (confidence below %g)' % (sum(c < DOUBTFUL for c in confidences), DOUBTFUL)
     for reason, count in collections.Counter(unused.values()).items():
         example = next(path for path in unused if unused[path] == reason)
-        yield '%d not used: %s, such as %s' % (count, reason, shown(example))
+        yield '%d not used: %s, such as %s' % (count, reason, escape(example))
 
 
 def write_rows(file, classifier, root, paths, probabilities):
@@ -98,7 +98,7 @@ def write_rows(file, classifier, root, paths, probabilities):
         if path.encode(errors='ignore').decode() != path:
             row = ValueError('its name is not UTF-8: rename it')
         if isinstance(row, ValueError):
-            bad[path] = utils.reason(row)
+            bad[path] = utils.explain(row)
             continue
         label = int(row.argmax())
         labels.append(label)
@@ -124,17 +124,17 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
     """
     if not out:
         raise utils.Error('where shall the table go? Give --out, such as --out predictions.csv')
-    root, paths, unused = find(places)
-    with trained.result(out) as part, open(part, 'w', encoding='utf-8', newline='') as file:
+    root, paths, unused = find_pictures(places)
+    with trained.creating_result(out) as part, open(part, 'w', encoding='utf-8', newline='') as file:
         classifier = trained.load(run, **which)
         labels, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
-        utils.print_list(['%s: %s' % (shown(path), reason) for path, reason in bad.items()])
+        utils.print_list(['%s: %s' % (escape(path), reason) for path, reason in bad.items()])
         if bad and not skip_bad:
             text = '%d pictures cannot be read, see above: mend or remove them, or give --skip_bad'
             raise utils.Error(text % len(bad))
         if not labels:
             raise utils.Error('no picture can be read, see above')
-    for line in summary(classifier.classes, labels, confidences, unused):
+    for line in summarise(classifier.classes, labels, confidences, unused):
         print(line)
     if bad:
         print('%d left out: cannot be read' % len(bad))
@@ -142,7 +142,7 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
 
 
 if __name__ == '__main__':
-    options.run(
+    script.run(
         lambda run, place, *more, **chosen: predict(run, [place, *more], **chosen),
         OPTIONS,
         'which run, and which pictures? python scripts/predict.py RUN PICTURES... --out predictions.csv',

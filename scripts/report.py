@@ -30,7 +30,7 @@ from scipy import stats
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
 from libml import data_pair, experiment, utils
-from libml.cli import options
+from libml.cli import options, script
 from libml.running import runs
 
 OPTIONS = dict(
@@ -59,15 +59,15 @@ OTHER_SETTING = 'paper (another setting: WRN-28-2, CIFAR-10, %d labels)'
 
 
 @functools.cache
-def paper():
+def read_paper():
     """Returns the paper's Table 4, a DataFrame indexed by row: flags, and errors in the columns '250' and '4000'."""
     return pd.read_csv(ROWS, index_col='run', keep_default_na=False)
 
 
 @functools.cache
-def paper_rows():
+def parse_paper_rows():
     """Returns {row: {argument: value}} in the paper's order, for each argument that any row varies."""
-    parsed = {row: options.parse(PARAMS, text.split()) for row, text in paper()['flags'].items()}
+    parsed = {row: options.parse(PARAMS, text.split()) for row, text in read_paper()['flags'].items()}
     varied = [name for name in PARAMS if any(values[name] != PARAMS[name].default for values in parsed.values())]
     return {row: {name: values[name] for name in varied} for row, values in parsed.items()}
 
@@ -77,7 +77,7 @@ def show_flags(values):
     changed = {
         name: value
         for name, value in sorted(values.items())
-        if value != experiment.table(AblationMixMatch)[name].default
+        if value != experiment.list_options(AblationMixMatch)[name].default
     }
     return ' '.join('--%s=%s' % (n, '%g' % v if isinstance(v, float) else v) for n, v in changed.items())
 
@@ -94,23 +94,23 @@ def read_run(path):
     Raises:
         utils.Error: its args.json does not say what it is.
     """
-    run, varied = runs.Run(path), paper_rows()[BASE]
+    run, varied = runs.Run(path), parse_paper_rows()[BASE]
     needed = {'dataset': str, 'seed': int, 'train_kimg': (int, float), **dict.fromkeys(varied, (int, float, str))}
     wrong = [name for name, kind in needed.items() if not isinstance(run.args.get(name), kind)]
     if wrong:
         raise utils.Error('args.json is missing or damaged: no %s' % ', '.join(wrong))
     split = data_pair.parse(run.args['dataset'])
     values = {name: run.args[name] for name in varied}
-    shared = set(run.args) & set(experiment.table(AblationMixMatch)) - {*varied, *NOT_SHARED}
+    shared = set(run.args) & set(experiment.list_options(AblationMixMatch)) - {*varied, *NOT_SHARED}
     about = dict(
         dataset='%s@%d-%d' % (split.name, split.size, split.valid),
         flags=show_flags({name: run.args[name] for name in shared}),
-        row=next((row for row, known in paper_rows().items() if known == values), show_flags(values)),
+        row=next((row for row, known in parse_paper_rows().items() if known == values), show_flags(values)),
         split=split.seed,
         seed=run.args['seed'],
         train_kimg=float(run.args['train_kimg']),
     )
-    step, accuracy = np.array(runs.accuracies(path) or [(0, np.nan)], float).T
+    step, accuracy = np.array(runs.read_accuracies(path) or [(0, np.nan)], float).T
     return pd.DataFrame({**about, 'kimg': step / 1024, 'error': (100 - accuracy).round(4)})
 
 
@@ -132,13 +132,13 @@ def read_all(sources):
         utils.Error: a folder is missing, or there is not one run.
     """
     found, remarks = [], []
-    paths = [path for source in sources for path in ([source] if os.path.isfile(source) else runs.find(source))]
+    paths = [path for source in sources for path in ([source] if os.path.isfile(source) else runs.find_runs(source))]
     for path in dict.fromkeys(paths):
         try:
             found.append(read_csv(path) if os.path.isfile(path) else read_run(path))
         except utils.Error as error:
             remarks.append('%s: %s' % (path, error))
-        remarks += runs.damaged_events(path)
+        remarks += runs.find_damaged_events(path)
     if not found:
         raise utils.Error('; '.join(['no run in or below %s' % ', '.join(sources), *remarks]))
     reports = pd.concat(found).sort_values([*RUN, 'kimg'], ignore_index=True)
@@ -180,13 +180,15 @@ def summarise(reports):
     row has no finished run, all its runs that have a report count.
     """
     groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
-    table = groups.agg(kimg=('kimg', 'last'), error=('error', lambda e: runs.medians(e.array)['last20'])).reset_index()
+    table = groups.agg(
+        kimg=('kimg', 'last'), error=('error', lambda e: runs.take_medians(e.array)['last20'])
+    ).reset_index()
     table['finished'] = table.kimg >= table.train_kimg
     table['counts'] = table.finished | (~table.groupby('row').finished.transform('any') & (table.kimg > 0))
     return table
 
 
-def differences(errors):
+def compute_differences(errors):
     """Compares rows with MixMatch, each over the splits that both have.
 
     Args:
@@ -210,13 +212,13 @@ def compare(table):
     Its columns are error and deviation, the mean and the sample's standard deviation over splits (of the means over
     seeds); runs and finished, how many; and the columns of `differences` from finished runs alone, nan for MixMatch.
     """
-    names = [*paper_rows(), *sorted(set(table.row) - set(paper_rows()))]
+    names = [*parse_paper_rows(), *sorted(set(table.row) - set(parse_paper_rows()))]
     counted, finished = (
         table[chosen].pivot_table(index='row', columns='split', values='error').reindex(names)
         for chosen in (table.counts, table.finished)
     )
     rows = pd.DataFrame(dict(error=counted.mean(axis=1), deviation=counted.std(axis=1)))
-    rows = rows.join([table.groupby('row').finished.agg(runs='size', finished='sum'), differences(finished)])
+    rows = rows.join([table.groupby('row').finished.agg(runs='size', finished='sum'), compute_differences(finished)])
     return rows.fillna(dict(runs=0, finished=0, splits=0, verdict='')).astype(dict(runs=int, finished=int, splits=int))
 
 
@@ -226,8 +228,8 @@ def make_table(dataset, shared, reports, beside_paper=0):
     rows = compare(summary)
     own = shared in PAPER_FLAGS and PAPER_DATASETS.get(dataset)
     heading = 'paper' if own else OTHER_SETTING % beside_paper if beside_paper else ''
-    errors = paper()[own or str(beside_paper)].reindex(rows.index) if heading else pd.Series(np.nan, rows.index)
-    rows = rows.assign(paper=errors, paper_difference=(errors - errors[BASE]).drop(BASE))
+    errors = read_paper()[own or str(beside_paper)].reindex(rows.index) if heading else pd.Series(np.nan, rows.index)
+    rows = rows.assign(read_paper=errors, paper_difference=(errors - errors[BASE]).drop(BASE))
     return Table(dataset, shared, reports, summary, rows, heading)
 
 
@@ -246,30 +248,30 @@ LEGEND = (
 )
 
 
-def number(value, form='%.2f'):
+def format_number(value, form='%.2f'):
     """Returns a number as text; '–' for nan."""
     return '–' if np.isnan(value) else form % value
 
 
-def error_text(row):
+def format_error(row):
     """Returns the error of a row, see compare, such as '11.80 ± 0.50'."""
     spread = '' if np.isnan(row.deviation) else ' ± %.2f' % row.deviation
-    return number(row.error) + spread + (' (unfinished)' if row.error >= 0 and not row.finished else '')
+    return format_number(row.error) + spread + (' (unfinished)' if row.error >= 0 and not row.finished else '')
 
 
-def interval_text(row):
+def format_interval(row):
     """Returns the interval of a row, see compare, such as '-0.50 to +1.30'."""
     if row.splits == 1:
         return 'none: one split'
     return '–' if np.isnan(row.low) else '%+.2f to %+.2f' % (row.low, row.high)
 
 
-def listed(words):
+def join_words(words):
     """Returns 'a, b and c'."""
     return ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
 
 
-def findings(table):
+def describe_findings(table):
     """Returns one paragraph: what the runs settle and what they do not, for a reader without statistics."""
     rows = table.rows[table.rows.splits > 0]
     if rows.empty:
@@ -282,13 +284,13 @@ def findings(table):
     sentences = []
     for verdict in 'worse', 'better':
         chosen = rows[rows.verdict == verdict].itertuples()
-        named = ['%s (%+.2f points; %s)' % (row.Index, row.difference, interval_text(row)) for row in chosen]
-        sentences += ['Settled as %s than MixMatch: %s.' % (verdict, listed(named))] if named else []
+        named = ['%s (%+.2f points; %s)' % (row.Index, row.difference, format_interval(row)) for row in chosen]
+        sentences += ['Settled as %s than MixMatch: %s.' % (verdict, join_words(named))] if named else []
     unsettled = rows[rows.verdict == 'not settled']
     if len(unsettled):
         reach = unsettled[['low', 'high']].abs().max(axis=None)
         sentences += [
-            'Not settled: %s.' % listed([name + ' (one split)' * (n == 1) for name, n in unsettled.splits.items()]),
+            'Not settled: %s.' % join_words([name + ' (one split)' * (n == 1) for name, n in unsettled.splits.items()]),
             'These differences change so much from split to split that they may be chance alone.',
             '"Not settled" does not mean "equal": a true difference of up to %.1f points is still possible.' % reach,
             'More splits narrow the intervals.',
@@ -297,7 +299,7 @@ def findings(table):
     return ' '.join(sentences)
 
 
-def missing(table):
+def describe_missing(table):
     """Returns paragraphs, lines, on what is missing and unfinished in a table."""
     counts = pd.crosstab(table.runs.row, table.runs.split).reindex(table.rows.index, fill_value=0)
     lacking = {row: count.index[count == 0] for row, count in counts.iterrows()}
@@ -312,29 +314,29 @@ def missing(table):
     return [*lines, 'Runs: %d, all of them finished.' % len(table.runs)]
 
 
-def table_markdown(table):
+def format_table(table):
     """Returns a table, what it settles, and what is missing in it, as the lines of a Markdown section."""
     heads = ['row', 'error', 'difference', '95 % interval', 'verdict', 'splits compared', 'runs finished']
     lines = [
-        [row.Index, error_text(row), number(row.difference, '%+.2f'), interval_text(row), row.verdict or '–']
+        [row.Index, format_error(row), format_number(row.difference, '%+.2f'), format_interval(row), row.verdict or '–']
         + [str(row.splits or '–'), '%d of %d' % (row.finished, row.runs)]
-        + ([number(row.paper), number(row.paper_difference, '%+.2f')] if table.paper else [])
+        + ([format_number(row.paper), format_number(row.paper_difference, '%+.2f')] if table.paper else [])
         for row in table.rows.itertuples()
     ]
     heads += [table.paper, 'its difference'] if table.paper else []
     lines = ['| %s |' % ' | '.join(line) for line in [heads, ['---'] * len(heads), *lines]]
     about = ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '']
-    return [*about, *lines, '', findings(table), '', *missing(table), '']
+    return [*about, *lines, '', describe_findings(table), '', *describe_missing(table), '']
 
 
-def markdown(tables, remarks):
+def format_markdown(tables, remarks):
     """Returns the tables and the remarks of read_all as Markdown."""
-    lines = [LEGEND, '', *(line for table in tables for line in table_markdown(table))]
+    lines = [LEGEND, '', *(line for table in tables for line in format_table(table))]
     lines += ['## Remarks', '', *('- %s' % remark for remark in remarks), ''] if remarks else []
     return '\n'.join(lines)
 
 
-def comma_separated(tables):
+def format_csv(tables):
     """Returns the tables as CSV."""
     rows = {(table.dataset, table.flags): table.rows for table in tables}
     return pd.concat(rows, names=['dataset', 'flags', 'row']).to_csv(float_format='%.2f')
@@ -351,7 +353,7 @@ STYLE = {  # Colours that the colour-blind tell apart. In black and white the sh
 PANELS = 4  # Side by side in curves.png.
 
 
-def limits(rows):
+def find_limits(rows):
     """Returns the ends of the axis of differences. All dots are inside; long intervals are cut, to keep dots apart."""
     dots = np.nan_to_num([0, *rows.difference, *rows.paper_difference])
     ends = np.nan_to_num([*dots, *rows.low, *rows.high])
@@ -367,7 +369,7 @@ def draw_differences(figure, table):
     for place, row in enumerate(rows.itertuples()):
         axis.axhspan(place - 0.5, place + 0.5, color='0.96' if place % 2 else 'white', linewidth=0)
         axis.plot([row.low, row.high], [place, place], color=STYLE[row.verdict]['color'], linewidth=2)
-        text = '%+.2f  (%s)' % (row.difference, interval_text(row)) if row.splits else 'no runs to compare'
+        text = '%+.2f  (%s)' % (row.difference, format_interval(row)) if row.splits else 'no runs to compare'
         axis.annotate(text, (1.02, place), **beside)
     for verdict, found in rows[rows.splits > 0].groupby('verdict'):
         places = rows.index.get_indexer(found.index)
@@ -376,19 +378,19 @@ def draw_differences(figure, table):
     if table.paper:
         axis.plot(rows.paper_difference, np.arange(len(rows)) + 0.3, 'kD', markersize=4, label=table.paper)
     axis.axvline(0, color='black', linewidth=0.8)
-    axis.set(xlim=limits(rows), ylim=(len(rows) - 0.5, -0.5))
+    axis.set(xlim=find_limits(rows), ylim=(len(rows) - 0.5, -0.5))
     axis.set_xlabel('test error minus that of MixMatch, percentage points (to the right: worse)')
     axis.set_yticks(range(len(rows)), rows.index)
     axis.tick_params(axis='y', length=0)
     axis.grid(axis='x', color='0.85', linewidth=0.6)
     axis.spines[['top', 'right', 'left']].set_visible(False)
-    title = "%s: MixMatch's test error is %s %%" % (table.dataset, error_text(table.rows.loc[BASE]))
+    title = "%s: MixMatch's test error is %s %%" % (table.dataset, format_error(table.rows.loc[BASE]))
     axis.set_title(title, fontsize=10, fontweight='bold', loc='left', pad=12)
     if axis.get_legend_handles_labels()[0]:
         figure.legend(loc='outside lower left', ncols=4, frameon=False, fontsize=8.5)
 
 
-def curve(table, row):
+def compute_curve(table, row):
     """Returns kimg [n], mean [n], low [n] and high [n]: a row's test accuracy ± standard deviation over runs, in %.
 
     Only runs that count (see summarise) are taken, and only the reports that all of them have.
@@ -399,21 +401,21 @@ def curve(table, row):
     return accuracy.index, mean, (mean - deviation).clip(0, 100), (mean + deviation).clip(0, 100)
 
 
-def panel_lines(table):
+def count_panel_lines(table):
     """Returns how many lines of panels a table's curves take."""
     return -(-len(table.rows) // PANELS)
 
 
 def draw_curves(figure, table):
     """Draws test accuracy over kimg into a matplotlib figure: a panel a row, over MixMatch's curve in grey."""
-    axes = figure.subplots(panel_lines(table), PANELS, sharex=True, sharey=True, squeeze=False).ravel()
+    axes = figure.subplots(count_panel_lines(table), PANELS, sharex=True, sharey=True, squeeze=False).ravel()
     for axis, row in zip(axes, table.rows.itertuples(), strict=False):
         color = STYLE[row.verdict]['color']
         for name, shade, width in [(BASE, '0.68', 1.2)] * (row.Index != BASE) + [(row.Index, color, 1.6)]:
-            kimg, mean, low, high = curve(table, name)
+            kimg, mean, low, high = compute_curve(table, name)
             axis.fill_between(kimg, low, high, color=shade, alpha=0.22, linewidth=0.5)
             axis.plot(kimg, mean, color=shade, linewidth=width)
-        words = 'error %s' % error_text(row) if row.error >= 0 else 'no report'
+        words = 'error %s' % format_error(row) if row.error >= 0 else 'no report'
         words += ', %s' % row.verdict if row.verdict else ''
         axis.set_title(row.Index, fontsize=8.5, fontweight='bold', loc='left', pad=15)
         axis.annotate(words, (0, 1), (0, 4), 'axes fraction', textcoords='offset points', fontsize=8, color=color)
@@ -447,21 +449,21 @@ def report(sources, out='report', beside_paper=0):
     """
     reports, remarks = read_all(sources)
     tables = make_tables(reports, beside_paper)
-    folder, text = pathlib.Path(out), markdown(tables, remarks)
+    folder, text = pathlib.Path(out), format_markdown(tables, remarks)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'table4.md').write_text(text, encoding='utf-8')
-    (folder / 'table4.csv').write_text(comma_separated(tables), encoding='utf-8')
+    (folder / 'table4.csv').write_text(format_csv(tables), encoding='utf-8')
     (folder / 'runs.csv').write_text(reports.to_csv(index=False), encoding='utf-8')
     heights = [1.6 + 0.32 * len(table.rows) for table in tables]
     save_figure(folder / 'table4.png', draw_differences, tables, 9, heights)
-    heights = [0.8 + 1.9 * panel_lines(table) for table in tables]
+    heights = [0.8 + 1.9 * count_panel_lines(table) for table in tables]
     save_figure(folder / 'curves.png', draw_curves, tables, 10.5, heights)
     print(text)
     print('The tables and pictures are in %s' % out)
 
 
 if __name__ == '__main__':
-    options.run(
+    script.run(
         lambda source, *more, **chosen: report([source, *more], **chosen),
         OPTIONS,
         'give one folder of runs or more, such as experiments',

@@ -147,8 +147,8 @@ def digits(folder, seed=1, size=20):
     folder = str(folder)
     os.makedirs(folder)
     create_datasets.install('digits', folder)
-    source = create_split.Source('digits', data_pair.train_files(folder, 'digits'))
-    create_split.create(source, data_pair.split_files(os.path.join(folder, 'SSL'), 'digits', seed, size), size, seed)
+    source = create_split.Source('digits', data_pair.locate_train_files(folder, 'digits'))
+    create_split.create(source, data_pair.locate_split(os.path.join(folder, 'SSL'), 'digits', seed, size), size, seed)
 
 
 def addresses(count):

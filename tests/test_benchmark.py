@@ -5,7 +5,7 @@ import math
 import pytest
 from conftest import assert_one_line_error
 
-from libml import utils
+from libml import files
 
 BENCHMARK = 'scripts/benchmark.py'
 TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--turns=1', '--turn=0']
@@ -17,7 +17,7 @@ def test_a_part(part, server, digits_dir, tmp_path):
     file = tmp_path / 'figures.json'
     done = server.run(BENCHMARK, *TINY, '--data_dir=%s' % digits_dir, '--parts=' + part, '--json=%s' % file)
     assert done.returncode == 0, done.stderr
-    figures = utils.read_json(str(file), default=None)
+    figures = files.read_json(str(file), default=None)
     rows = figures['parts'][part]['rows']
     assert len(rows) == ROWS[part]
     for row in rows:
@@ -34,7 +34,7 @@ def test_each_part_has_a_process_and_one_file_holds_them_all(server, digits_dir,
     file = tmp_path / 'figures.json'
     done = server.run(BENCHMARK, *TINY, '--data_dir=%s' % digits_dir, '--parts=input,eval', '--json=%s' % file)
     assert done.returncode == 0, done.stderr
-    assert set(utils.read_json(str(file), default=None)['parts']) == {'input', 'eval'}
+    assert set(files.read_json(str(file), default=None)['parts']) == {'input', 'eval'}
 
 
 def test_a_profile_is_written(server, digits_dir, tmp_path):

@@ -37,7 +37,7 @@ def install(tmp_path):
 def assert_records(folder, name, sets):
     """Asserts that the records of a dataset hold the {part: (images, labels)}."""
     for part, (images, labels) in sets.items():
-        path = data_pair.record_file(folder, name, part)
+        path = data_pair.locate_records(folder, name, part)
         found = records.read(path, unlabeled=True)
         np.testing.assert_array_equal(found[0], images)
         np.testing.assert_array_equal(found[1], labels)
@@ -51,8 +51,8 @@ def assert_nothing_installed(folder):
 
 
 def split(folder, name, seed, size):
-    targets = data_pair.split_files(os.path.join(folder, 'SSL'), name, seed, size)
-    create_split.create(create_split.Source(name, data_pair.train_files(folder, name)), targets, size, seed)
+    targets = data_pair.locate_split(os.path.join(folder, 'SSL'), name, seed, size)
+    create_split.create(create_split.Source(name, data_pair.locate_train_files(folder, name)), targets, size, seed)
     return DATASETS['%s.%d@%d-2' % (name, seed, size)](folder)
 
 
@@ -130,8 +130,8 @@ def test_digits_are_those_of_scikit_learn_and_the_test_set_is_of_other_forms(ins
 
 def test_all_are_installed_when_none_is_named(install, monkeypatch):
     cifar10 = fakes.cifar10(install.source)
-    for name in set(create_datasets.DATASETS) - {'cifar10', 'digits'}:
-        monkeypatch.delitem(create_datasets.DATASETS, name)
+    for name in set(create_datasets.PUBLISHED) - {'cifar10', 'digits'}:
+        monkeypatch.delitem(create_datasets.PUBLISHED, name)
     install()
     assert_records(install.data, 'cifar10', cifar10)
     assert len(os.listdir(install.data)) == 4
@@ -140,7 +140,7 @@ def test_all_are_installed_when_none_is_named(install, monkeypatch):
 def test_what_is_installed_is_skipped_and_what_is_missing_is_written(install, capsys):
     sets = fakes.cifar10(install.source)
     install('cifar10')
-    paths = [data_pair.record_file(install.data, 'cifar10', part) for part in ('train', 'test')]
+    paths = [data_pair.locate_records(install.data, 'cifar10', part) for part in ('train', 'test')]
     before = [os.stat(path).st_mtime_ns for path in paths]
     os.remove(os.path.join(install.source, 'cifar-10-binary.tar.gz'))
     install('cifar10')
@@ -398,9 +398,9 @@ def test_a_dataset_is_downloaded_and_the_archive_removed(server, install, monkey
     path = server.folder / 'cifar-10-binary.tar.gz'
     url = 'http://127.0.0.1:%d/cifar-10-binary.tar.gz' % server.server_port
     archive = archives.Archive(url, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-    readers = create_datasets.DATASETS['cifar10'].items()
+    readers = create_datasets.PUBLISHED['cifar10'].items()
     here = {part: (n, functools.partial(reader, archive=archive)) for part, (n, reader) in readers}
-    monkeypatch.setitem(create_datasets.DATASETS, 'cifar10', here)
+    monkeypatch.setitem(create_datasets.PUBLISHED, 'cifar10', here)
     install('cifar10', source='', verify=True)
     assert_records(install.data, 'cifar10', sets)
     assert sorted(os.listdir(install.data)) == ['cifar10-test.tfrecord', 'cifar10-train.tfrecord']
@@ -454,7 +454,7 @@ def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, capsys):
         part: (images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4)), labels) for part, (images, labels) in sets.items()
     }
     for part, (images, labels) in halves.items():
-        found = records.read(data_pair.record_file(install.data, 'cifar10-16', part))
+        found = records.read(data_pair.locate_records(install.data, 'cifar10-16', part))
         assert np.abs(found[0] - images).max() <= 1 and (found[1] == labels).all()
     family = data_pair.find_family(install.data, 'cifar10-16')
     cifar10 = data_pair.FAMILIES['cifar10']
@@ -471,7 +471,7 @@ def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, capsys):
 def test_svhns_two_training_files_become_one(install):
     sets = fakes.svhn(install.source)
     install('svhn', size='16x16', name='svhn-16')
-    labels = records.read(data_pair.record_file(install.data, 'svhn-16', 'train'))[1]
+    labels = records.read(data_pair.locate_records(install.data, 'svhn-16', 'train'))[1]
     np.testing.assert_array_equal(labels, np.concatenate([sets['train'][1], sets['extra'][1]]))
     family = data_pair.find_family(install.data, 'svhn-16')
     assert (family.parts, family.mirror, family.shift) == (('train',), False, 2)
@@ -480,7 +480,7 @@ def test_svhns_two_training_files_become_one(install):
 def test_stl10_keeps_its_unlabelled_pictures(install):
     sets, _ = fakes.stl10(install.source, each=101)
     install('stl10', size='32x32', name='stl10-32')
-    images, labels = records.read(data_pair.record_file(install.data, 'stl10-32', 'unlabeled'), unlabeled=True)
+    images, labels = records.read(data_pair.locate_records(install.data, 'stl10-32', 'unlabeled'), unlabeled=True)
     averages = sets['unlabeled'][0].reshape(-1, 32, 3, 32, 3, 3).mean((2, 4))
     assert (labels == -1).all() and np.abs(images - averages).max() <= 1
     family = data_pair.find_family(install.data, 'stl10-32')
@@ -489,7 +489,7 @@ def test_stl10_keeps_its_unlabelled_pictures(install):
 
 def test_grey_pictures_can_grow(install):
     install('digits', size='16x16', name='large')
-    images, labels = records.read(data_pair.record_file(install.data, 'large', 'test'))
+    images, labels = records.read(data_pair.locate_records(install.data, 'large', 'test'))
     assert images.shape == (510, 16, 16, 1) and labels.max() == 9
     assert data_pair.find_family(install.data, 'large').shift == 2
 

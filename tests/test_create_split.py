@@ -65,7 +65,7 @@ def make(*paths, data_dir=None, **options):
 
 def read_split(folder, name, seed, size):
     """Returns (labelled records, unlabelled records, map) of a split, serialized."""
-    label, unlabel, map_file = data_pair.split_files(str(folder), name, seed, size)
+    label, unlabel, map_file = data_pair.locate_split(str(folder), name, seed, size)
     with open(map_file) as f:
         return list(records.RecordFile(label).raw()), list(records.RecordFile(unlabel).raw()), json.load(f)
 
@@ -201,7 +201,7 @@ def test_all_makes_the_missing_splits_of_the_paper(tmp_path, monkeypatch):
     for _ in range(2):
         make('cifar10', all=True, data_dir=str(tmp_path))
         expected = ['cifar10.%d@%d' % (seed, size) for seed in (1, 2, 3, 4, 5) for size in (20, 30)]
-        assert data_pair.installed_splits(str(tmp_path)) == expected
+        assert data_pair.list_splits(str(tmp_path)) == expected
     assert read_split(tmp_path / 'SSL', 'cifar10', 2, 20) == before
     assert len(os.listdir(tmp_path / 'SSL')) == 30
 

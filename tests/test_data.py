@@ -75,8 +75,8 @@ def test_batches_go_once_through(both):
 
 def test_streams_do_not_depend_on_where_images_are(both):
     images, pixels, labels = both
-    found = pull(data.stream(images, 8, seed=3, stream_id=1), 6)
-    indices = data.order(0, 48, 23, 3, 1)
+    found = pull(data.make_stream(images, 8, seed=3, stream_id=1), 6)
+    indices = data.draw_order(0, 48, 23, 3, 1)
     np.testing.assert_array_equal(found['image'].reshape(48, 6, 5, 3), pixels[indices])
     np.testing.assert_array_equal(found['label'].ravel(), labels[indices])
 
@@ -105,7 +105,7 @@ def test_images_of_another_kind_are_refused():
 @few
 @given(n=st.integers(1, 50), seed=st.integers(0, 2**32 - 1), stream=st.integers(0, 9), epochs=st.integers(1, 4))
 def test_each_epoch_is_the_permutation_of_its_seed(n, seed, stream, epochs):
-    found = data.order(0, n * epochs, n, seed, stream).reshape(epochs, n)
+    found = data.draw_order(0, n * epochs, n, seed, stream).reshape(epochs, n)
     for epoch in range(epochs):
         np.testing.assert_array_equal(found[epoch], np.random.RandomState([seed, stream, epoch]).permutation(n))
 
@@ -113,13 +113,13 @@ def test_each_epoch_is_the_permutation_of_its_seed(n, seed, stream, epochs):
 @few
 @given(n=st.sampled_from([1, 7, 30, 5000]), start=st.integers(0, 20000), count=st.integers(1, 40))
 def test_an_index_depends_on_its_position_alone(n, start, count):
-    together = data.order(start, count, n, 1, 0)
-    assert together.tolist() == [int(data.order(p, 1, n, 1, 0)[0]) for p in range(start, start + count)]
+    together = data.draw_order(start, count, n, 1, 0)
+    assert together.tolist() == [int(data.draw_order(p, 1, n, 1, 0)[0]) for p in range(start, start + count)]
 
 
 def test_seeds_streams_and_epochs_differ():
-    orders = [data.order(0, 100, 100, seed, stream) for seed in (0, 1) for stream in (0, 1)]
-    orders.append(data.order(100, 100, 100, 0, 0))
+    orders = [data.draw_order(0, 100, 100, seed, stream) for seed in (0, 1) for stream in (0, 1)]
+    orders.append(data.draw_order(100, 100, 100, 0, 0))
     assert len({tuple(order) for order in orders}) == len(orders)
 
 
@@ -128,18 +128,18 @@ def test_seeds_streams_and_epochs_differ():
 
 def test_a_stream_goes_on_where_it_was():
     images = make_images(20)
-    whole = pull(data.stream(images, 8, 5, 0), 12)
+    whole = pull(data.make_stream(images, 8, 5, 0), 12)
     for done in (1, 4, 9):
-        rest = pull(data.stream(images, 8, 5, 0, start=8 * done), 12 - done)
+        rest = pull(data.make_stream(images, 8, 5, 0, start=8 * done), 12 - done)
         for key in ('image', 'label'):
             np.testing.assert_array_equal(rest[key], whole[key][done:])
 
 
 def test_one_graph_can_start_its_stream_anywhere():
     images = make_images(20)
-    whole = pull(data.stream(images, 8, 5, 0), 6)['image']
+    whole = pull(data.make_stream(images, 8, 5, 0), 6)['image']
     start = tf.placeholder(tf.int64, [])
-    iterator = tf.data.make_initializable_iterator(data.stream(images, 8, 5, 0, start))
+    iterator = tf.data.make_initializable_iterator(data.make_stream(images, 8, 5, 0, start))
     element = iterator.get_next()['image']
     with tf.Session() as session:
         for done in (0, 3, 1):
@@ -149,26 +149,26 @@ def test_one_graph_can_start_its_stream_anywhere():
 
 
 def test_a_stream_has_static_shapes_and_uint8():
-    element = tf.data.make_one_shot_iterator(data.stream(make_images(3), 8, 5, 0)).get_next()
+    element = tf.data.make_one_shot_iterator(data.make_stream(make_images(3), 8, 5, 0)).get_next()
     assert element['image'].shape.as_list() == [8, 6, 5, 3] and element['image'].dtype == tf.uint8
     assert element['label'].shape.as_list() == [8] and element['label'].dtype == tf.int32
 
 
 def test_a_batch_may_be_larger_than_the_set():
     images = make_images(3)
-    labels = pull(data.stream(images, 8, 5, 0), 3)['label'].ravel()
+    labels = pull(data.make_stream(images, 8, 5, 0), 3)['label'].ravel()
     for epoch in range(8):
         assert sorted(labels[3 * epoch : 3 * epoch + 3]) == sorted(images.labels)
 
 
 def test_a_stream_of_nothing_is_an_error():
     with pytest.raises(utils.Error, match='no training images are left'):
-        data.stream(make_images(0), 8, 5, 0)
+        data.make_stream(make_images(0), 8, 5, 0)
 
 
 def test_the_graph_does_not_hold_the_images():
     images = make_images(1000)
-    tf.data.make_one_shot_iterator(data.stream(images, 8, 5, 0)).get_next()
+    tf.data.make_one_shot_iterator(data.make_stream(images, 8, 5, 0)).get_next()
     data.DataSet('x', FAMILY, dict.fromkeys(data.SETS, images)).test  # noqa: B018
     assert tf.get_default_graph().as_graph_def().ByteSize() < 50_000
 
@@ -243,7 +243,7 @@ def test_a_shift_beyond_the_image_is_an_error(shift):
 
 def test_mean_and_deviation_are_those_of_all_pixels():
     sets = make_images(30, seed=1), make_images(11, seed=2)
-    mean, std = data.mean_std(*sets)
+    mean, std = data.compute_mean_std(*sets)
     pixels = np.concatenate([data.to_float(everything(images)) for images in sets]).astype(np.float64)
     np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(std, pixels.std((0, 1, 2)), atol=1e-6)
@@ -252,7 +252,7 @@ def test_mean_and_deviation_are_those_of_all_pixels():
 
 def test_a_color_that_never_changes_has_deviation_1():
     images = data.Images(np.full([3, 2, 2, 1], 200, np.uint8), [0, 0, 0])
-    assert data.mean_std(images)[1].tolist() == [1]
+    assert data.compute_mean_std(images)[1].tolist() == [1]
 
 
 @pytest.mark.parametrize('text', ['', '1', '1,1,1', '1,x', '1,-1', '0,0', '1,nan', '1,inf', '1;1'])
@@ -320,7 +320,7 @@ def test_a_dataset_is_described():
     dataset, white = make_dataset(), make_dataset(whiten=True)
     assert (dataset.height, dataset.width, dataset.colors, dataset.nclass) == (6, 5, 3, 4)
     assert (dataset.mean.tolist(), dataset.std.tolist()) == ([0] * 3, [1] * 3)
-    mean, std = data.mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
+    mean, std = data.compute_mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
     assert (white.mean.tolist(), white.std.tolist()) == (mean.tolist(), std.tolist())
 
 
@@ -341,7 +341,7 @@ def test_equal_batches_hold_every_picture_once_in_order(limit):
         dataset.sets['valid'],
     ]
     expected = np.concatenate([everything(images) for images in sets])
-    batches = list(data.equal_batches(sets, limit))
+    batches = list(data.iterate_equal_batches(sets, limit))
     assert len(batches) == -(-len(expected) // limit)
     assert len({len(batch) for batch in batches}) == 1 and len(batches[0]) <= limit
     found = np.concatenate(batches)
@@ -350,4 +350,4 @@ def test_equal_batches_hold_every_picture_once_in_order(limit):
 
 
 def test_equal_batches_of_nothing_are_none():
-    assert not list(data.equal_batches([make_dataset().sets['test'].select(slice(0))], 8))
+    assert not list(data.iterate_equal_batches([make_dataset().sets['test'].select(slice(0))], 8))

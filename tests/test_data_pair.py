@@ -24,9 +24,9 @@ def installed(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp('data'))
     for seed, (part, n) in enumerate((('train', 60), ('test', 20))):
         examples = zip(records.encode(fakes.random_images(n, *SHAPE, seed)), np.arange(n) * 3 % 10, strict=True)
-        records.write(data_pair.record_file(folder, 'digits', part), examples)
-    targets = data_pair.split_files(os.path.join(folder, 'SSL'), 'digits', 1, 12)
-    create_split.create(create_split.Source('digits', data_pair.train_files(folder, 'digits')), targets, 12, 1)
+        records.write(data_pair.locate_records(folder, 'digits', part), examples)
+    targets = data_pair.locate_split(os.path.join(folder, 'SSL'), 'digits', 1, 12)
+    create_split.create(create_split.Source('digits', data_pair.locate_train_files(folder, 'digits')), targets, 12, 1)
     return folder
 
 
@@ -230,7 +230,7 @@ def test_a_dataset_says_what_its_files_hold(installed):
     'change', [swap_classes, lambda x: x.pop(), lambda x: x.reverse()], ids=['classes', 'fewer', 'order']
 )
 def test_a_split_of_other_records_is_refused(folder, part, change):
-    rewrite(data_pair.record_file(folder, 'digits', part), change)
+    rewrite(data_pair.locate_records(folder, 'digits', part), change)
     with pytest.raises(utils.Error, match='digits.1@12 was made from another digits-%s.tfrecord' % part) as error:
         DATASETS['digits.1@12-15'](folder)
     for name in FILES:
@@ -243,9 +243,9 @@ def test_a_split_of_other_records_is_refused(folder, part, change):
 
 
 def test_a_split_made_again_of_the_same_records_is_the_same(folder):
-    rewrite(data_pair.record_file(folder, 'digits', 'train'), lambda examples: None)
+    rewrite(data_pair.locate_records(folder, 'digits', 'train'), lambda examples: None)
     DATASETS['digits.1@12-15'](folder)
-    os.remove(data_pair.record_file(folder, 'digits', 'train'))  # It is not needed to train.
+    os.remove(data_pair.locate_records(folder, 'digits', 'train'))  # It is not needed to train.
     DATASETS['digits.1@12-15'](folder)
 
 
@@ -256,7 +256,7 @@ def test_a_map_without_a_source_is_read_as_before(folder):
     assert set(found.pop('source')) == {'digits-train.tfrecord', 'digits-test.tfrecord'}
     with open(path, 'w') as f:
         json.dump(found, f)
-    rewrite(data_pair.record_file(folder, 'digits', 'train'), swap_classes)
+    rewrite(data_pair.locate_records(folder, 'digits', 'train'), swap_classes)
     assert len(DATASETS['digits.1@12-15'](folder).sets['labeled']) == 12
 
 
@@ -293,11 +293,11 @@ def own(folder, train, unlabeled=(), nclass=3, size=6):
     parts = dict(train=train, test=[(label, records.NO_GROUP) for label in range(nclass)])
     parts.update(dict(unlabeled=unlabeled) if unlabeled else {})
     for part, examples in parts.items():
-        path = data_pair.record_file(folder, 'own', part)
+        path = data_pair.locate_records(folder, 'own', part)
         records.write(path, [records.Example(next(pictures), *example) for example in examples])
     kept = tuple(part for part in parts if part != 'test')
     family = data.Family(*SHAPE, nclass, mirror=True, shift=1, parts=kept)
-    data_pair.write_family(data_pair.family_file(folder, 'own'), family)
+    data_pair.write_family(data_pair.locate_family(folder, 'own'), family)
     create_split.make('own', size=size, seed=1, data_dir=folder)
     return folder
 
@@ -380,7 +380,7 @@ def test_groups_stay_on_one_side(tmp_path, capsys):
 
 def test_a_family_is_read_as_written(folder):
     family = data.Family(*SHAPE, 10, mirror=True, shift=2, classes=tuple('abcdefghij'), range=(0, 4095.5))
-    data_pair.write_family(data_pair.family_file(folder, 'mine'), family)
+    data_pair.write_family(data_pair.locate_family(folder, 'mine'), family)
     assert data_pair.find_family(folder, 'mine') == family
     for name in [*FILES, 'digits-test.tfrecord']:
         shutil.copy(os.path.join(folder, name), os.path.join(folder, name.replace('digits', 'mine')))

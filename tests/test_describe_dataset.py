@@ -15,7 +15,7 @@ SHAPE = (9, 8, 3)
 
 def write(folder, part, labels, shape=SHAPE):
     pngs = records.encode(fakes.random_images(len(labels), *shape, seed=len(part)))
-    records.write(data_pair.record_file(str(folder), 'mine', part), zip(pngs, labels, strict=True))
+    records.write(data_pair.locate_records(str(folder), 'mine', part), zip(pngs, labels, strict=True))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ BAD = {  # What is wrong: what is written instead or besides, the arguments, wor
 def test_what_cannot_be_described_is_said(folder, what):
     instead, options, words = BAD[what]
     for part, content in instead.items():
-        os.remove(data_pair.record_file(str(folder), 'mine', part))
+        os.remove(data_pair.locate_records(str(folder), 'mine', part))
         if content:
             write(folder, part, *content)
     before = sorted(os.listdir(folder))

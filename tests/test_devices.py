@@ -92,7 +92,7 @@ def test_monitors_are_those_of_the_whole_batch():
     p = np.random.RandomState(0).dirichlet([0.1] * 5, 6).astype(np.float32)
     strategy = hardware.Machine(devices=hardware.find_devices(2)).strategy
     with strategy.scope():
-        found = strategy.run(lambda: layers.guess_monitors(tf.constant(np.split(p, 2)[replicas.number()])))
+        found = strategy.run(lambda: layers.guess_monitors(tf.constant(np.split(p, 2)[replicas.get_number()])))
         found = {tag: strategy.reduce('MEAN', value, axis=None) for tag, value in found.items()}
     found, expected = evaluate([found, layers.guess_monitors(tf.constant(p))])
     assert found == pytest.approx(expected)
@@ -108,7 +108,7 @@ def start(server, digits_dir):
     def start(train_dir, *flags, first=()):
         where = '--data_dir=%s' % digits_dir, '--train_dir=%s' % train_dir
         done = server.run(SCRIPT, *TINY, *PERIODS, *where, *flags, first=first)
-        return done, runs.find(str(train_dir))[0]
+        return done, runs.find_runs(str(train_dir))[0]
 
     return start
 
@@ -225,7 +225,7 @@ def test_two_hosts_train_like_two_devices_though_one_is_stopped_and_killed(start
     resumed = start_hosts('--train_kimg=2')
     assert [done.returncode for done in resumed] == [0, 0], resumed
     assert 'Continuing from' in resumed[0].stdout and not resumed[1].stdout
-    (folder,) = runs.find(str(tmp_path / 'hosts'))
+    (folder,) = runs.find_runs(str(tmp_path / 'hosts'))
     assert_same_end(folder, whole, kimg=2)
 
 

@@ -26,7 +26,7 @@ def test_another_method_trains_two_updates_and_is_evaluated(tmp_path):
     model.train(train_nimg=8, report_nimg=8)
     ckpt = utils.find_latest_checkpoint(model.checkpoint_dir)
     assert ckpt.endswith('-%010d' % 8)
-    (report,) = runs.accuracies(model.train_dir)
+    (report,) = runs.read_accuracies(model.train_dir)
     results = make(tmp_path).eval_checkpoint(ckpt)
     assert set(results) == {'raw', 'ema', 'tuned_raw', 'tuned_ema'}
     assert results['ema'][2] == pytest.approx(report[1])
@@ -50,8 +50,8 @@ def test_another_method_has_a_command_line(server, digits_dir, tmp_path):
     where = '--data_dir=%s' % digits_dir, '--dataset=digits.1@20-100', '--train_dir=%s' % tmp_path
     done = server.run('examples/pi_model.py', *where, *flags)
     assert done.returncode == 0, done.stderr
-    (run,) = runs.find(tmp_path)
-    assert os.path.basename(run).startswith('PiModel_archresnet_batch4_') and runs.accuracies(run)
+    (run,) = runs.find_runs(tmp_path)
+    assert os.path.basename(run).startswith('PiModel_archresnet_batch4_') and runs.read_accuracies(run)
     done = server.run('scripts/evaluate.py', run, '--data_dir=%s' % digits_dir)
     assert done.returncode == 0, done.stderr
 

@@ -52,7 +52,7 @@ def run(folder, data_dir, **given):
 
 
 def read(data_dir, part, name='birds'):
-    return records.read(data_pair.record_file(str(data_dir), name, part), unlabeled=True)
+    return records.read(data_pair.locate_records(str(data_dir), name, part), unlabeled=True)
 
 
 def table_of(lines):
@@ -92,8 +92,8 @@ def test_a_folder_becomes_a_dataset(tmp_path, capsys):
     assert counts == {**{name: [6, 2] for name in CLASSES}, 'unlabelled': [7], 'all': [25, 6]}
     assert unused == {pictures.HIDDEN: 2, pictures.OTHER: 2}
 
-    files = data_pair.train_files(str(tmp_path / 'data'), 'birds')
-    targets = data_pair.split_files(str(tmp_path / 'data' / 'SSL'), 'birds', 1, 6)
+    files = data_pair.locate_train_files(str(tmp_path / 'data'), 'birds')
+    targets = data_pair.locate_split(str(tmp_path / 'data' / 'SSL'), 'birds', 1, 6)
     create_split.create(create_split.Source('birds', files), targets, 6, 1)
     dataset = DATASETS['birds.1@6-3'](str(tmp_path / 'data'))
     sets = [dataset.sets[part] for part in ('labeled', 'unlabeled', 'valid', 'test')]
@@ -224,7 +224,7 @@ def test_a_long_name_does_not_widen_the_table(tmp_path):
     long = 'Animalia_' + 'x' * 200 + '_Lumbricus'
     place(tmp_path / 'pics', *('%s/%d.png' % (name, i) for name in (long, 'dog') for i in range(3)))
     plan = folders.plan_folders(str(tmp_path / 'pics'), 0.3)
-    lines = list(folders.table(plan))
+    lines = list(folders.format_plan(plan))
     assert max(map(len, lines)) < 80 and lines[1].startswith('Animalia_xxx') and 'xx_Lumbricus' in lines[1]
     assert plan.classes == (long, 'dog')
 
@@ -257,7 +257,7 @@ def test_a_test_set_can_be_set_aside(tmp_path, fraction, each):
         run(folder, tmp_path / str(i), test_fraction=fraction, seed=seed)
         assert np.bincount(read(tmp_path / str(i), 'test')[1]).tolist() == [each] * 3
         assert np.bincount(read(tmp_path / str(i), 'train')[1]).tolist() == [10 - each] * 3
-        found.append([data_pair.record_file(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
+        found.append([data_pair.locate_records(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
     contents = [[list(records.RecordFile(path).raw()) for path in paths] for paths in found]
     assert contents[0] == contents[1] and contents[0] != contents[2]
 
@@ -392,7 +392,7 @@ def test_a_table_says_what_is_for_testing(tmp_path, kaggle):
 def groups_of(data_dir, part):
     """Returns the feature `group` of each record, None where there is none."""
     found = []
-    for record in records.RecordFile(data_pair.record_file(str(data_dir), 'birds', part)).raw():
+    for record in records.RecordFile(data_pair.locate_records(str(data_dir), 'birds', part)).raw():
         feature = tf.train.Example.FromString(record).features.feature
         found.append(feature['group'].int64_list.value[0] if 'group' in feature else None)
     return found
@@ -566,7 +566,7 @@ def test_the_counts_add_up_to_the_files_that_are_there(tmp_path_factory, png_byt
         return
     finally:
         shutil.rmtree(base)
-    counts, unused = table_of(list(folders.table(plan)))
+    counts, unused = table_of(list(folders.format_plan(plan)))
     assert sum(counts['all']) + sum(unused.values()) == there
     named = [item.path for items in plan.parts.values() for item in items] + list(plan.unused)
     assert len(set(named)) == len(named) == there

@@ -95,7 +95,7 @@ def test_every_operation_of_the_exported_graph_has_a_gpu_kernel(arch):
     variables = networks.describe(arch, dataset.shape, *sizes).variables
     values = {'classify/' + v['name']: np.zeros(v['shape'], np.float32) for v in variables}
     images = tf.placeholder(tf.uint8, [None, *dataset.shape])
-    probabilities = tf.nn.softmax(trained.logits(images, arch, sizes, values, normalisation=(0, 1)))
+    probabilities = tf.nn.softmax(trained.build_logits(images, arch, sizes, values, normalisation=(0, 1)))
     assert without_kernel(tf.get_default_graph(), [probabilities]) == {}
 
 
@@ -132,7 +132,7 @@ def test_a_seed_makes_a_gpu_deterministic(gpus, tmp_path, monkeypatch):
 def test_an_operation_that_is_not_deterministic_is_named_in_one_line():
     text = 'A deterministic GPU implementation of SegmentSum is not available.\n\t [[{{node update/SegmentSum}}]]'
     error = tf.errors.UnimplementedError(None, None, text)
-    assert utils.reason(error) == text.split('\n')[0]
+    assert utils.explain(error) == text.split('\n')[0]
 
 
 def test_an_operation_without_a_gpu_kernel_names_itself():

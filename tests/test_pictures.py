@@ -154,7 +154,7 @@ def test_several_threads_share_pillows_limit():
     inside, leave = threading.Barrier(3), threading.Event()
 
     def stay():
-        with pictures.lenient(9):
+        with pictures.relaxing_limits(9):
             inside.wait()
             leave.wait()
 
@@ -162,7 +162,7 @@ def test_several_threads_share_pillows_limit():
     for thread in threads:
         thread.start()
     inside.wait()
-    with pictures.lenient(9):
+    with pictures.relaxing_limits(9):
         pass
     assert Image.MAX_IMAGE_PIXELS == 4_500_000
     leave.set()
@@ -373,14 +373,14 @@ def test_all_endings_that_pillow_registers_are_pictures(tmp_path):
     endings = 'PNG', 'jfif', 'jpe', 'jp2', 'tga', 'avif', 'Tif', 'apng', 'webp', 'ico', 'mpo', 'psd', 'qoi', 'icns'
     names = ['a.' + ending for ending in endings]
     touch(tmp_path, *names)
-    assert pictures.listed(str(tmp_path)) == (sorted(names), {})
+    assert pictures.list_files(str(tmp_path)) == (sorted(names), {})
 
 
 def test_files_without_an_ending_are_looked_into(tmp_path):
     for i, kind in enumerate(['PNG', 'JPEG', 'GIF', 'BMP', 'TIFF', 'WEBP', 'JPEG2000', 'AVIF']):
         Image.new('RGB', (8, 8)).save(tmp_path / ('%d.2.840' % i if i % 2 else str(i)), kind)
     touch(tmp_path, 'README', 'empty', content=b'')
-    found, unused = pictures.listed(str(tmp_path))
+    found, unused = pictures.list_files(str(tmp_path))
     assert len(found) == 8 and unused == {'README': pictures.OTHER, 'empty': pictures.OTHER}
     assert not [
         name for name in found if isinstance(next(pictures.convert_all([tmp_path / name], (8, 8), 3)), ValueError)
@@ -408,7 +408,7 @@ REASONS = {
 @pytest.mark.parametrize('name', REASONS)
 def test_what_is_no_picture_is_named_with_its_reason(tmp_path, name):
     touch(tmp_path, name, 'a/x.png')
-    assert pictures.listed(str(tmp_path)) == (['a/x.png'], {name: REASONS[name]})
+    assert pictures.list_files(str(tmp_path)) == (['a/x.png'], {name: REASONS[name]})
 
 
 def test_links_are_followed(tmp_path):
@@ -417,7 +417,7 @@ def test_links_are_followed(tmp_path):
     os.symlink(tmp_path / 'store' / 'deep', tmp_path / 'pics' / 'again')
     os.symlink(tmp_path / 'store' / 'y.png', tmp_path / 'pics' / 'w.png')
     expected = ['again/x.png', 'linked/deep/x.png', 'linked/y.png', 'real/z.png', 'w.png']
-    assert pictures.listed(str(tmp_path / 'pics')) == (expected, {})
+    assert pictures.list_files(str(tmp_path / 'pics')) == (expected, {})
 
 
 def test_links_that_lead_nowhere_are_named(tmp_path):
@@ -426,7 +426,7 @@ def test_links_that_lead_nowhere_are_named(tmp_path):
     touch(tmp_path, 'file')
     os.symlink(tmp_path / 'file' / 'x', tmp_path / 'through')
     nowhere = dict.fromkeys(['x.png', 'folder', 'through'], pictures.NOWHERE)
-    assert pictures.listed(str(tmp_path)) == ([], {'file': pictures.OTHER, **nowhere})
+    assert pictures.list_files(str(tmp_path)) == ([], {'file': pictures.OTHER, **nowhere})
 
 
 @pytest.mark.parametrize('target', ['..', '../..', '.', 'loop'])
@@ -434,18 +434,18 @@ def test_links_in_a_circle_are_an_error(tmp_path, target):
     touch(tmp_path, 'pics/a/x.png')
     os.symlink(target, tmp_path / 'pics' / 'a' / 'loop')
     with pytest.raises(utils.Error, match=r'loop.*(leads to a folder that holds it|leads to itself): remove'):
-        pictures.listed(str(tmp_path / 'pics'))
+        pictures.list_files(str(tmp_path / 'pics'))
 
 
 def test_what_is_no_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / 'pipe.png')
     os.mkfifo(tmp_path / 'pipe')
     assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe').st_mode)
-    assert pictures.listed(str(tmp_path)) == ([], dict.fromkeys(['pipe', 'pipe.png'], pictures.OTHER))
+    assert pictures.list_files(str(tmp_path)) == ([], dict.fromkeys(['pipe', 'pipe.png'], pictures.OTHER))
 
 
 def test_any_name_can_be_shown(tmp_path):
     touch(os.fsencode(str(tmp_path)).decode(), 'a\udcff\n.txt')
-    (name,) = pictures.listed(str(tmp_path))[1]
-    assert utils.shown(name) == r'a\udcff\n.txt'
-    assert utils.shown('\x1b[31m é\u202e') == r'\x1b[31m é\u202e'
+    (name,) = pictures.list_files(str(tmp_path))[1]
+    assert utils.escape(name) == r'a\udcff\n.txt'
+    assert utils.escape('\x1b[31m é\u202e') == r'\x1b[31m é\u202e'

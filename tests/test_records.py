@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from libml import records, utils
+from libml import files, records, utils
 
 SHAPE = (6, 5, 3)
 few = settings(max_examples=25, deadline=None)
@@ -23,7 +23,7 @@ few = settings(max_examples=25, deadline=None)
 
 def write_serialized(path, examples):
     """Writes a record file of serialized examples; returns their number."""
-    with utils.creating(path) as part:
+    with files.creating(path) as part:
         return records.write_part(part, examples)
 
 
@@ -357,9 +357,9 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
-    with pytest.raises(ValueError), utils.made(tmp_path / 'a' / 'b'):
+    with pytest.raises(ValueError), files.making_folder(tmp_path / 'a' / 'b'):
         raise ValueError
     assert not (tmp_path / 'a' / 'b').exists()
-    with pytest.raises(ValueError), utils.made(tmp_path):
+    with pytest.raises(ValueError), files.making_folder(tmp_path):
         raise ValueError
     assert tmp_path.exists()

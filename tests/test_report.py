@@ -16,7 +16,7 @@ from libml import utils
 from libml.running import runs
 from scripts import report
 
-ROWS = report.paper_rows()
+ROWS = report.parse_paper_rows()
 SMALL = dict(arch='resnet', beta=0.75, scales=3, train_kimg=40.0, report_kimg=1.0, keep_ckpt=50, seed=1)
 FLAGS = '--beta=0.75 --report_kimg=1 --scales=3 --train_kimg=40'
 
@@ -77,7 +77,7 @@ def test_rows_are_the_papers_in_its_order_with_mean_and_deviation_over_splits(tm
     assert list(table.rows.index) == list(ROWS)
     np.testing.assert_allclose(table.rows.error, errors.mean(1), rtol=1e-5)
     np.testing.assert_allclose(table.rows.deviation, errors.std(1, ddof=1), rtol=1e-5)
-    assert report.missing(table) == ['Runs: 33, all of them finished.']
+    assert report.describe_missing(table) == ['Runs: 33, all of them finished.']
 
 
 def test_seeds_of_a_split_are_averaged_before_splits_are_compared(tmp_path):
@@ -94,8 +94,8 @@ def test_a_run_that_went_on_counts_each_report_once(tmp_path):
     write_run(tmp_path, [10] * 30)
     write_run(tmp_path, [90] * 20, start=20)  # The last 10 reports of the first process are made again.
     (table,) = read(tmp_path)
-    assert report.error_text(table.rows.loc['MixMatch']) == '10.00'
-    kimg, mean, low, high = report.curve(table, 'MixMatch')
+    assert report.format_error(table.rows.loc['MixMatch']) == '10.00'
+    kimg, mean, low, high = report.compute_curve(table, 'MixMatch')
     np.testing.assert_array_equal(kimg, np.arange(1, 41))
     np.testing.assert_array_equal([mean, low, high], [[10] * 20 + [90] * 20] * 3)
 
@@ -106,7 +106,7 @@ def test_a_run_that_went_on_counts_each_report_once(tmp_path):
 def test_the_interval_is_that_of_a_paired_t_test():
     base = np.array([40.0, 44.0, 39.0, 47.0, 41.0])
     row = base + [3, 1, 2, 6, 3]  # The mean is 3, the deviation 1.8708, and Student's t for 4 degrees is 2.7764.
-    found = report.differences(pd.DataFrame([base, row], ['MixMatch', 'K = 3'])).loc['K = 3']
+    found = report.compute_differences(pd.DataFrame([base, row], ['MixMatch', 'K = 3'])).loc['K = 3']
     assert (found.splits, found.verdict) == (5, 'worse')
     np.testing.assert_allclose([found.difference, found.low, found.high], [3, 0.677, 5.323], atol=1e-3)
 
@@ -139,7 +139,7 @@ def test_differences_equal_scipys_on_random_errors(seed):
 def test_a_row_is_worse_or_better_where_the_interval_leaves_out_0(differences, verdict):
     base = pd.Series([40.0, 60.0, 50.0])
     errors = pd.DataFrame({'MixMatch': base, 'K = 3': base + pd.Series(differences, dtype=float)}).T
-    assert report.differences(errors).verdict['K = 3'] == verdict
+    assert report.compute_differences(errors).verdict['K = 3'] == verdict
 
 
 def test_only_splits_that_both_have_are_compared():
@@ -159,7 +159,7 @@ def test_the_paragraph_says_what_is_settled_in_which_direction_and_what_is_not()
         'no MixUp': {2: 90},
     }
     (table,) = report.make_tables(made_up(errors))
-    text = report.findings(table)
+    text = report.describe_findings(table)
     worse, better, unsettled, *_ = text.split('. ')
     assert worse == 'Settled as worse than MixMatch: no sharpening (+10.67 points; +9.23 to +12.10)'
     assert better == 'Settled as better than MixMatch: K = 3 (-10.33 points; -11.77 to -8.90)'
@@ -169,14 +169,16 @@ def test_the_paragraph_says_what_is_settled_in_which_direction_and_what_is_not()
 
 def test_one_split_has_no_interval_and_settles_nothing():
     (table,) = report.make_tables(made_up({'MixMatch': {1: 10}, 'no MixUp': {1: 90}}))
-    assert '| no MixUp | 90.00 | +80.00 | none: one split | not settled | 1 | 1 of 1 |' in report.markdown([table], [])
-    assert report.findings(table).startswith('Nothing is settled: no row shares more than one split')
+    assert '| no MixUp | 90.00 | +80.00 | none: one split | not settled | 1 | 1 of 1 |' in report.format_markdown(
+        [table], []
+    )
+    assert report.describe_findings(table).startswith('Nothing is settled: no row shares more than one split')
 
 
 def test_without_mixmatch_nothing_is_compared():
     (table,) = report.make_tables(made_up({'no MixUp': {1: 90, 2: 80}}))
     assert (table.rows.verdict == '').all()
-    assert report.findings(table).startswith('Nothing is settled yet: no split has finished runs of both')
+    assert report.describe_findings(table).startswith('Nothing is settled yet: no split has finished runs of both')
 
 
 # --- The paper's figures ---
@@ -188,7 +190,7 @@ def test_the_papers_figures_stand_beside_its_own_setting(tmp_path, dataset, labe
     write_run(tmp_path, [90], dataset, train_kimg=65536.0, report_kimg=64.0, w_match=w_match, period=65536)
     (table,) = read(tmp_path)
     assert table.paper == 'paper'
-    np.testing.assert_array_equal(table.rows.paper, report.paper()[labels])
+    np.testing.assert_array_equal(table.rows.paper, report.read_paper()[labels])
     assert table.rows.paper_difference['no sharpening'] == pytest.approx({'250': 16.03, '4000': 4.59}[labels])
     assert table.rows.finished['MixMatch'] == 1
 
@@ -240,10 +242,10 @@ def test_an_unfinished_run_is_named_and_compared_with_nothing(tmp_path):
     write_run(tmp_path / 'c', [70] * 12, row='K = 3')
     write_run(tmp_path / 'd', [], row='no sharpening')
     (table,) = read(tmp_path)
-    texts = [report.error_text(table.rows.loc[row]) for row in ('MixMatch', 'K = 3', 'no sharpening')]
+    texts = [report.format_error(table.rows.loc[row]) for row in ('MixMatch', 'K = 3', 'no sharpening')]
     assert texts == ['10.00', '30.00 (unfinished)', '–']
     assert table.rows.runs['MixMatch'] == 2 and table.rows.splits.max() == 0
-    missing, _, unfinished = report.missing(table)
+    missing, _, unfinished = report.describe_missing(table)
     assert 'K = 3 (split 2); ' in missing and 'no MixUp (split 1, 2); ' in missing and 'MixMatch (' not in missing
     for text in ('MixMatch, split 2, at 39 of 40 kimg', 'K = 3, split 1, at 12 of', 'no sharpening, split 1, at 0 of'):
         assert text in unfinished
@@ -278,7 +280,7 @@ def test_the_csv_says_what_the_table_says(tmp_path):
     errors = {'MixMatch': {1: 10, 2: 20}, 'K = 3': {1: 11, 2: 25}}
     papers = made_up(errors, 'cifar10@250-1', '--beta=0.75 --scales=3')
     tables = report.make_tables(pd.concat([papers, made_up({'MixMatch': {2: 20}})]))
-    lines = list(csv.DictReader(io.StringIO(report.comma_separated(tables))))
+    lines = list(csv.DictReader(io.StringIO(report.format_csv(tables))))
     assert [line['row'] for line in lines] == [*ROWS, *ROWS]
     assert lines[2] == dict(
         **dict(dataset='cifar10@250-1', flags='--beta=0.75 --scales=3', row='K = 3', error='18.00', deviation='9.90'),
@@ -428,7 +430,7 @@ def test_a_panel_shows_a_rows_curve_over_mixmatchs_on_the_same_axes():
     assert (base.get_ydata()[-1], row.get_ydata()[-1]) == (85, 64)
     assert [line.get_ydata()[-1] for line in panels['MixMatch'].lines] == [85]
     assert len({axis.get_ylim() for axis in panels.values()}) == 1
-    _, _, low, high = report.curve(table, 'K = 3')
+    _, _, low, high = report.compute_curve(table, 'K = 3')
     np.testing.assert_allclose([low.iloc[0], high.iloc[0]], [64 - 70 / 2**0.5, 100])  # 64 ± 49.5, and not beyond 100.
 
 
@@ -436,7 +438,7 @@ def test_a_curve_is_of_the_reports_that_all_its_runs_have(tmp_path):
     write_run(tmp_path / 'a', range(10))
     write_run(tmp_path / 'b', range(50, 56), 'digits.2@20-100', start=3)
     (table,) = read(tmp_path)
-    kimg, mean, _, _ = report.curve(table, 'MixMatch')
+    kimg, mean, _, _ = report.compute_curve(table, 'MixMatch')
     np.testing.assert_array_equal(kimg, range(4, 10))
     np.testing.assert_array_equal(mean, np.add(range(3, 9), range(50, 56)) / 2)
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, assert_one_line_error, command, scalars, tree
 
 from ablation import ab_mixmatch
-from libml import utils
+from libml import files, utils
 from libml.running import checkpoints, hardware
 from scripts import extract_accuracy
 
@@ -158,8 +158,8 @@ def test_a_finished_run_is_left_alone(finished, digits_dir, server):
 
 def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finished, digits_dir, tmp_path, server):
     folder = shutil.copytree(finished[1], tmp_path / TINY['dataset'] / os.path.basename(finished[1]))
-    args = utils.read_json(str(folder / 'args' / 'args.json'), default={})
-    utils.write_json(str(folder / 'args' / 'args.json'), dict(args, whiten=True))
+    args = files.read_json(str(folder / 'args' / 'args.json'), default={})
+    files.write_json(str(folder / 'args' / 'args.json'), dict(args, whiten=True))
     before = tree(folder)
     done = server.run(SCRIPT, *flags(**SHORT, data_dir=digits_dir, train_dir=tmp_path, train_kimg=KIMG))
     assert_one_line_error(done, 'whiten=True, not False', folder)
@@ -175,7 +175,7 @@ def test_what_is_not_at_its_default_joins_the_name_of_the_folder(more, tmp_path)
 
 
 def compile_always():
-    hardware.xla_is_faster = lambda flop, updates: True
+    hardware.is_xla_faster = lambda flop, updates: True
 
 
 def test_a_run_goes_on_compiled_as_it_began_unless_told_otherwise(finished, digits_dir, tmp_path, server):
@@ -284,7 +284,7 @@ def test_a_bad_flag_of_a_process(tmp_path):
 def test_xla_is_chosen_where_it_pays(gpus, avx512, flop, updates, pays, monkeypatch):
     monkeypatch.setattr(utils, 'get_available_gpus', lambda: ['/device:GPU:%d' % i for i in range(gpus)])
     monkeypatch.setattr(hardware, 'has_avx512', lambda: avx512)
-    assert hardware.xla_is_faster(flop, updates) is pays
+    assert hardware.is_xla_faster(flop, updates) is pays
 
 
 @pytest.mark.parametrize('driver, visible, warned', [(True, '0', True), (True, '-1', False), (False, '0', False)])
@@ -297,4 +297,4 @@ def test_a_gpu_that_tensorflow_cannot_use_is_named(driver, visible, warned, tmp_
 
 
 def test_a_small_network_gets_one_thread_an_operation_a_large_one_all():
-    assert hardware.operation_threads(1e8) == 1 and hardware.operation_threads(3e11) == 0
+    assert hardware.choose_operation_threads(1e8) == 1 and hardware.choose_operation_threads(3e11) == 0

@@ -10,7 +10,7 @@ import tensorflow.compat.v1 as tf
 from conftest import ROOT, command, make_model
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from libml import train, utils
+from libml import files, train, utils
 from libml.running import runs
 
 
@@ -54,7 +54,7 @@ def test_each_step_is_reported_once(tmp_path):
     for path in glob.glob(os.path.join(glob.escape(run), 'tf', 'model.ckpt-*12*')):
         os.remove(path)  # As if it had been killed before the last checkpoint.
     train_model(tmp_path, 20)
-    assert [step for step, _ in runs.accuracies(run)] == [4, 8, 12, 16, 20]
+    assert [step for step, _ in runs.read_accuracies(run)] == [4, 8, 12, 16, 20]
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(tmp_path):
@@ -76,7 +76,7 @@ def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
     run = train_model(tmp_path).train_dir
     args = runs.Run(run).args
     del args['precision'], args['xla']
-    utils.write_json(runs.Run(run).args_file, args)
+    files.write_json(runs.Run(run).args_file, args)
     assert runs.Run(run).is_finished(8, precision='float32')
     assert train_model(tmp_path, 16).train_dir == run
     assert utils.get_latest_global_step(os.path.join(run, 'tf')) == 16
@@ -117,7 +117,7 @@ def test_a_finished_run_started_again_needs_no_data(tmp_path):
 
     done = command('ablation/ab_mixmatch.py', *args, env=env)
     assert (done.returncode, done.stderr) == (0, '')
-    (run,) = runs.find(str(tmp_path / 'runs'))
+    (run,) = runs.find_runs(str(tmp_path / 'runs'))
     assert done.stdout == '%s is finished: to train it longer, give a --train_kimg above 1\n' % run
     done = command('ablation/ab_mixmatch.py', *args, '--train_kimg=2', env=env)
     assert done.returncode == 1 and 'is not installed' in done.stderr
@@ -128,14 +128,14 @@ def test_a_finished_run_started_again_needs_no_data(tmp_path):
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
 def test_a_batch_system_may_repeat_its_signals(name):
-    with train.stop_signals() as stopped:
+    with train.catching_signals() as stopped:
         for _ in range(3):
             signal.raise_signal(signal.Signals[name])
     assert stopped == [name] * 3
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    with train.stop_signals() as stopped:
+    with train.catching_signals() as stopped:
         signal.raise_signal(signal.SIGINT)
         assert stopped == ['SIGINT']
         with pytest.raises(KeyboardInterrupt):
@@ -148,10 +148,10 @@ def test_a_second_ctrl_c_does_not_wait():
 def test_runs_are_found_wherever_they_are(tmp_path):
     for name in ('a/b/tf', 'a/c/args', 'd/tf', 'd/args', 'e/stats'):
         os.makedirs(tmp_path / name)
-    assert runs.find(str(tmp_path)) == [str(tmp_path / name) for name in ('a/b', 'a/c', 'd')]
-    assert runs.find(str(tmp_path / 'd')) == [str(tmp_path / 'd')]
+    assert runs.find_runs(str(tmp_path)) == [str(tmp_path / name) for name in ('a/b', 'a/c', 'd')]
+    assert runs.find_runs(str(tmp_path / 'd')) == [str(tmp_path / 'd')]
 
 
 def test_medians_are_of_the_last_reports():
-    assert runs.medians([1, 2, 3, 10, 20]) == dict(last01=20, last10=3, last20=3, last50=3)
-    assert runs.medians(list(range(100))) == dict(last01=99, last10=94.5, last20=89.5, last50=74.5)
+    assert runs.take_medians([1, 2, 3, 10, 20]) == dict(last01=20, last10=3, last20=3, last50=3)
+    assert runs.take_medians(list(range(100))) == dict(last01=99, last10=94.5, last20=89.5, last50=74.5)

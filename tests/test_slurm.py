@@ -18,7 +18,7 @@ import fakes
 import pytest
 from conftest import ROOT
 
-from libml import utils
+from libml import files, utils
 from libml.running import runs
 
 NEEDED = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'scancel', 'scontrol', 'squeue', 'srun')
@@ -80,7 +80,7 @@ def test_a_sweep_is_arrays_whose_runs_go_on_when_they_are_stopped(cluster, tmp_p
         return done.stdout.strip()
 
     def checkpoint(train_dir):
-        found = runs.find(str(tmp_path / train_dir)) if (tmp_path / train_dir).exists() else []
+        found = runs.find_runs(str(tmp_path / train_dir)) if (tmp_path / train_dir).exists() else []
         return found and utils.get_latest_global_step(os.path.join(found[0], 'tf'))
 
     def log(task):
@@ -121,9 +121,9 @@ def test_one_run_trains_on_both_nodes(cluster, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('kimg 1 ') == 1  # Host 0 speaks for both.
-    (folder,) = runs.find(str(tmp_path / 'runs'))
+    (folder,) = runs.find_runs(str(tmp_path / 'runs'))
     assert utils.get_latest_global_step(os.path.join(folder, 'tf')) == 1 << 10
-    assert utils.read_json(os.path.join(folder, 'args', 'args.json'), {})['devices'] == 2
+    assert files.read_json(os.path.join(folder, 'args', 'args.json'), {})['devices'] == 2
 
 
 # --- The scripts alone ---

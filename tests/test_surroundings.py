@@ -138,7 +138,7 @@ def test_a_signal_during_a_report_leaves_the_report_to_the_resumed_run(start, wh
 @pytest.mark.parametrize('name', ['a[1-2]', 'b*?', 'c\\d', '[', 'e\nf', os.fsdecode(b'g\xff')])
 def test_a_run_in_any_folder_goes_on_and_ends(start, whole, tmp_path, name):
     folder = shutil.copytree(whole, tmp_path / name)
-    for path in checkpoints.files(checkpoints.find(tf_dir(whole))[-1]):
+    for path in checkpoints.list_files(checkpoints.find(tf_dir(whole))[-1]):
         os.remove(os.path.join(folder, os.path.relpath(tf_dir(whole), whole), os.path.basename(path)))
     done = start(folder)
     assert (done.returncode, 'Continuing from' in done.stdout) == (0, True), done
@@ -245,7 +245,7 @@ def test_a_checkpoint_is_known_by_what_belongs_to_it(start, whole, tmp_path, fla
 @pytest.mark.parametrize('flag', ['eval_ckpt', 'init_ckpt'])
 def test_a_bad_checkpoint_is_one_line_before_anything_is_read_or_made(start, whole, tmp_path, flag):
     ckpt = checkpoints.find(tf_dir(whole))[-1]
-    for path in checkpoints.files(ckpt):
+    for path in checkpoints.list_files(ckpt):
         shutil.copy(path, tmp_path)
     cut = tmp_path / (os.path.basename(ckpt) + '.data-00000-of-00001')
     os.truncate(cut, 100)

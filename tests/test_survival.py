@@ -73,7 +73,7 @@ def tf_dir(train_dir):
 def damage(ckpt):
     """Returns what is wrong with a checkpoint, '' where nothing is."""
     try:
-        checkpoints.check(ckpt)
+        checkpoints.read_through(ckpt)
     except utils.Error as error:
         return str(error)
     return ''
@@ -149,7 +149,7 @@ def snapshot(train_dir):
     """Returns the whole checkpoints of a run, {prefix: the bytes of its files}."""
     found = checkpoints.find(tf_dir(train_dir)) if list(train_dir.glob('*/*/tf')) else []
     whole = [ckpt for ckpt in found if not damage(ckpt)]
-    return {ckpt: [pathlib.Path(path).read_bytes() for path in checkpoints.files(ckpt)] for ckpt in whole}
+    return {ckpt: [pathlib.Path(path).read_bytes() for path in checkpoints.list_files(ckpt)] for ckpt in whole}
 
 
 def storm(start, whole, folder, count, harms):

@@ -15,7 +15,7 @@ from libml.cli import options
 from libml.running import runs
 from scripts import report
 
-OPTIONS = experiment.table(AblationMixMatch)
+OPTIONS = experiment.list_options(AblationMixMatch)
 
 # Section 10 of the specification: the paper's Table 4.
 ROWS = [
@@ -61,10 +61,10 @@ def test_the_rows_are_the_papers():
 
 
 def test_table4_is_every_row_with_250_and_4000_labels():
-    varied = report.paper_rows()['MixMatch']
+    varied = report.parse_paper_rows()['MixMatch']
     found = [(o['dataset'], {name: o[name] for name in varied}) for o in lines('sweep_table4.sh')]
     datasets = ('cifar10.3@250-1', 'cifar10.3@4000-1')
-    assert found == [(dataset, row) for dataset in datasets for row in report.paper_rows().values()]
+    assert found == [(dataset, row) for dataset in datasets for row in report.parse_paper_rows().values()]
 
 
 def test_table4_keeps_the_programs_defaults_but_beta():
@@ -123,7 +123,7 @@ def test_a_study_is_all_rows_of_each_split_and_its_setting_is_one_table(name):
     dataset, seeds = STUDIES[name]
     found = lines(name)
     assert [o['dataset'] for o in found] == [dataset % seed for seed in seeds for _ in ROWS]
-    varied = {'dataset', *report.paper_rows()['MixMatch']}
+    varied = {'dataset', *report.parse_paper_rows()['MixMatch']}
     assert len({tuple(value for key, value in o.items() if key not in varied) for o in found}) == 1
     assert found[0]['train_kimg'] // found[0]['report_kimg'] >= 20  # What the median is over.
 

@@ -19,7 +19,7 @@ from forked import before
 from PIL import Image
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
-from libml import data, data_pair, experiment, records, trained, utils
+from libml import data, data_pair, experiment, files, records, trained, utils
 from libml.intake import pictures
 from libml.running import checkpoints
 from scripts import create_datasets, create_split, evaluate, export, predict
@@ -131,7 +131,7 @@ def test_files_are_classified_as_their_records_are(world, tmp_path, capsys):
     rows = read_table(out)
     assert [row['file'] for row in rows] == sorted(world.truth)
     assert list(rows[0]) == ['file', 'class', 'confidence', *('p:' + name for name in CLASSES)]
-    files = [data_pair.record_file(str(world.data), 'own', part) for part in ('train', 'test')]
+    files = [data_pair.locate_records(str(world.data), 'own', part) for part in ('train', 'test')]
     images = np.concatenate([records.read(file)[0] for file in files])
     expected = dict(zip(map(bytes, images), by_the_model(world, images), strict=True))
     for row in rows:
@@ -235,7 +235,7 @@ def test_a_corrected_table_is_a_table_of_labels(world, tmp_path):
     for name in 'pt':
         make(world.pictures, tmp_path / (name + '.csv'), name, tmp_path / 'data', test_fraction=0.25)
     for part in ('train', 'test'):
-        p, t = (data_pair.record_file(str(tmp_path / 'data'), name, part) for name in 'pt')
+        p, t = (data_pair.locate_records(str(tmp_path / 'data'), name, part) for name in 'pt')
         assert records.RecordFile(p).fingerprint == records.RecordFile(t).fingerprint
 
 
@@ -250,7 +250,7 @@ def test_evaluation_of_a_run(world, tmp_path, capsys):
     assert sorted(os.listdir(tmp_path / 'e')) == ['confusion.png', 'mistakes.png', 'reliability.png', 'test.json']
     written = json.loads((tmp_path / 'e' / 'test.json').read_text())
     assert written.items() >= found.items() and written['set'] == 'test'
-    images, labels = records.read(data_pair.record_file(str(world.data), 'own', 'test'))
+    images, labels = records.read(data_pair.locate_records(str(world.data), 'own', 'test'))
     right = by_the_model(world, images).argmax(1) == labels
     assert found['pictures'] == len(labels) and found['accuracy'] == pytest.approx(100 * right.mean())
     assert sorted(os.listdir(world.run)) == before
@@ -301,7 +301,7 @@ def test_calibration_against_a_loop():
         inside = (confidence > i / evaluate.BINS) & (confidence <= (i + 1) / evaluate.BINS)
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
-    bins = evaluate.calibration(confidence, right)
+    bins = evaluate.measure_calibration(confidence, right)
     assert (bins['count'] * (bins.accuracy - bins.confidence).abs()).sum() / 500 == pytest.approx(100 * expected)
 
 
@@ -335,7 +335,7 @@ def copy(world, tmp_path):
     """A copy of the run, to be damaged; its newest checkpoint is its second."""
     run = shutil.copytree(world.run, tmp_path / 'copy')
     (ckpt,) = checkpoints.find(os.path.join(run, 'tf'))
-    for path in checkpoints.files(ckpt):
+    for path in checkpoints.list_files(ckpt):
         shutil.copy(path, path.replace('model.ckpt-0000001024', 'model.ckpt-0000002048'))
     return run
 
@@ -403,7 +403,7 @@ def other_classes(run, data):
 
 
 def empty_args(run, data):
-    utils.write_json(os.path.join(run, 'args', 'args.json'), {})
+    files.write_json(os.path.join(run, 'args', 'args.json'), {})
 
 
 def other_network(run, data):

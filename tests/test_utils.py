@@ -10,7 +10,8 @@ import tensorflow.compat.v1 as tf
 from absl import flags
 from absl.testing import flagsaver
 
-from libml import utils
+from libml import files, utils
+from libml.cli import script
 
 # --- Small functions ---
 
@@ -26,9 +27,9 @@ def test_ilog2_of_nothing():
 
 
 def test_check_says_what_is_allowed():
-    utils.check('nu', 1, True, 'at least 1')
+    utils.require('nu', 1, True, 'at least 1')
     with pytest.raises(utils.Error, match=r'nu=0.*at least 1'):
-        utils.check('nu', 0, False, 'at least 1')
+        utils.require('nu', 0, False, 'at least 1')
 
 
 def test_model_vars_are_the_trainable_ones_of_a_scope():
@@ -75,13 +76,13 @@ def test_in_order_runs_each_step_on_what_the_last_one_left():
 
 def test_json_is_written_whole_and_read_back(tmp_path, capsys):
     path = str(tmp_path / 'a' / 'b.json')
-    assert utils.read_json(path, default={1: 2}) == {1: 2}
-    utils.write_json(path, {'x': [1, None, 'é']})
-    assert utils.read_json(path, default={}) == {'x': [1, None, 'é']}
+    assert files.read_json(path, default={1: 2}) == {1: 2}
+    files.write_json(path, {'x': [1, None, 'é']})
+    assert files.read_json(path, default={}) == {'x': [1, None, 'é']}
     assert os.listdir(tmp_path / 'a') == ['b.json']
     with open(path, 'w') as file:
         file.write('{"x": ')
-    assert utils.read_json(path, default={}) == {}
+    assert files.read_json(path, default={}) == {}
     assert path in capsys.readouterr().err
 
 
@@ -89,10 +90,10 @@ def test_json_is_written_whole_and_read_back(tmp_path, capsys):
 
 
 def run(main, *args):
-    """Returns the exit code of utils.run."""
+    """Returns the exit code of script.run."""
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
         patch.setattr(sys, 'argv', ['script.py', *args])
-        utils.run(main)
+        script.run(main)
     return stop.value.code or 0
 
 
@@ -140,4 +141,4 @@ def test_run_shows_a_traceback_of_faults_of_its_own_and_when_asked_to():
     for error, *args in (ZeroDivisionError(),), (utils.Error('x'), '--debug'):
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(type(error)):
             patch.setattr(sys, 'argv', ['script.py', *args])
-            utils.run(failing(error))
+            script.run(failing(error))

@@ -6,7 +6,7 @@ import sys
 
 
 @contextlib.contextmanager
-def muted():
+def muting():
     """Drops what is written to stderr inside: TensorFlow's notes on CUDA drivers would bury one-line errors."""
     if sys.stderr is None:  # It was closed before Python started: there is nothing to drop.
         yield
@@ -38,7 +38,7 @@ def open_closed_streams():
 
 
 @contextlib.contextmanager
-def environment(**values):
+def setting_environment(**values):
     """Sets environment variables inside, except those that are set already."""
     new = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(new)
@@ -57,7 +57,7 @@ def import_tensorflow():
     open_closed_streams()
     try:
         # The first variable silences XLA's start-up message. The second leaves Keras out: the import is twice as fast.
-        with environment(TF_CPP_MIN_LOG_LEVEL='1', TF_USE_LEGACY_KERAS='1'), muted():
+        with setting_environment(TF_CPP_MIN_LOG_LEVEL='1', TF_USE_LEGACY_KERAS='1'), muting():
             import tensorflow  # noqa: F401
     except KeyboardInterrupt:
         print('Error: interrupted', file=sys.stderr)

@@ -49,7 +49,7 @@ def take(archive, folder, verify=True):
     if not os.path.isfile(path):
         raise utils.Error('%s is missing: get it from %s' % (path, archive.url))
     if verify:
-        check(archive, path)
+        verify(archive, path)
     return path
 
 
@@ -66,7 +66,7 @@ def download(archive, folder, verify=True):
     sha = _download(archive, part)
     if verify:
         try:
-            check(archive, part, sha)
+            verify(archive, part, sha)
         except utils.Error:
             os.remove(part)  # Or the next try would go on from what is wrong.
             raise
@@ -75,7 +75,7 @@ def download(archive, folder, verify=True):
 
 
 @contextlib.contextmanager
-def locked(path):
+def locking(path):
     """Holds the lock file `path`, which other processes wait for meanwhile; it is removed in the end.
 
     Where the file system has no locks, a line on stderr says so, and nothing is locked.
@@ -100,7 +100,7 @@ def _download(archive, part):
     """Downloads to `part` from where it ends; returns the sha256 of the whole."""
     sha, have = hashlib.sha256(), 0
     if os.path.isfile(part):
-        sha, have = digest(part), os.path.getsize(part)
+        sha, have = compute_digest(part), os.path.getsize(part)
     if have == archive.size:
         return sha
     request = urllib.request.Request(archive.url, headers={'Range': 'bytes=%d-' % have} if have else {})
@@ -109,7 +109,7 @@ def _download(archive, part):
             if have and response.status != 206:  # The server sends it from its beginning.
                 sha, have = hashlib.sha256(), 0
             total = have + int(response.headers.get('Content-Length') or archive.size - have)
-            with open(part, 'r+b' if have else 'wb') as f, bytes_bar(archive.name, total, have) as bar:
+            with open(part, 'r+b' if have else 'wb') as f, make_bar(archive.name, total, have) as bar:
                 f.seek(have)
                 while chunk := response.read(CHUNK):
                     f.write(chunk)
@@ -124,28 +124,28 @@ def _download(archive, part):
     return sha
 
 
-def bytes_bar(name, total, initial=0):
+def make_bar(name, total, initial=0):
     """Returns a progress bar of bytes."""
     return tqdm(desc=name, total=total, initial=initial, unit='B', unit_scale=True, unit_divisor=1024, leave=False)
 
 
-def digest(path):
+def compute_digest(path):
     """Returns the hashlib object of a file's sha256."""
     sha = hashlib.sha256()
-    with open(path, 'rb') as f, bytes_bar('sha256 of ' + os.path.basename(path), os.path.getsize(path)) as bar:
+    with open(path, 'rb') as f, make_bar('sha256 of ' + os.path.basename(path), os.path.getsize(path)) as bar:
         while chunk := f.read(CHUNK):
             sha.update(chunk)
             bar.update(len(chunk))
     return sha
 
 
-def check(archive, path, sha=None):
+def verify(archive, path, sha=None):
     """Raises utils.Error unless the file at `path` is the published one; `sha` is its hashlib object, where known."""
     text = '%s has the %s %s, not the published %s: it is damaged or another file (--noverify accepts it all the same)'
     size = os.path.getsize(path)
     if size != archive.size:
         raise utils.Error(text % (path, 'length', size, archive.size))
-    found = (sha or digest(path)).hexdigest()
+    found = (sha or compute_digest(path)).hexdigest()
     if found != archive.sha256:
         raise utils.Error(text % (path, 'sha256', found, archive.sha256))
 
@@ -162,7 +162,7 @@ def reading(path):
         raise utils.Error('%s cannot be read (%s): it is cut or damaged, get it again' % (path, error)) from error
 
 
-def members(path, names):
+def iterate_members(path, names):
     """Yields (base name, binary file) of the members of a tar archive whose base names are in `names`.
 
     They come in the archive's order, and each is to be read before the next is asked for.
@@ -192,15 +192,15 @@ def _refuse_hostile(path, member):
         raise utils.Error('%s holds %r, a name that leads out of its folder: refused' % (path, member.name))
 
 
-def contents(path, names):
+def read_members(path, names):
     """Returns {base name: bytes} of the members `names` of a tar archive; raises what `members` raises."""
     with reading(path):
-        return {name: f.read() for name, f in members(path, names)}
+        return {name: f.read() for name, f in iterate_members(path, names)}
 
 
-def chunks(path, name, size):
+def read_chunks(path, name, size):
     """Yields the bytes of one member of a tar archive, `size` at a time (the last: what is left)."""
     with reading(path):
-        for _, f in members(path, [name]):
+        for _, f in iterate_members(path, [name]):
             while chunk := f.read(size):
                 yield chunk

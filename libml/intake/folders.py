@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from libml import data, data_pair, records, utils
+from libml import data, data_pair, files, records, utils
 from libml.intake import pictures
-from libml.utils import shown
+from libml.utils import escape
 
 UNLABELED = ('unlabeled', 'unlabelled')
 # Names that are probably no class, but a part of a dataset.
@@ -74,11 +74,11 @@ def plan_folders(folder, test_fraction=None, seed=0):
     Raises:
         utils.Error: the folder is laid out in another way; a class has no picture.
     """
-    found, unused = pictures.listed(folder)
-    names = pictures.folders(folder)
+    found, unused = pictures.list_files(folder)
+    names = pictures.list_folders(folder)
     nested = 'train' in names
     if nested:
-        test = shown(os.path.join(folder, 'test'))
+        test = escape(os.path.join(folder, 'test'))
         _check_fraction(test_fraction, 'test' in names, test + ' exists', test + ' is missing')
     else:
         _check_flat(folder, names, test_fraction)
@@ -86,7 +86,7 @@ def plan_folders(folder, test_fraction=None, seed=0):
     places = {part: os.path.join(folder, part if nested else '') for part in parts}
     folders = {part: _class_folders(place) for part, place in places.items()}
     _check_test_classes(folder, folders)
-    plan, labels = _new_plan(shown(places['train']), folders['train'].values(), unused)
+    plan, labels = _new_plan(escape(places['train']), folders['train'].values(), unused)
     for path in found:
         part, own = _place(path, nested)
         if part in UNLABELED:
@@ -105,10 +105,10 @@ def _check_flat(folder, names, test_fraction):
     if parts:
         text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/; '
         text += 'write train, test and unlabeled in small letters'
-        raise utils.Error(text % (shown(train), shown(parts[0])))
+        raise utils.Error(text % (escape(train), escape(parts[0])))
     if test_fraction is None:
         text = '%s is missing: pictures go to PICTURES/train/<class>/; or, with --test_fraction, to PICTURES/<class>/'
-        raise utils.Error(text % shown(train))
+        raise utils.Error(text % escape(train))
 
 
 def _check_fraction(test_fraction, has_test, found, missing):
@@ -121,7 +121,7 @@ def _check_fraction(test_fraction, has_test, found, missing):
 
 def _class_folders(folder):
     """Returns {name of a folder: name of its class}."""
-    return {name: _class_name(name, folder) for name in pictures.folders(folder) if name not in UNLABELED}
+    return {name: _class_name(name, folder) for name in pictures.list_folders(folder) if name not in UNLABELED}
 
 
 def _class_name(name, where):
@@ -131,10 +131,10 @@ def _class_name(name, where):
     """
     if any(map(utils.is_control, name)):
         text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
-        raise utils.Error(text % (shown(where), shown(repr(name))))
+        raise utils.Error(text % (escape(where), escape(repr(name))))
     if len(name) > LONGEST_NAME:
         text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
-        raise utils.Error(text % (shown(where), len(name), LONGEST_NAME, shown(_shortened(name))))
+        raise utils.Error(text % (escape(where), len(name), LONGEST_NAME, escape(_shortened(name))))
     return unicodedata.normalize('NFC', ' '.join(name.split()))
 
 
@@ -149,9 +149,9 @@ def _check_test_classes(folder, folders):
         for name, times in collections.Counter(found.values()).items():
             if name not in known:
                 text = '%s has the class %r, which the training pictures lack'
-                raise utils.Error(text % (shown(os.path.join(folder, part)), name))
+                raise utils.Error(text % (escape(os.path.join(folder, part)), name))
             if times > 1:
-                print('%s: %d folders are one class, %s, in different spellings' % (part, times, shown(name)))
+                print('%s: %d folders are one class, %s, in different spellings' % (part, times, escape(name)))
 
 
 def _place(path, nested):
@@ -206,7 +206,7 @@ def _columns(path, header):
     for name in ('file', 'class', 'split', 'group'):
         if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
             text = '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s'
-            raise utils.Error(text % (path, columns.count(name), name, shown(repr(_shortened(','.join(header))))))
+            raise utils.Error(text % (path, columns.count(name), name, escape(repr(_shortened(','.join(header))))))
     return columns
 
 
@@ -220,9 +220,9 @@ def _row(path, line, columns, cells):
     if not row.file:
         raise utils.Error('%s, line %d: has no file' % (path, line))
     if row.split not in ('', 'train', 'test'):
-        raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, shown(repr(row.split))))
+        raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, escape(repr(row.split))))
     if row.split == 'test' and not row.label:
-        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, shown(row.file)))
+        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, escape(row.file)))
     return row
 
 
@@ -240,7 +240,7 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
         utils.Error: the table is not right, or rows name files that are not there (they are listed on stderr).
     """
     rows = read_labels(labels)
-    found, unused = pictures.listed(folder)
+    found, unused = pictures.list_files(folder)
     by_path = _matched(labels, folder, rows, found, unused, skip_bad)
     plan, numbers = _new_plan(labels, {row.label for row in rows if row.label}, unused)
     has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
@@ -252,7 +252,7 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
-        raise utils.Error(text % (labels, shown(repr(min(torn)))))
+        raise utils.Error(text % (labels, escape(repr(min(torn)))))
     return _finished(plan, folder, test_fraction, seed)
 
 
@@ -262,13 +262,13 @@ def _matched(labels, folder, rows, found, unused, skip_bad):
     for row in rows:
         path, reason = index.find(row.file, unused)
         if path is None or (path in unused and not skip_bad):
-            wrong.append('%s, line %d: %s %s' % (labels, row.line, shown(row.file), reason))
+            wrong.append('%s, line %d: %s %s' % (labels, row.line, escape(row.file), reason))
         elif path not in unused and by_path.setdefault(path, row)[2:] != row[2:]:
             text = '%s: lines %d and %d contradict each other on %s'
-            raise utils.Error(text % (labels, by_path[path].line, row.line, shown(path)))
+            raise utils.Error(text % (labels, by_path[path].line, row.line, escape(path)))
     utils.print_list(wrong)
     if wrong:
-        raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), labels, shown(folder)))
+        raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), labels, escape(folder)))
     return by_path
 
 
@@ -303,7 +303,7 @@ class _Index:
             return None, 'is the name of %d pictures: say in which folder' % len(several)
         for name in (path, *_names(path)):
             if similar := self._similar.get(name.casefold()):
-                return None, 'is not there, but %s is' % shown(similar)
+                return None, 'is not there, but %s is' % escape(similar)
         return None, 'is not there'
 
 
@@ -330,11 +330,11 @@ def _new_plan(where, classes, unused):
         raise utils.Error('%s has %d classes; at least 2 are needed' % (where, len(classes)))
     for name in classes:
         if name.lower() in PARTS | NO_NAMES:
-            utils.warn('%r is taken for the name of a class' % shown(name))
+            utils.warn('%r is taken for the name of a class' % escape(name))
     for name, times in collections.Counter(map(str.casefold, classes)).items():
         if times > 1:
             text = '%d classes are named %r, in capital and small letters: they are taken for different ones'
-            utils.warn(text % (times, shown(name)))
+            utils.warn(text % (times, escape(name)))
     parts = dict(train=[], test=[], unlabeled=[])
     return Plan(tuple(classes), parts, unused), {name: label for label, name in enumerate(classes)}
 
@@ -361,7 +361,7 @@ def _warn_of_shared_files(plan, folder):
     pairs = [(item.path, tests[file]) for item in others if (file := _identity(folder, item)) in tests]
     if pairs:
         text = '%d test pictures train as well, through links: %s and %s are one file, for example'
-        utils.warn(text % (len(pairs), *map(shown, min(pairs))))
+        utils.warn(text % (len(pairs), *map(escape, min(pairs))))
 
 
 def _identity(folder, item):
@@ -374,9 +374,9 @@ def _check_parts(plan, folder, parts):
     for part in parts:
         wanted = {records.NO_CLASS} if part == 'unlabeled' else set(range(len(plan.classes)))
         for label in sorted(wanted - {item.label for item in plan.parts[part]}):
-            what = 'of class %s for %s' % (shown(plan.classes[label]), part) if label >= 0 else 'without a class'
+            what = 'of class %s for %s' % (escape(plan.classes[label]), part) if label >= 0 else 'without a class'
             reasons = ', '.join('%d (%s)' % (n, why) for why, n in collections.Counter(plan.unused.values()).items())
-            raise utils.Error('%s: no picture %s; not used: %s' % (shown(folder), what, reasons or 'none'))
+            raise utils.Error('%s: no picture %s; not used: %s' % (escape(folder), what, reasons or 'none'))
 
 
 def take_test(items, classes, fraction, seed):
@@ -397,7 +397,7 @@ def take_test(items, classes, fraction, seed):
     for label, count in sorted(counts.items()):
         if wanted[label] >= count:
             text = 'class %s has %d pictures: too few to set a share of %g aside'
-            raise utils.Error(text % (shown(classes[label]), count, fraction))
+            raise utils.Error(text % (escape(classes[label]), count, fraction))
     keys = [i if item.group is None else item.group for i, item in enumerate(items)]
     brought, taken, have = collections.defaultdict(collections.Counter), set(), collections.Counter()
     for key, item in zip(keys, items, strict=True):
@@ -417,7 +417,7 @@ def take_test(items, classes, fraction, seed):
             able = [key for key in order if label in brought[key] and _leaves_some(brought[key], have, counts)]
             if not able:
                 text = 'class %s has too few groups to set one aside for testing'
-                raise utils.Error(text % shown(classes[label]))
+                raise utils.Error(text % escape(classes[label]))
             take(min(able, key=lambda key: brought[key].total()))
     rest = [item for key, item in zip(keys, items, strict=True) if key not in taken]
     return rest, [item for key, item in zip(keys, items, strict=True) if key in taken]
@@ -434,11 +434,11 @@ def _leaves_some(brought, have, counts):
     return all(have[label] + n < counts[label] for label, n in brought.items())
 
 
-def table(plan):
+def format_plan(plan):
     """Yields the lines that tell what became of every file in PICTURES."""
     parts = [plan.parts.get(part, ()) for part in ('train', 'test', 'unlabeled')]
     train, test, unlabeled = (collections.Counter(item.label for item in items) for items in parts)
-    names = [shown(_shortened(name)) for name in plan.classes]
+    names = [escape(_shortened(name)) for name in plan.classes]
     rows = [('class', 'train', 'test'), *((name, train[label], test[label]) for label, name in enumerate(names))]
     if 'unlabeled' in plan.parts:
         rows.append(('unlabelled', unlabeled.total(), ''))
@@ -450,7 +450,7 @@ def table(plan):
         yield 'not used: %d' % len(plan.unused)
     for reason, count in collections.Counter(plan.unused.values()).items():
         example = next(path for path, why in plan.unused.items() if why == reason)
-        yield '%8d %s, such as %s' % (count, reason, shown(example))
+        yield '%8d %s, such as %s' % (count, reason, escape(example))
 
 
 # --- What is asked for ---
@@ -496,14 +496,14 @@ def check_new_name(name):
     """Raises utils.Error unless a dataset of the user's own can bear a name: well-formed, not of the published ones."""
     if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
         text = 'name=%s is not allowed: take letters, digits, _ and - (not first), and none of %s'
-        raise utils.Error(text % (shown(name), ', '.join(data_pair.FAMILIES)))
+        raise utils.Error(text % (escape(name), ', '.join(data_pair.FAMILIES)))
 
 
 def check_free(data_dir, name):
     """As check_new_name; raises utils.Error as well if a file of that dataset is there."""
     check_new_name(name)
-    paths = [data_pair.record_file(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
-    for path in (data_pair.family_file(data_dir, name), *paths):
+    paths = [data_pair.locate_records(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
+    for path in (data_pair.locate_family(data_dir, name), *paths):
         if os.path.lexists(path):
             text = '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
             text += '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
@@ -513,7 +513,9 @@ def check_free(data_dir, name):
 # --- The records ---
 
 
-def make(folder, name, data_dir, size, colors, augment, range, labels, test_fraction, seed, skip_bad, max_megapixels):
+def make_dataset(
+    folder, name, data_dir, size, colors, augment, range, labels, test_fraction, seed, skip_bad, max_megapixels
+):
     """Writes the records of a folder of pictures and `<name>.json`, which makes the name a dataset.
 
     Args:
@@ -544,9 +546,9 @@ def make(folder, name, data_dir, size, colors, augment, range, labels, test_frac
     classes = plan.classes
     family = data.Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
     save(name, data_dir, family, _converted(plan, folder, family, max_megapixels, skip_bad))
-    for line in table(plan):
+    for line in format_plan(plan):
         print(line)
-    print('%s is in %s' % (name, shown(data_dir)))
+    print('%s is in %s' % (name, escape(data_dir)))
 
 
 def save(name, data_dir, family, parts):
@@ -555,10 +557,10 @@ def save(name, data_dir, family, parts):
     `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
     with contextlib.ExitStack() as stack:  # If nothing failed, renames all files at its end; the first entered is last.
-        description = stack.enter_context(utils.creating(data_pair.family_file(data_dir, name)))
+        description = stack.enter_context(files.creating(data_pair.locate_family(data_dir, name)))
         for part, examples, total in parts:
-            path = data_pair.record_file(data_dir, name, part)
-            target = stack.enter_context(utils.creating(path))
+            path = data_pair.locate_records(data_dir, name, part)
+            target = stack.enter_context(files.creating(path))
             records.write_part(target, examples, total)
         data_pair.write_family(description, family)
 
@@ -582,7 +584,7 @@ def _group_numbers(plan):
 def _examples(items, images, shape, bad, groups):
     """Yields the serialized examples of items; notes {path: ValueError} of those that cannot be read in `bad`."""
     pairs = zip(items, images, strict=True)
-    while batch := list(itertools.islice(pairs, min(BATCH, records.batch_size(shape)))):
+    while batch := list(itertools.islice(pairs, min(BATCH, records.choose_batch_size(shape)))):
         bad.update((item.path, image) for item, image in batch if isinstance(image, ValueError))
         good = [(item, image) for item, image in batch if item.path not in bad]
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
@@ -598,12 +600,12 @@ def _leave_out(plan, folder, bad, skip_bad):
     deep = {path: error for path, error in bad.items() if isinstance(error, pictures.TooDeep)}
     for path, error in bad.items():
         if path not in deep:
-            print('%s: %s' % (shown(path), ' '.join(str(error).split())), file=sys.stderr)
+            print('%s: %s' % (escape(path), ' '.join(str(error).split())), file=sys.stderr)
     if deep:
         low, high = min(error.low for error in deep.values()), max(error.high for error in deep.values())
         top = high if low < high else low + 1
         text = '%d pictures have more than 8 bits a value, from %.9g to %.9g, such as %s: give --range=%.9g,%.9g, say'
-        raise utils.Error(text % (len(deep), low, high, shown(next(iter(deep))), low, top))
+        raise utils.Error(text % (len(deep), low, high, escape(next(iter(deep))), low, top))
     if bad and not skip_bad:
         text = '%d pictures cannot be read, see above: mend or remove them; or give --skip_bad or --max_megapixels'
         raise utils.Error(text % len(bad))

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from libml import utils
-from libml.utils import shown
+from libml.utils import escape
 
 MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
 LARGE = 1 << 25  # Pixels. Of larger pictures one is decoded at a time: one for each core would fill the memory.
@@ -58,7 +58,7 @@ UNKNOWN_FORMAT = 'a picture of a format that Pillow does not read: convert it to
 NOWHERE = 'a link that leads nowhere'
 
 
-def listed(folder):
+def list_files(folder):
     """Lists the files under a folder at any depth. Links to folders are followed.
 
     Returns:
@@ -70,7 +70,7 @@ def listed(folder):
         utils.Error: `folder` is no folder, links run in a circle, or a folder cannot be read.
     """
     if not os.path.isdir(folder):
-        raise utils.Error('%s is no folder: it must be one with pictures' % shown(folder))
+        raise utils.Error('%s is no folder: it must be one with pictures' % escape(folder))
     found = dict(_files(folder, '', (), ''))
     return sorted(path for path in found if not found[path]), {path: why for path, why in found.items() if why}
 
@@ -79,7 +79,7 @@ def _files(folder, within, above, reason):
     """Yields the (relative path, reason or '') of the files under folder/within; `above` identifies its parents."""
     here = os.stat(os.path.join(folder, within))
     if (here.st_dev, here.st_ino) in above:
-        raise utils.Error('%s leads to a folder that holds it: remove this link' % shown(os.path.join(folder, within)))
+        raise utils.Error('%s leads to a folder that holds it: remove this link' % escape(os.path.join(folder, within)))
     for entry in sorted(os.scandir(os.path.join(folder, within)), key=lambda entry: entry.name):
         path, why = os.path.join(within, entry.name), reason or _named(entry.name)
         mode = _mode(entry)
@@ -89,7 +89,7 @@ def _files(folder, within, above, reason):
             yield path, why or _kind(entry, mode)
 
 
-def folders(folder):
+def list_folders(folder):
     """Returns the names of the folders in a folder whose pictures `listed` takes, sorted."""
     entries = [entry for entry in os.scandir(folder) if not _named(entry.name)]
     return sorted(entry.name for entry in entries if stat.S_ISDIR(_mode(entry) or 0))
@@ -110,7 +110,7 @@ def _mode(entry):
         return None
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise utils.Error('%s is a link that leads to itself: remove it' % shown(entry.path)) from error
+            raise utils.Error('%s is a link that leads to itself: remove it' % escape(entry.path)) from error
         raise
 
 
@@ -177,7 +177,7 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
     Raises:
         ValueError: it cannot be read; the text says why. TooDeep: it needs a range.
     """
-    with lenient(max_megapixels):
+    with relaxing_limits(max_megapixels):
         try:
             return _converted(source, size, colors, range)
         except (TooDeep, MemoryError):
@@ -260,12 +260,12 @@ def _eight_bits(source, image, range):
             return image
         values = np.asarray(image)
     if image.mode != 'RGBA':
-        return Image.frombytes(image.mode if wide else 'L', image.size, scaled(values, range).tobytes())
-    pixels = np.concatenate([scaled(values[..., :3], range), (values[..., 3:] >> 8).astype(np.uint8)], -1)
+        return Image.frombytes(image.mode if wide else 'L', image.size, scale(values, range).tobytes())
+    pixels = np.concatenate([scale(values[..., :3], range), (values[..., 3:] >> 8).astype(np.uint8)], -1)
     return Image.frombytes('RGBA', image.size, pixels.tobytes())
 
 
-def scaled(values, range):
+def scale(values, range):
     """Returns numbers as uint8: range = (low, high) becomes 0 and 255, what lies beyond is clipped.
 
     Raises:
@@ -351,7 +351,7 @@ _lenient = dict(threads=0, undo=None)  # How many threads are in `lenient`; the 
 
 
 @contextlib.contextmanager
-def lenient(max_megapixels=MAX_MEGAPIXELS):
+def relaxing_limits(max_megapixels=MAX_MEGAPIXELS):
     """Lifts Pillow's limit on the size of pictures to `max_megapixels`, and silences its warnings of odd metadata.
 
     Both belong to the whole process: the first of several threads sets them, and the last one puts them back.

@@ -13,7 +13,7 @@ import tempfile
 
 import tensorflow.compat.v1 as tf
 
-from libml import utils
+from libml import files, utils
 
 NAME = 'model.ckpt'
 NOTE = '.note.json'  # Behind a prefix: what the loop needs to continue exactly, besides the variables.
@@ -50,9 +50,9 @@ def resolve(path):
     path = utils.expand(path)
     if not os.path.isdir(path):
         ckpt = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
-        check(ckpt)
+        read_through(ckpt)
         return ckpt
-    ckpt, damage = newest_whole(path if find(path) else os.path.join(path, 'tf'))
+    ckpt, damage = find_newest_whole(path if find(path) else os.path.join(path, 'tf'))
     if not ckpt:
         why = next(iter(damage.values()), 'name a run, or one of its checkpoints')
         raise utils.Error('%s holds no whole checkpoint: %s' % (path, why))
@@ -70,7 +70,7 @@ def initial(folder, init_ckpt):
     return resolve(init_ckpt) if init_ckpt and not find(folder) else ''
 
 
-def files(ckpt):
+def list_files(ckpt):
     """Returns the paths of a checkpoint's files, the index last."""
     folder, name = os.path.split(ckpt)
     names = [file for file in os.listdir(folder or '.') if file.startswith(name + '.')]
@@ -78,7 +78,7 @@ def files(ckpt):
 
 
 @contextlib.contextmanager
-def plain(path):
+def aliasing(path):
     """Gives a name by which TensorFlow finds a path. It takes `[`, `*`, `?` and `\\` for a pattern, and needs UTF-8.
 
     Args:
@@ -97,27 +97,27 @@ def plain(path):
 # --- Reading ---
 
 
-def check(ckpt):
+def read_through(ckpt):
     """Reads a checkpoint through, checksums included.
 
     Raises:
         Damaged: it is certainly damaged.
         utils.Error: there is none, or it cannot be read now; what is in it may be whole.
     """
-    with opened(ckpt) as path:
+    with opening(ckpt) as path:
         try:
             reader = tf.train.load_checkpoint(path)
             for name in reader.get_variable_to_shape_map():
                 reader.get_tensor(name)
         except FAILURES as error:
-            why = utils.reason(error).replace(path, ckpt)
+            why = utils.explain(error).replace(path, ckpt)
             if not DAMAGE.search(why) or any(words in why for words in SYSTEM):
                 raise
             raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, why)) from error
 
 
 @contextlib.contextmanager
-def opened(ckpt, needed=None):
+def opening(ckpt, needed=None):
     """Copies a checkpoint to a temporary folder, and gives the prefix of the copy, for TensorFlow's reader.
 
     If a disk fails, TensorFlow's reader may crash, or report damage. Copying first reports a failing disk as such.
@@ -130,13 +130,13 @@ def opened(ckpt, needed=None):
     """
     with tempfile.TemporaryDirectory() as place:
         try:
-            paths = files(ckpt)
+            paths = list_files(ckpt)
             for path in paths:
                 shutil.copyfile(path, os.path.join(place, os.path.basename(path)))
         except (FileNotFoundError, NotADirectoryError):
             paths = []
         except OSError as error:
-            raise unreadable(ckpt, error) from error
+            raise unreadable_error(ckpt, error) from error
         if ckpt + '.index' not in paths:
             raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (ckpt, ckpt))
         try:
@@ -147,18 +147,18 @@ def opened(ckpt, needed=None):
         except utils.Error:
             raise
         except FAILURES as error:
-            raise unreadable(ckpt, error) from error
+            raise unreadable_error(ckpt, error) from error
 
 
-def unreadable(ckpt, error):
+def unreadable_error(ckpt, error):
     """Returns the utils.Error of a checkpoint that cannot be read, though it may be whole."""
     return utils.Error(
         '%s cannot be read (%s). It may be whole, so nothing was changed: run the same command when it can be read'
-        % (ckpt, utils.reason(error))
+        % (ckpt, utils.explain(error))
     )
 
 
-def newest_whole(folder):
+def find_newest_whole(folder):
     """Returns the newest whole checkpoint of a folder, None where there is none; and {damaged newer one: error}.
 
     Raises:
@@ -167,7 +167,7 @@ def newest_whole(folder):
     damage = {}
     for ckpt in reversed(find(folder)):
         try:
-            check(ckpt)
+            read_through(ckpt)
             return ckpt, damage
         except Damaged as error:
             damage[ckpt] = error
@@ -185,14 +185,14 @@ def compare(ckpt, reader, needed):
 
 def read(ckpt, needed=None):
     """Returns variables of a whole checkpoint, {name: array}: those that are needed, see `opened`; None: all."""
-    with opened(ckpt, needed) as path:
+    with opening(ckpt, needed) as path:
         reader = tf.train.load_checkpoint(path)
         return {name: reader.get_tensor(name) for name in needed or reader.get_variable_to_shape_map()}
 
 
 def check_fits(ckpt, needed):
     """Raises utils.Error unless a whole checkpoint holds what is needed, see `opened`."""
-    with opened(ckpt, needed):
+    with opening(ckpt, needed):
         pass
 
 
@@ -211,7 +211,7 @@ class Checkpoints:
 
     def restore(self, session, ckpt):
         """Takes all variables from a whole checkpoint; raises utils.Error where it does not fit."""
-        with opened(ckpt, self.needed) as path:
+        with opening(ckpt, self.needed) as path:
             self.saver.restore(session, path)
         self.last = ckpt
 
@@ -220,7 +220,7 @@ class Checkpoints:
 
         Damaged newer checkpoints are renamed: nothing overwrites them.
         """
-        ckpt, damage = newest_whole(self.folder)
+        ckpt, damage = find_newest_whole(self.folder)
         for bad, error in damage.items():
             put_aside(bad)
             print('Continuing without a damaged checkpoint, which is kept as %s*: %s' % (ASIDE, error))
@@ -237,7 +237,7 @@ class Checkpoints:
 
     def note(self):
         """Returns what was saved beside the folder's checkpoint that was restored; None where nothing was."""
-        return utils.read_json(self.last + NOTE, default=None) if self.is_own else None
+        return files.read_json(self.last + NOTE, default=None) if self.is_own else None
 
     def save(self, session, at, keep, note):
         """Writes the checkpoint of step `at` and removes the oldest ones over `keep`.
@@ -250,12 +250,12 @@ class Checkpoints:
         """
         ckpt = os.path.join(self.folder, '%s-%010d' % (NAME, at))
         try:
-            utils.write_json(ckpt + NOTE, note)
-            with plain(ckpt) as path:
+            files.write_json(ckpt + NOTE, note)
+            with aliasing(ckpt) as path:
                 self.saver.save(session, path, write_meta_graph=False)
         except (tf.errors.OpError, ValueError, OSError) as error:
             remove_unfinished(self.folder)  # The half-written file may be what fills the disk.
-            raise unwritten(ckpt, error) from error
+            raise unwritten_error(ckpt, error) from error
         self.last = ckpt
         for old in find(self.folder)[:-keep]:
             remove(old)
@@ -266,13 +266,13 @@ def put_aside(ckpt):
     folder, name = os.path.split(ckpt)
     number = sum(file.startswith(ASIDE) and file.endswith(name + '.index') for file in os.listdir(folder))
     before = '%s%d-' % (ASIDE, number) if number else ASIDE
-    for path in files(ckpt):
+    for path in list_files(ckpt):
         os.replace(path, os.path.join(folder, before + os.path.basename(path)))
 
 
 def remove(ckpt):
     """Removes the files of a checkpoint, the index last: what a killed removal leaves is found, and removed later."""
-    for path in files(ckpt):
+    for path in list_files(ckpt):
         os.remove(path)
 
 
@@ -284,7 +284,7 @@ def remove_unfinished(folder):
                 os.remove(os.path.join(folder, name))
 
 
-def unwritten(path, error):
+def unwritten_error(path, error):
     """Returns the utils.Error of a run that cannot write one of its files."""
     text = 'cannot write %s (%s): once it can, the same command continues from the newest checkpoint'
-    return utils.Error(text % (path, utils.reason(error)))
+    return utils.Error(text % (path, utils.explain(error)))

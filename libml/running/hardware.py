@@ -17,6 +17,7 @@ import tensorflow.compat.v1 as tf
 from tensorflow.core.framework import attr_value_pb2
 
 from libml import utils
+from libml.cli import script
 from libml.running import replicas
 
 # Floating-point operations of an update. Below, several threads for an operation are slower than one.
@@ -39,7 +40,7 @@ def find_devices(wanted=1):
     """
     gpus = utils.get_available_gpus()
     count = max(1, len(gpus)) if wanted == 'all' else int(wanted)
-    utils.check('devices', wanted, not gpus or count <= len(gpus), 'at most %d, the GPUs of this machine' % len(gpus))
+    utils.require('devices', wanted, not gpus or count <= len(gpus), 'at most %d, the GPUs of this machine' % len(gpus))
     return tuple(gpus[:count] or ['/device:CPU:%d' % i for i in range(count)])
 
 
@@ -64,7 +65,7 @@ def find_cluster():
             raise ValueError('the cluster must have workers alone, and this process be one of them')
     except (ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
         text = 'TF_CONFIG, or what srun says, describes no cluster for a run: %s'
-        raise utils.Error(text % utils.reason(error)) from error
+        raise utils.Error(text % utils.explain(error)) from error
     return found
 
 
@@ -142,7 +143,7 @@ class Machine:
     @property
     def gpu(self):
         """Name of the GPU of the replica that is being built; None on a CPU. The replica's batches wait there."""
-        device = self.devices[replicas.number() % len(self.devices)]
+        device = self.devices[replicas.get_number() % len(self.devices)]
         return device if device in utils.get_available_gpus() else None
 
     @property
@@ -185,7 +186,7 @@ class Machine:
             for host, address in enumerate(self.addresses):
                 if not (answers(address) or over.wait(WATCH) or answers(address)):
                     print(file=sys.stderr)  # It ends the progress bar's line.
-                    os._exit(utils.fail(self.lost(host), 1))
+                    os._exit(script.fail(self.lost(host), 1))
 
     def lost(self, host):
         """Returns the utils.Error of a host that no longer answers."""
@@ -199,7 +200,7 @@ class Machine:
         mine = np.zeros(self.hosts, np.int64)
         mine[self.host] = zlib.crc32(text.encode())
         with tf.Graph().as_default(), self.strategy.scope():
-            digests = replicas.total(self.strategy, lambda: tf.constant(mine))
+            digests = replicas.add_up(self.strategy, lambda: tf.constant(mine))
             with self.watching_hosts(), tf.Session(self.target, config=self.config()) as session:
                 found = session.run(digests)
         if other := next((host for host, digest in enumerate(found) if digest != found[0]), 0):
@@ -224,12 +225,12 @@ def choose(flop, updates, xla=None, devices=1):
     if not gpus and os.path.exists(NVIDIA) and os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1', 'NoDevFiles'):
         utils.warn("TensorFlow finds no GPU that it can use; if libraries are missing: pip install -e '.[gpu]'")
     if cluster and len(devices) > 1:
-        utils.check('devices', len(devices), gpus, '1 on each of several hosts without GPUs')
-    set_operation_threads(operation_threads(flop))
-    return Machine(xla_is_faster(flop, updates) if xla is None else xla, devices, cluster)
+        utils.require('devices', len(devices), gpus, '1 on each of several hosts without GPUs')
+    set_operation_threads(choose_operation_threads(flop))
+    return Machine(is_xla_faster(flop, updates) if xla is None else xla, devices, cluster)
 
 
-def xla_is_faster(flop, updates):
+def is_xla_faster(flop, updates):
     """Returns whether XLA makes a run faster, its compilation included; flop and updates: see `choose`.
 
     Measured on 2 CPU cores by scripts/benchmark.py, and on an H100, see docs/speed.md. On a CPU, a small update is
@@ -240,7 +241,7 @@ def xla_is_faster(flop, updates):
     return flop >= SMALL_UPDATE and flop * updates > LARGE_RUN and not has_avx512()
 
 
-def operation_threads(flop):
+def choose_operation_threads(flop):
     """Returns how many threads should share an operation of an update of `flop` operations; 0: one for each core."""
     return 1 if flop < SMALL_UPDATE else 0
 

@@ -7,26 +7,26 @@ import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
 
-def number():
+def get_number():
     """Returns the number, from 0, of the replica that is being built; 0 if there is one."""
     if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
         return 0
     return int(tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group))
 
 
-def count():
+def get_count():
     """Returns the number of replicas, on all hosts."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
-def mean(value):
+def average(value):
     """Returns the mean of a tensor over the replicas."""
-    return tf.distribute.get_replica_context().all_reduce('MEAN', value) if count() > 1 else value
+    return tf.distribute.get_replica_context().all_reduce('MEAN', value) if get_count() > 1 else value
 
 
-def part_of_loss(loss):
+def share_loss(loss):
     """Returns loss / number of replicas: an optimizer adds up the replicas' gradients, which so become the mean."""
-    return loss / count() if count() > 1 else loss
+    return loss / get_count() if get_count() > 1 else loss
 
 
 def merge(strategy, found):
@@ -51,7 +51,7 @@ def merge(strategy, found):
     return ops
 
 
-def total(strategy, value):
+def add_up(strategy, value):
     """Returns the sum over the replicas, on all hosts, of what value() builds in each."""
     found = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('SUM', value()))
     return strategy.experimental_local_results(found)[0]
@@ -59,4 +59,4 @@ def total(strategy, value):
 
 def broadcast(strategy, variable):
     """Returns the op that copies a variable from the first replica to all others."""
-    return variable.assign(total(strategy, lambda: tf.zeros_like(variable) if number() else tf.identity(variable)))
+    return variable.assign(add_up(strategy, lambda: tf.zeros_like(variable) if get_number() else tf.identity(variable)))

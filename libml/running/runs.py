@@ -16,7 +16,7 @@ import tensorflow.compat.v1 as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-from libml import utils
+from libml import files, utils
 from libml.running import checkpoints
 
 LAST = (1, 10, 20, 50)
@@ -44,7 +44,7 @@ class Run:
         Raises:
             utils.Error: its seed is no seed.
         """
-        args = utils.read_json(self.args_file, default={})
+        args = files.read_json(self.args_file, default={})
         if not isinstance(args, dict):
             print('Ignoring %s, which does not hold arguments' % self.args_file, file=sys.stderr)
             return {}
@@ -63,7 +63,7 @@ class Run:
 
     def write_args(self, args):
         """Writes args.json."""
-        utils.write_json(self.args_file, args)
+        files.write_json(self.args_file, args)
 
     def is_finished(self, train_nimg, **args):
         """Returns whether a run of train_nimg images has nothing left to do. Reads neither images nor graph.
@@ -75,8 +75,8 @@ class Run:
         if not ckpt or checkpoints.step(ckpt) < train_nimg or any(self.args.get(k) != v for k, v in args.items()):
             return False
         with contextlib.suppress(checkpoints.Damaged):  # train.Model reports the damage.
-            checkpoints.check(ckpt)
-            return any(step >= train_nimg for step, _ in accuracies(self.folder))
+            checkpoints.read_through(ckpt)
+            return any(step >= train_nimg for step, _ in read_accuracies(self.folder))
         return False
 
     def check_name(self):
@@ -94,7 +94,7 @@ class Run:
         os.makedirs(self.folder, exist_ok=True)
         path = os.path.join(self.folder, 'lock')
         with open(path, 'ab+', buffering=0) as file:
-            with utils.naming(path):
+            with files.naming(path):
                 file.seek(0)
                 owner = file.read().decode(errors='replace').strip()
                 if not try_lock(file, owner):
@@ -168,7 +168,7 @@ class EventLog(contextlib.AbstractContextManager):
         times = [int(match[1]) + 1 for name in os.listdir(folder) if (match := self.PATTERN.match(name))]
         name = 'events.out.tfevents.%010d.%s' % (max([int(time.time()), *times]), socket.gethostname())
         self.path = os.path.join(folder, name)
-        with self.writing(), checkpoints.plain(self.path) as path:
+        with self.writing(), checkpoints.aliasing(self.path) as path:
             self.file = tf.io.TFRecordWriter(path)
         self.write(file_version='brain.Event:2')
         self.write(graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
@@ -193,7 +193,7 @@ class EventLog(contextlib.AbstractContextManager):
         try:
             yield
         except (tf.errors.OpError, OSError) as error:
-            raise checkpoints.unwritten(self.path, error) from error
+            raise checkpoints.unwritten_error(self.path, error) from error
 
     def __exit__(self, *_):
         with contextlib.suppress(tf.errors.OpError):  # Nothing is left to be written, if all went well.
@@ -203,7 +203,7 @@ class EventLog(contextlib.AbstractContextManager):
 # --- Runs that others left ---
 
 
-def folder_of(path):
+def find_folder(path):
     """Returns the run's folder that a user means: the folder itself, its folder tf, or one of its checkpoints."""
     path = os.path.abspath(utils.expand(path))
     if not os.path.isdir(path):
@@ -211,19 +211,19 @@ def folder_of(path):
     return os.path.dirname(path) if os.path.basename(path) == 'tf' else path
 
 
-def find(folder):
+def find_runs(folder):
     """Returns the run folders in and below a folder, sorted; raises utils.Error where there is no such folder."""
     if not os.path.isdir(folder):
         raise utils.Error('%s is no folder' % folder)
     return sorted(path for path, inside, _ in os.walk(folder) if 'tf' in inside or 'args' in inside)
 
 
-def damaged_events(run):
+def find_damaged_events(run):
     """Yields a line for each event file of a run that cannot be read, or not to its end."""
     for path in sorted(glob.glob(os.path.join(glob.escape(run), 'tf', 'events.*'))):
         count = 0
         try:
-            with checkpoints.plain(path) as name:
+            with checkpoints.aliasing(path) as name:
                 for _ in tf.python_io.tf_record_iterator(name):
                     count += 1
             if not count:
@@ -232,18 +232,18 @@ def damaged_events(run):
             yield '%s is damaged after %d records: the rest of it is ignored' % (path, count)
 
 
-def accuracies(run):
+def read_accuracies(run):
     """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out."""
     folder = os.path.join(run, 'tf')
     if not os.path.isdir(folder):
         return []
-    with checkpoints.plain(folder) as name:
+    with checkpoints.aliasing(folder) as name:
         events = EventAccumulator(name, size_guidance={'scalars': 0}).Reload()  # 0: all of them.
     if 'accuracy' not in events.Tags()['scalars']:
         return []
     return [(event.step, event.value) for event in events.Scalars('accuracy')]
 
 
-def medians(values):
+def take_medians(values):
     """Returns {'last01': .., 'last50': ..}, the medians of so many last values, of all where there are fewer."""
     return {'last%02d' % n: float(np.median(values[-n:])) for n in LAST}
