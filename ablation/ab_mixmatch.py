@@ -31,6 +31,7 @@ PARAMS = dict(  # The hyperparameters. They are part of the name of the run's fo
     warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', Range(low=0)),
     **models.PARAMS,  # arch, scales, filters, repeat
 )
+COLLAPSED = 0.1  # Below this guess_entropy, the program warns. If two classes of ten share all guesses, it is 0.3.
 
 
 class AblationMixMatch(models.MultiModel):
@@ -73,15 +74,14 @@ class AblationMixMatch(models.MultiModel):
         Returns:
             See train.Model.model.
         """
-        # Lines 2 to 6: augment. The inputs arrive augmented: x once, y in nu ways.
+        # Lines 2 to 6, the augmentation, happen in `inputs`: x once, y nu times.
         x, y, label = self.inputs(batch, nu)  # [B, H, W, C]  [B, nu, H, W, C]  [B]
         views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
 
         # The network, its weights, and their moving average.
         classifier = functools.partial(self.classifier, **size)
         weights = self.weights(**size)
-        average = tf.train.ExponentialMovingAverage(ema)
-        average.apply(weights)  # Creates the averages. Another `apply`, in the update below, moves them.
+        average = self.create_average(weights, ema)
         getter_ema = functools.partial(utils.getter_ema, average)
 
         # Lines 7 and 8: guess and sharpen. All views of an image share one label, and no gradient flows through it.
@@ -124,35 +124,43 @@ class AblationMixMatch(models.MultiModel):
                 lambda: self.advance(batch),
             )
 
-        # Evaluation: by the weights, and by their moving average.
-        classify_raw = tf.nn.softmax(classifier(x, training=False))  # [B, nclass]
-        classify_op = tf.nn.softmax(classifier(x, training=False, getter=getter_ema))  # [B, nclass]
-        return EasyDict(
-            x=x,
+        return self.finish(
+            x,
+            train_op,
+            moments,
+            classifier,
+            average,
             y=y,
             label=label,
-            train_op=train_op,
-            tune_op=layers.update_moments(moments),
-            classify_raw=classify_raw,
-            classify_op=classify_op,
             losses={'losses/xe': loss_xe, 'losses/l2u': loss_l2u},
             monitors={'monitors/weight_l2u': weight_l2u, **layers.guess_monitors(label_y)},
         )
 
     def augment(self, *args, **kwargs):
-        """The published class has this method. Nothing calls it: `inputs` augments, and `model` mixes."""
+        """Kept for the published interface; it only raises."""
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
 
     def remedy(self):
-        """Returns the flag that is likely to help against a loss that is not finite.
-
-        If w_match exceeds its default by a larger factor than lr does, the flag is --w_match at its default. Otherwise
-        the flag is --lr at half of its value.
-        """
+        """Blames w_match if it is further above its default than lr is above its own; else halves lr."""
         excess = {name: self.params[name] / PARAMS[name].default for name in ('lr', 'w_match')}
         if excess['w_match'] > max(1, excess['lr']):
             return '--w_match=%g' % PARAMS['w_match'].default
-        return super().remedy()
+        return '--lr=%g' % (self.params.lr / 2)
+
+    def remark(self, point):
+        """Says if the guesses have become one class."""
+        entropy = point['monitors/guess_entropy']
+        if not point['monitors/weight_l2u'] or entropy >= COLLAPSED:
+            return ''
+        return (
+            'Nearly all guesses are one class (monitors/guess_entropy %.2f): the network no longer learns from the '
+            'unlabelled images. Try a smaller --w_match, or a larger --warmup_kimg.' % entropy
+        )
+
+    @classmethod
+    def needs_unlabeled(cls, w_match, **_):
+        """See train.Model.needs_unlabeled."""
+        return w_match > 0
 
     @staticmethod
     def flop(shape, batch, nu, arch, nclass, scales, filters, repeat, **_):
@@ -161,9 +169,9 @@ class AblationMixMatch(models.MultiModel):
         return forward * (nu + 3 * (nu + 1)) * batch
 
     @classmethod
-    def check(cls, devices=1, **params):
-        """See train.Model.check."""
-        super().check(devices, **params)
+    def check_params(cls, devices=1, **params):
+        """See train.Model.check_params."""
+        super().check_params(devices, **params)
         nu, batch, wd = params['nu'], params['batch'], params['wd']
         where = ' on each of %d devices' % devices if devices > 1 else ''
         least = 'at least nu + 1 = %d%s, to be interleaved' % (nu + 1, where)

@@ -3,7 +3,6 @@
 import functools
 
 import tensorflow.compat.v1 as tf
-from easydict import EasyDict
 
 from libml import experiment, layers, models, utils
 from libml.cli.options import Option, Range
@@ -28,8 +27,7 @@ class PiModel(models.MultiModel):
         x, y, label = self.inputs(batch, nu=2)  # [B, H, W, C]  [B, 2, H, W, C]  [B]
         classifier = functools.partial(self.classifier, **size)
         weights = self.weights(**size)
-        average = tf.train.ExponentialMovingAverage(ema)
-        average.apply(weights)  # Creates the averages. Another `apply`, in the update below, moves them.
+        average = self.create_average(weights, ema)
 
         moments = []  # Batch norm's statistics of the labelled batch.
         logits_x = classifier(x, training=True, moments=moments)  # [B, nclass]
@@ -45,17 +43,8 @@ class PiModel(models.MultiModel):
             lambda: self.advance(batch),
         )
 
-        averaged = functools.partial(utils.getter_ema, average)
-        return EasyDict(
-            x=x,
-            y=y,
-            label=label,
-            train_op=train_op,
-            tune_op=layers.update_moments(moments),
-            classify_raw=tf.nn.softmax(classifier(x)),  # [B, nclass]
-            classify_op=tf.nn.softmax(classifier(x, getter=averaged)),  # [B, nclass]
-            losses={'losses/xe': loss_xe, 'losses/l2u': loss_l2u},
-        )
+        losses = {'losses/xe': loss_xe, 'losses/l2u': loss_l2u}
+        return self.finish(x, train_op, moments, classifier, average, y=y, label=label, losses=losses)
 
 
 if __name__ == '__main__':

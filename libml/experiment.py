@@ -1,17 +1,20 @@
 """The command line of a method: it trains a run, or evaluates a checkpoint. A method is a subclass of MultiModel."""
 
-import functools
 import os
 import shlex
 import sys
 
+import tensorflow.compat.v1 as tf
+from absl import flags
 from easydict import EasyDict
 
-from libml import data_pair, train, utils
+from libml import data_pair, utils
 from libml.cli import options, script
-from libml.running import checkpoints, hardware, runs
+from libml.running import runs, setting
 
-OPTIONS = {**data_pair.TRAINING_OPTIONS, **train.OPTIONS}  # Besides the method's PARAMS.
+OPTIONS = {**data_pair.TRAINING_OPTIONS, **setting.OPTIONS}  # Besides the method's PARAMS.
+
+flags.disclaim_key_flags()  # See options.py.
 
 
 def list_options(method):
@@ -21,9 +24,8 @@ def list_options(method):
 
 def main(method):
     """Does what the command line asks for."""
-    script.run(
-        functools.partial(run, method), list_options(method), 'give flags only, such as --dataset=digits.1@20-100'
-    )
+    usage = 'give flags only, such as --dataset=digits.1@20-100'
+    script.run(lambda **chosen: start(method, EasyDict(chosen)), list_options(method), usage)
 
 
 def run(method, **given):
@@ -31,69 +33,79 @@ def run(method, **given):
 
     Args:
         method: a subclass of models.MultiModel.
-        **given: options of `table`. An option that is not given has its default.
+        **given: options of `list_options`. An option that is not given has its default.
 
     Raises:
         utils.Error: an option, the dataset, a checkpoint or a host is not as it must be; or see train.Model.train.
         SystemExit: see there.
     """
-    o = EasyDict(options.fill(list_options(method), given))
+    start(method, EasyDict(options.fill(list_options(method), given)))
+
+
+def start(method, o):
+    """As `run`; o is an EasyDict of all options, which are checked."""
     split, data_dir = data_pair.parse(o.dataset), data_pair.find_data_dir(o.data_dir)
     family = data_pair.find_family(data_dir, split.name)
-    params, train_nimg = method.arguments(o, family), o.train_kimg << 10
-    folder = os.path.join(o.train_dir, str(split))
-    chosen = dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
-    saved = runs.Run(method.run_dir(folder, o.seed, precision=o.precision, **chosen, **params))
-    saved.check_name()
-
-    # Checkpoints are checked now: reading the data takes longer.
-    if o.eval_ckpt:
-        o.eval_ckpt = checkpoints.resolve(o.eval_ckpt)
-    elif saved.is_finished(train_nimg, precision=o.precision, **chosen):
-        data_pair.check_unchanged(split, data_dir, saved.args.get('data'), saved.folder)
-        print('%s is finished: to train it longer, give a --train_kimg above %d' % (saved.folder, o.train_kimg))
-        return
+    folder, train_nimg = os.path.join(o.train_dir, str(split)), o.train_kimg << 10
+    params, chosen = method.arguments(o, family), dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
+    decided = setting.Setting(method, folder, params, o.seed, o.precision, **chosen)
+    if o.eval_ckpt:  # Checkpoints are read now: reading the data takes longer.
+        decided.hold(o.eval_ckpt)
     else:
-        checkpoints.initial(saved.checkpoint_dir, o.init_ckpt)  # Raises if it is missing or damaged.
-
+        decided.find_start(o.init_ckpt)
+        if decided.is_finished(train_nimg):
+            decided.release()
+            data_pair.check_unchanged(split, data_dir, decided.run.args.get('data'), decided.run.folder)
+            print(
+                '%s is finished: to train it longer, give a --train_kimg above %d' % (decided.run.folder, o.train_kimg)
+            )
+            return
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
-    xla = saved.args.get('xla') if o.xla is None else o.xla  # A resumed run keeps its choice.
-    machine = hardware.choose(method.flop(family.shape, **params), updates, xla, o.devices)
-    method.check(machine.replicas, **params)  # Again, now with the number of devices.
-    join_hosts(machine, o, seeded=o.seed is not None or bool(saved.args))
+    decided.choose_machine(method.flop(family.shape, **params), updates, o.xla, o.devices)
+    decided.log_device_placement = o.log_device_placement
+    setting.check_hosts(decided, o)
+    if decided.machine.host:  # From here on, only host 0 prints to stdout.
+        sys.stdout = script.open_nowhere()
     print('Reading %s' % split, flush=True)
-    dataset = data_pair.read_dataset(
-        split, data_dir, seed=o.seed or 0, needs_unlabeled=o.get('w_match', 1) > 0, **chosen
-    )
-    model = method(folder, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
-    model.config.log_device_placement = o.log_device_placement
-    if o.eval_ckpt:  # By the training graph, which can tune batch norm again.
-        source = runs.Run(runs.find_folder(o.eval_ckpt))
-        dataset.check_identity(source.args, source.folder)
-        model.eval_checkpoint(o.eval_ckpt)
-    else:
-        model.train(train_nimg, o.report_kimg << 10, o.save_kimg << 10, o.keep_ckpt, o.init_ckpt)
-        print(what_next(saved.folder, o.data_dir))
+    needed = method.needs_unlabeled(**params)
+    dataset = data_pair.read_dataset(split, data_dir, needs_unlabeled=needed, **chosen)
+    if decided.held:
+        check_origin(decided, dataset, o.eval_ckpt)
+    with tf.Graph().as_default():
+        model = method(folder, dataset, setting=decided, **params)
+        if o.eval_ckpt:  # By the training graph, which can tune batch norm again.
+            model.eval_checkpoint(o.eval_ckpt)
+        else:
+            model.train(train_nimg, o.report_kimg << 10, o.save_kimg << 10, o.keep_ckpt, o.init_ckpt)
+            print(describe_next(decided.run.folder, o.data_dir))
 
 
-def join_hosts(machine, o, seeded):
-    """Checks that all hosts of a run were started alike. From here on, only host 0 prints to stdout.
+def check_origin(decided, dataset, evaluates):
+    """Checks that a checkpoint goes with the data.
 
     Args:
-        machine: hardware.Machine.
-        o: dict of the options.
-        seeded: whether the seed is given, or the run has one already.
+        decided: setting.Setting that holds it.
+        dataset: data.DataSet.
+        evaluates: whether it is evaluated: then the data must be that of its run.
 
     Raises:
-        utils.Error: hosts differ, or each would draw a seed of its own.
+        utils.Error: it was made on other data, or on classes of other names.
     """
-    machine.check_hosts(repr(sorted(o.items())))
-    utils.require('seed', o['seed'], seeded or machine.hosts == 1, 'given, the same on all hosts')
-    if machine.host:
-        sys.stdout = script.open_nowhere()
+    source = runs.Run(runs.find_folder(decided.held.ckpt))
+    if evaluates:
+        dataset.check_identity(source.args, source.folder)
+    elif source.folder != os.path.abspath(decided.run.folder):
+        before, now = source.args.get('classes') or [], list(dataset.family.classes)
+        if before and now and before != now:
+            text = '%s was trained on the classes %s, in this order; this dataset has %s: take another --init_ckpt'
+            raise utils.Error(text % (source.folder, *(', '.join(map(utils.escape, names)) for names in (before, now))))
+        learned = source.args.get('data') or {}
+        if learned.get('test') != (dataset.fingerprints or {}).get('test') and learned:
+            text = '%s was trained on data with another test set: it may have learned from test pictures of this run'
+            utils.warn(text % source.folder)
 
 
-def what_next(folder, data_dir):
+def describe_next(folder, data_dir):
     """Returns the lines that say how to use a finished run. data_dir is the flag's value; None stands for $ML_DATA."""
     run = shlex.quote(folder)
     place = ' --data_dir=%s' % shlex.quote(data_dir) if data_dir else ''

@@ -3,8 +3,11 @@
 import contextlib
 import json
 import os
+import re
 import shutil
+import socket
 import sys
+import tempfile
 import uuid
 
 from libml.utils import Error
@@ -87,3 +90,29 @@ def making_folder(folder):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
         raise
+
+
+TEMPORARY = re.compile(r'mixmatch-(.+)-(\d+)-\w+')
+
+
+@contextlib.contextmanager
+def making_temporary():
+    """Makes a folder for temporary files, and removes it in the end; and those that killed processes have left."""
+    place, host = tempfile.gettempdir(), socket.gethostname()
+    for name in os.listdir(place):
+        match = TEMPORARY.fullmatch(name)
+        if match and match[1] == host and not is_running(int(match[2])):
+            shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix='mixmatch-%s-%d-' % (host, os.getpid())) as folder:
+        yield folder
+
+
+def is_running(pid):
+    """Returns whether a process of this machine has that number."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,15 +1,18 @@
 """A semi-supervised model whose classifier is any of libml.networks."""
 
-import tensorflow.compat.v1 as tf
+import functools
 
-from libml import networks, train, utils
+import tensorflow.compat.v1 as tf
+from easydict import EasyDict
+
+from libml import layers, networks, train, utils
 from libml.cli.options import Option, Range
 from libml.running import replicas
 
 PARAMS = dict(  # The classifier's hyperparameters.
     arch=Option('resnet', 'Classifier.', choices=networks.MODELS),
     scales=Option(
-        0, "Stages of the classifier; 0: log2 of the images' width, rounded up, less 2, at least 1.", Range(0, 10)
+        0, "Stages of the classifier; 0: chosen by the images' width w: max(1, ceil(log2 w) - 2).", Range(0, 10)
     ),
     filters=Option(32, 'Width of the classifier.', Range(1, 4096)),
     repeat=Option(4, 'Residual blocks a stage.', Range(1, 256)),
@@ -29,9 +32,8 @@ class MultiModel(train.ClassifySemi):
     PARAMS = PARAMS
 
     def __init__(self, train_dir, dataset, nclass, **params):
+        self.networks = {}  # One network for each replica: each device traces its own.
         super().__init__(train_dir, dataset, nclass, **params)
-        self.networks = {}  # By replica and size. A model uses one size: all would share the scope `classify`.
-        self.build()
 
     @classmethod
     def arguments(cls, given, family):
@@ -40,12 +42,8 @@ class MultiModel(train.ClassifySemi):
         Args:
             given: dict, a value for each of PARAMS.
             family: data.Family.
-
-        Raises:
-            utils.Error: an argument is out of range.
         """
         params = {name: given[name] for name in cls.PARAMS}
-        cls.check(**params)
         return dict(params, scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
 
     @staticmethod
@@ -58,10 +56,10 @@ class MultiModel(train.ClassifySemi):
 
     def network(self, arch, scales, filters, repeat):
         """Returns the networks.Network of these arguments; the first call creates its variables in scope `classify`."""
-        key = (replicas.get_number(), arch, scales, filters, repeat)  # A network's gradients belong to one device.
+        key = (replicas.get_number(), arch, scales, filters, repeat)
         if key not in self.networks:
             size = dict(nclass=self.nclass, scales=scales, filters=filters, repeat=repeat)
-            dtype = tf.bfloat16 if self.precision == 'bfloat16' else tf.float32
+            dtype = tf.bfloat16 if self.setting.precision == 'bfloat16' else tf.float32
             xla, shape = self.machine.compiles_networks, self.dataset.shape
             found = networks.Network(arch, shape, xla, dtype, self.whiten, **size)
             found.get_variables(getter=None)
@@ -91,3 +89,30 @@ class MultiModel(train.ClassifySemi):
             float32 [N, nclass], the logits.
         """
         return self.network(arch, scales, filters, repeat)(x, training, self.keys('network'), getter, moments)
+
+    def create_average(self, weights, ema):
+        """Returns the tf.train.ExponentialMovingAverage of weights, created; an update moves it by its `apply`."""
+        average = tf.train.ExponentialMovingAverage(ema)
+        average.apply(weights)
+        return average
+
+    def finish(self, x, train_op, moments, classifier, average, **more):
+        """Returns what `model` must return: the update, the evaluation by the weights and by their moving average.
+
+        Args:
+            x: float32 [None, H, W, C], the images to classify.
+            train_op: one update.
+            moments: batch norm's statistics, which an update of its averages takes in, see `classifier`.
+            classifier: function of images, such as `classifier` with its sizes filled in.
+            average: tf.train.ExponentialMovingAverage of the weights.
+            **more: y, label, losses, monitors; see train.Model.model.
+        """
+        averaged = functools.partial(utils.getter_ema, average)
+        return EasyDict(
+            x=x,
+            train_op=train_op,
+            tune_op=layers.update_moments(moments),
+            classify_raw=tf.nn.softmax(classifier(x, training=False)),  # [B, nclass]
+            classify_op=tf.nn.softmax(classifier(x, training=False, getter=averaged)),  # [B, nclass]
+            **more,
+        )

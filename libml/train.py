@@ -1,131 +1,78 @@
-"""The training loop and the evaluation."""
+"""A model: its graph, and the evaluation. What keeps its training alive is in libml/running."""
 
-import contextlib
-import dataclasses
-import os
-import secrets
-import signal
-import tempfile
-import time
 import types
 
 import numpy as np
 import tensorflow.compat.v1 as tf
-from easydict import EasyDict
 from tqdm import tqdm
 
 from libml import layers, utils
 from libml.cli import options
-from libml.cli.options import Option, Range
-from libml.running import checkpoints, hardware, replicas, runs
+from libml.running import hardware, replicas
+from libml.running.setting import PRECISIONS, Setting
+from libml.running.trainer import Interrupted, Trainer
 
-PRECISIONS = ('float32', 'tf32', 'bfloat16')
-OPTIONS = dict(
-    train_dir=Option('./experiments', 'Folder of all runs: this run goes to <train_dir>/<dataset>/<name>.', path=True),
-    train_kimg=Option(1 << 16, 'Training duration in kimg (1 kimg is 1024 labelled images).', Range(1, 1 << 40)),
-    report_kimg=Option(64, 'Report period in kimg.', Range(1, 1 << 40)),
-    save_kimg=Option(64, 'Checkpoint period in kimg.', Range(1, 1 << 40)),
-    keep_ckpt=Option(50, 'Checkpoints that are kept.', Range(low=1)),
-    eval_ckpt=Option(
-        '', "Only evaluate this checkpoint or run, before and after batch norm's averages are updated.", path=True
-    ),
-    init_ckpt=Option(
-        '',
-        'A new run starts from the weights and step of this checkpoint or run, for example to change --lr.',
-        path=True,
-    ),
-    seed=Option(None, 'Fixes every random choice. Default: a new seed for each run.', options.SEED, type=int),
-    precision=Option(
-        'float32',
-        (
-            'Precision of the networks. tf32: a GPU rounds the numbers that it multiplies to 10 fraction bits. '
-            'bfloat16: the networks compute with 7 fraction bits. Stored weights, statistics, losses and updates stay '
-            'float32.'
-        ),
-        choices=PRECISIONS,
-    ),
-    xla=Option(None, 'Compile with XLA. Default: if that should be faster. A resumed run keeps its choice.', type=bool),
-    devices=Option(
-        '1',
-        'Devices of each host that share an update: GPUs, or logical CPU devices if there are none.',
-        lambda n: n == 'all' or (str(n).isdecimal() and str(n).isascii() and int(n) > 0),
-        'a number from 1, or all',
-    ),
-    log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
-)
-
-# A run's name leaves out these arguments if they have these values.
-UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
 PREFETCH = 2  # How many labelled batches wait ready on a GPU; as many unlabelled batches wait, too.
 EVAL_BATCH = 512  # Images evaluated at a time, at most.
-COLLAPSED = 0.1  # Below this guess_entropy, the program warns. If two classes of ten share all guesses, it is 0.3.
-POINTS = 16  # Points that each loss curve gets between two reports.
 
 
 class Model:
-    """A model, its run and its training loop.
+    """A model and its run.
 
-    An algorithm, such as AblationMixMatch, is a subclass of models.MultiModel that defines `model`. MultiModel's
-    constructor calls `build`, and `build` calls `model`.
+    An algorithm, such as AblationMixMatch, is a subclass of models.MultiModel that defines `model`.
 
     Args:
         train_dir: folder under which the run's own folder goes.
         dataset: data.DataSet.
-        seed: int that fixes every random choice. None: the seed that the run began with, a new one for a new run.
-        precision: of the networks, one of PRECISIONS.
+        seed: int that fixes every random choice. None: a new run draws one, a continued run keeps its own.
+        precision: of the networks, one of setting.PRECISIONS.
         machine: hardware.Machine; None: one device, the first GPU if there is one, and no XLA.
-        **params: the arguments of `model`, which are part of the name of the run's folder.
+        setting: Setting that was decided before, with which train_dir, seed, precision and machine are not needed.
+        **params: the arguments of `model`, which are part of the name of the run's folder. One is `batch`.
+
+    Attributes:
+        setting: Setting, what the run is.
+        dataset: data.DataSet.
+        step: the global step: it counts labelled images, not updates.
+        update_key: what random draws depend on: the step, unless `tune` feeds it.
+        keys: layers.Keys.
+        iterators: list of the iterators of the input, one for each stream and device.
+        ops: EasyDict that `model` returned.
+        trainer: Trainer.
     """
 
     PARAMS = types.MappingProxyType({})  # Option by name: what the arguments of `model` may be.
 
-    def __init__(self, train_dir, dataset, seed=None, precision='float32', machine=None, **params):
-        utils.require('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
-        self.machine = machine or hardware.Machine()
-        self.check(devices=self.machine.replicas, **params)
-        self.params = EasyDict(params)
-        self.dataset, self.precision = dataset, precision
-        chosen = dict(whiten=dataset.whiten, p_unlabeled=dataset.p_unlabeled, precision=precision)
-        self.run = runs.Run(self.run_dir(train_dir, seed, **chosen, **params))
-        self.seed = self.run.args.get('seed', secrets.randbits(31)) if seed is None else seed
-        if self.machine.host:  # Only host 0 writes the run's folder. The others write to a folder of their own.
-            self.scratch = tempfile.TemporaryDirectory()
-            self.run = runs.Run(self.scratch.name)
-        # TF32 is a switch of the whole process, on by default.
-        tf.config.experimental.enable_tensor_float_32_execution(precision == 'tf32')
-        if seed is not None and self.machine.gpu:  # Many operations on a GPU are deterministic only on request.
-            tf.compat.v2.config.experimental.enable_op_determinism()
-        tf.set_random_seed(self.seed)
-        self.config = self.machine.config()
-        self.graph = tf.get_default_graph()
-        self.session = None
+    def __init__(self, train_dir, dataset, seed=None, precision='float32', machine=None, setting=None, **params):
+        self.setting = setting or self.decide(train_dir, dataset, seed, precision, machine, params)
+        self.dataset = dataset
+        if tf.global_variables():
+            raise utils.Error('this graph has variables already: build each model in a tf.Graph of its own')
+        tf.set_random_seed(self.setting.seed)
         with self.machine.strategy.scope():
-            self.step = tf.train.get_or_create_global_step()  # Counts labelled images, not updates.
-        self.update_key = tf.identity(self.step, name='update_key')  # What random draws depend on; `tune` feeds it.
-        self.keys = layers.Keys(self.seed, self.update_key)
+            self.step = tf.train.get_or_create_global_step()
+        self.update_key = tf.identity(self.step, name='update_key')
+        self.keys = layers.Keys(self.setting.seed, self.update_key)
         self.iterators = []
-        self.stopped = []  # The names of the signals that asked to stop.
+        self.ops = self.build()
+        self.trainer = Trainer(self)
+
+    @classmethod
+    def decide(cls, train_dir, dataset, seed, precision, machine, params):
+        """Returns the Setting of a model's arguments; raises utils.Error where one is not allowed."""
+        options.fill(cls.PARAMS, {name: value for name, value in params.items() if name in cls.PARAMS})
+        utils.require('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
+        found = Setting(cls, train_dir, params, seed, precision, dataset.whiten, dataset.p_unlabeled)
+        found.use(machine or hardware.Machine())
+        return found
 
     def build(self):
-        """Builds the graph: first what `model` builds, then what broadcasts, saves and initialises variables."""
-        strategy = self.machine.strategy
-        count = self.machine.replicas
-        part = dict(self.params, batch=self.params.batch // count) if count > 1 else self.params
+        """Builds the graph; returns what `model` returned, joined over the devices."""
+        strategy, count = self.machine.strategy, self.machine.replicas
+        part = dict(self.params, batch=self.batch // count) if count > 1 else self.params
         with strategy.scope():
-            self.ops = replicas.merge(strategy, strategy.run(self.model, kwargs=part))
-            if self.machine.hosts > 1:
-                self.broadcast_op = tf.group(*[replicas.broadcast(strategy, v) for v in tf.global_variables()])
-                self.stop = tf.placeholder_with_default(0, [], 'stop')
-                self.stop_anywhere = replicas.add_up(strategy, lambda: tf.identity(self.stop))
-        self.scalars = {**self.ops.get('losses', {}), **self.ops.get('monitors', {})}  # By TensorBoard's tag.
-        self.scalar_values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
-        self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
-        self.checkpoints = checkpoints.Checkpoints(self.checkpoint_dir)
-        hardware.keep_draws(self.graph)
-        self.init_op = tf.global_variables_initializer()
-        self.init_input_op = tf.group(*[iterator.initializer for iterator in self.iterators])
+            return replicas.merge(strategy, strategy.run(self.model, kwargs=part))
 
     def model(self, **params):
         """Builds one update and the evaluation.
@@ -146,74 +93,49 @@ class Model:
         """
         raise NotImplementedError
 
+    # --- What the running of a model asks of a method ---
+
+    @classmethod
+    def check_params(cls, devices=1, batch=1, **params):
+        """Raises utils.Error if arguments do not go together, or the batch is no multiple of the devices."""
+        allowed = 'a multiple of devices=%d, which share it equally' % devices
+        utils.require('batch', batch, batch % devices == 0, allowed)
+
+    @classmethod
+    def needs_unlabeled(cls, **params):
+        """Returns whether the method learns from unlabelled images, given its arguments."""
+        return True
+
+    def remedy(self):
+        """Returns the flags that are likely to help against a loss that is not finite; '' if none is known."""
+        return ''
+
+    def remark(self, point):
+        """Returns a line for the user on a point of the curves, {tag: float}; '' if there is nothing to say."""
+        return ''
+
+    def report(self, step, stopped=()):
+        """Evaluates, prints a line, returns scalars for TensorBoard; raises Interrupted once stopped has an entry."""
+        raise NotImplementedError
+
+    # --- The published interface ---
+
+    params = property(lambda self: self.setting.params)
+    machine = property(lambda self: self.setting.machine)
+    graph = property(lambda self: self.update_key.graph)
+    batch = property(lambda self: self.setting.params.batch)
+    train_dir = property(lambda self: self.setting.run.folder)
+    checkpoint_dir = property(lambda self: self.setting.run.checkpoint_dir)
+    arg_dir = property(lambda self: self.setting.run.arg_dir)
+
+    @property
+    def session(self):
+        """The session that is open, see Trainer.opening_session."""
+        return tf.get_default_session()
+
     def advance(self, batch):
         """Returns the op that adds the labelled images of an update to the step, `batch` for each device."""
         return self.step.assign_add(batch * replicas.get_count())
-
-    @property
-    def train_dir(self):
-        """Folder of the run."""
-        return self.run.folder
-
-    @property
-    def checkpoint_dir(self):
-        """Folder of the checkpoints and TensorBoard's event files."""
-        return self.run.checkpoint_dir
-
-    @property
-    def arg_dir(self):
-        """Folder of args.json."""
-        return self.run.arg_dir
-
-    @classmethod
-    def experiment_name(cls, **params):
-        """Returns the name of a run's folder: the class and the arguments sorted by name."""
-        return '_'.join([cls.__name__] + ['%s%s' % item for item in sorted(params.items())])
-
-    @classmethod
-    def run_dir(cls, train_dir, seed=None, **params):
-        """Returns the folder of the run with these arguments; see UNNAMED for what its name leaves out."""
-        named = {name: value for name, value in dict(params, seed=seed).items() if UNNAMED.get(name, ...) != value}
-        return os.path.join(train_dir, cls.experiment_name(**named))
-
-    @classmethod
-    def check(cls, devices=1, **params):
-        """Raises utils.Error if PARAMS does not allow an argument, or the batch is no multiple of the devices."""
-        options.fill(cls.PARAMS, {name: value for name, value in params.items() if name in cls.PARAMS})
-        batch = params.get('batch', 0)  # Some models have no argument `batch`.
-        utils.require(
-            'batch', batch, batch % devices == 0, 'a multiple of devices=%d, which share it equally' % devices
-        )
-
-    @contextlib.contextmanager
-    def open_session(self):
-        """Opens self.session over the model's graph, with initialised variables."""
-        target = self.machine.target
-        with (
-            self.machine.watching_hosts() as self.hosts_done,
-            tf.Session(target, self.graph, self.config) as self.session,
-        ):
-            self.session.run(self.init_op)
-            yield self.session
-        self.session = None
-
-    def args(self, train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt):
-        """Returns the contents of args.json: the arguments, what identifies the data, and the devices of all hosts."""
-        return dict(
-            self.params,
-            **{'class': type(self).__name__, 'dataset': self.dataset.name, 'seed': self.seed},
-            **self.dataset.identity(),
-            whiten=self.dataset.whiten,
-            p_unlabeled=self.dataset.p_unlabeled,
-            precision=self.precision,
-            xla=self.machine.xla,
-            devices=self.machine.replicas,
-            train_kimg=train_nimg / 1024,
-            report_kimg=report_nimg / 1024,
-            save_kimg=save_nimg / 1024,
-            keep_ckpt=keep_ckpt,
-            init_ckpt=init_ckpt,
-        )
 
     def train(self, train_nimg, report_nimg, save_nimg=None, keep_ckpt=50, init_ckpt=''):
         """Trains until train_nimg labelled images have been seen, continuing from the newest whole checkpoint.
@@ -228,243 +150,9 @@ class Model:
         Raises:
             utils.Error: the folder is another run's or another process's, it cannot be written, init_ckpt is damaged or
                 does not fit, or the loss is not finite.
-            SystemExit: a signal asked to stop; a checkpoint is saved, the code is EXIT_INTERRUPTED.
+            SystemExit: a signal asked to stop; a checkpoint is saved, the code is trainer.EXIT_INTERRUPTED.
         """
-        save_nimg = save_nimg or report_nimg
-        args = self.args(train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt)
-        self.run.check_name()
-        self.dataset.check_identity(self.run.args, self.train_dir)
-        self.run.check_args(args)
-        if checkpoints.find(self.checkpoint_dir):  # A resumed run keeps the init_ckpt that it began with.
-            args['init_ckpt'] = self.run.args.get('init_ckpt', init_ckpt)
-        if first := checkpoints.initial(self.checkpoint_dir, init_ckpt):
-            checkpoints.check_fits(first, self.checkpoints.needed)  # Before anything is written.
-        with self.run.lock(), catching_signals() as self.stopped, self.open_session():
-            self.print_start(args)
-            means = self.resume(init_ckpt)
-            if self.machine.hosts > 1:
-                self.session.run(self.broadcast_op)
-            step = int(self.session.run(self.step))
-            if step >= train_nimg and not self.checkpoints.is_own:
-                text = 'nothing is trained: %s is at %g kimg, and --train_kimg is %g'
-                utils.warn(text % (self.checkpoints.last, step / 1024, train_nimg / 1024))
-            self.session.run(self.init_input_op)
-            self.graph.finalize()
-            self.run.remove_unfinished()
-            self.run.write_args(args)
-            hparams = {name: value for name, value in args.items() if name not in runs.NOT_HPARAMS}
-            with (
-                runs.EventLog(self.checkpoint_dir, self.graph, step, hparams) as log,
-                make_bar(step, train_nimg, disable=self.machine.host > 0) as bar,
-            ):
-                periods = Periods(self.params.batch, train_nimg, report_nimg, save_nimg)
-                loop = Loop(self, step, means, periods, keep_ckpt, log, bar)
-                finished = loop.run()
-        if not finished:
-            print('Stopped by %s at step %d; the same command continues from there.' % (self.stopped[0], loop.step))
-            raise SystemExit(EXIT_INTERRUPTED)
-
-    def resume(self, init_ckpt):
-        """Restores the newest whole checkpoint, else init_ckpt if given.
-
-        Returns the Means that were saved with the run's own checkpoint; without one, new Means.
-        """
-        self.checkpoints.resume(self.session, init_ckpt)
-        return Means(self.scalars, self.checkpoints.note())
-
-    def save(self, step, keep_ckpt, means):
-        """Writes a checkpoint on host 0, and beside it the means since the last point of the curves."""
-        if self.machine.host:
-            return
-        self.checkpoints.save(self.session, step, keep_ckpt, means.state())
-
-    def print_start(self, args):
-        """Prints the configuration and the table of variables."""
-        shown = {name: value for name, value in args.items() if name not in runs.DATA_ARGS}
-        print_table('Configuration', [('folder', self.train_dir), *sorted(shown.items())])
-        variables = [(v.op.name, 'x'.join(map(str, v.shape)), v.shape.num_elements()) for v in utils.model_vars()]
-        print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
-
-    def check_finite(self, values, step):
-        """Raises utils.Error if a loss or monitor is not finite; values are those of self.scalars."""
-        if not np.isfinite(values).all():
-            shown = ', '.join('%s %g' % item for item in zip(self.scalars, values, strict=True))
-            raise self.diverged('the loss is not finite at step %d (%s)' % (step, shown))
-
-    def check_finite_weights(self, step):
-        """Raises utils.Error if a variable is not finite. This can happen although the loss was finite."""
-        if not all(np.isfinite(value).all() for value in self.session.run(self.floats)):
-            raise self.diverged('the weights are not finite at step %d' % step)
-
-    def diverged(self, what):
-        """Returns the utils.Error that advises what to change, and to start from the last good checkpoint if any."""
-        if not self.checkpoints.last:
-            return utils.Error('%s, and there is no checkpoint yet: start with %s' % (what, self.remedy()))
-        text = '%s; the last good checkpoint is %s: start a new run from it by %s --init_ckpt=%s'
-        return utils.Error(text % (what, self.checkpoints.last, self.remedy(), self.checkpoints.last))
-
-    def remedy(self):
-        """Returns the flag that is likely to help against a loss that is not finite."""
-        return '--lr=%g' % (self.params.lr / 2)
-
-    def report(self, step):
-        """Evaluates, prints a line, and returns scalars for TensorBoard; raises Interrupted if a signal came."""
-        raise NotImplementedError
-
-
-class Interrupted(Exception):
-    """A signal came during a report."""
-
-
-class Loop:
-    """Makes a model's updates, checkpoints and reports when they are due, until the run ends or a signal comes.
-
-    A checkpoint is saved before the report of its step, so that no update is lost if the report fails.
-
-    Args:
-        model: Model, its session open.
-        step: int, images seen before.
-        means: Means, of the updates since the last point of the curves.
-        periods: Periods.
-        keep_ckpt: int, checkpoints kept.
-        log: runs.EventLog.
-        bar: tqdm bar over images.
-    """
-
-    def __init__(self, model, step, means, periods, keep_ckpt, log, bar):
-        self.model, self.step, self.means, self.periods = model, step, means, periods
-        self.keep_ckpt, self.log, self.bar = keep_ckpt, log, bar
-        self.first = self.saved = step
-        self.warned = False
-        # Nothing is fed: the graph draws its images itself, see ClassifySemi.inputs.
-        self.make_update = model.session.make_callable([model.scalar_values, model.ops.train_op])
-
-    def run(self):
-        """Runs the loop; returns whether nothing is left to do."""
-        report_due = self.periods.due(self.step).report and self.lacks_report()
-        while True:
-            if report_due:  # Comes first, so that a resumed run first makes the report that is still missing.
-                report_due = not self.try_report()
-            # A signal that comes after this check takes effect after the next update.
-            if self.must_stop() or self.step >= self.periods.train:
-                self.model.hosts_done.set()  # A host that ends from here on is no error.
-                break
-            self.update()
-            due = self.periods.due(self.step)
-            report_due = due.report
-            if due.save or due.report:
-                self.model.check_finite_weights(self.step)
-            if due.point:
-                self.write_point()
-            if due.save:
-                self.save()
-        if self.model.stopped and self.saved < self.step:
-            self.save()
-        return self.step >= self.periods.train and not report_due
-
-    def update(self):
-        """Makes an update."""
-        clock = time.monotonic()
-        values, _ = self.make_update()
-        if self.step == self.first:  # scripts/benchmark.py waits for this line.
-            tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
-        self.step += self.periods.batch
-        self.model.check_finite(values, self.step)
-        self.means.add(values)
-        self.bar.update(self.periods.batch)
-
-    def write_point(self):
-        """Writes a point of the curves. Says once if the guesses have become one class."""
-        point = self.means.take()
-        self.log.scalars(self.step, point)
-        entropy = point.get('monitors/guess_entropy', 1)
-        if not self.warned and point.get('monitors/weight_l2u') and entropy < COLLAPSED:
-            self.warned = True
-            tqdm.write(
-                'Nearly all guesses are one class (monitors/guess_entropy %.2f): the network no longer learns from the '
-                'unlabelled images. Try a smaller --w_match, or a larger --warmup_kimg.' % entropy
-            )
-
-    def save(self):
-        """Writes a checkpoint."""
-        self.model.save(self.step, self.keep_ckpt, self.means)
-        self.saved = self.step
-
-    def lacks_report(self):
-        """Returns whether this step has a checkpoint of the run's own, but no report."""
-        model = self.model
-        return model.checkpoints.is_own and not any(at == self.step for at, _ in runs.read_accuracies(model.train_dir))
-
-    def try_report(self):
-        """Makes a report, on host 0. Returns False if a signal came before its end, else True."""
-        if self.model.machine.host:
-            return True
-        clock = time.monotonic()
-        try:
-            self.log.scalars(self.step, self.model.report(self.step))
-        except Interrupted:
-            return False
-        self.bar.set_postfix_str('report %.1f s' % (time.monotonic() - clock), refresh=False)
-        return True
-
-    def must_stop(self):
-        """Returns whether a signal asked any host to stop. All hosts get the same answer, so they stop together."""
-        model = self.model
-        if model.machine.hosts > 1 and model.session.run(model.stop_anywhere, {model.stop: len(model.stopped)}):
-            model.stopped.append('a signal to another host')  # Model.train names the first entry.
-        return bool(model.stopped)
-
-
-@dataclasses.dataclass(frozen=True)
-class Periods:
-    """Says what is due at a step. The batch, the duration, and the periods of reports and checkpoints are in images."""
-
-    batch: int
-    train: int
-    report: int
-    save: int
-
-    def due(self, step):
-        """Returns what is due at a step: EasyDict(report, save, point) of bools; point: a point of the loss curves."""
-        done = step >= self.train
-
-        def passed(period):
-            return step > 0 and (done or step // period > (step - self.batch) // period)
-
-        point = max(1, self.report // POINTS)
-        return EasyDict(report=passed(self.report), save=passed(self.save), point=passed(point))
-
-
-class Means:
-    """Means of named values over the updates since the last point.
-
-    Args:
-        names: of the values.
-        state: what the method `state` returned in an earlier process; None: no updates yet.
-    """
-
-    def __init__(self, names, state=None):
-        self.names = list(names)
-        self.count, self.sums = 0, np.zeros(len(self.names))
-        with contextlib.suppress(TypeError, ValueError):  # The state is None, or another version wrote it.
-            count, sums = int(state[0]), np.array(state[1], np.float64)
-            if sums.shape == self.sums.shape:
-                self.count, self.sums = count, sums
-
-    def add(self, values):
-        """Takes in the values of an update, float [n]."""
-        self.count += 1
-        self.sums += values
-
-    def take(self):
-        """Returns the means by name, and begins anew."""
-        means = dict(zip(self.names, (self.sums / self.count).tolist(), strict=True))
-        self.count, self.sums = 0, np.zeros_like(self.sums)
-        return means
-
-    def state(self):
-        """Returns the count and the sums as JSON can hold them. A later process continues from them."""
-        return [self.count, self.sums.tolist()]
+        self.trainer.train(train_nimg, report_nimg, save_nimg or report_nimg, keep_ckpt, init_ckpt)
 
 
 class ClassifySemi(Model):
@@ -505,7 +193,7 @@ class ClassifySemi(Model):
     def next_batch(self, name, batch):
         """Returns a batch of the set `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""
         part, gpu = (replicas.get_number(), replicas.get_count()), self.machine.gpu
-        stream = self.dataset.stream(name, batch, self.seed, self.step, part)
+        stream = self.dataset.stream(name, batch, self.setting.seed, self.step, part)
         with tf.device(gpu):
             if gpu:  # Batches wait on the GPU, as uint8.
                 stream = stream.apply(tf.data.experimental.prefetch_to_device(gpu, PREFETCH))
@@ -515,10 +203,10 @@ class ClassifySemi(Model):
                 found['image'] = tf.cast(found['image'], tf.float32)
             return found
 
-    def report(self, step):
+    def report(self, step, stopped=()):
         """See Model.report. If the test set's classes differ in size, balanced accuracy is reported too."""
-        predicted = self.predictions()
-        train, valid, test = self.accuracies(predicted)
+        predicted = self.predict_classes(stopped=stopped)
+        train, valid, test = self.compute_accuracies(predicted)
         tqdm.write('kimg %-5d  accuracy train/valid/test  %.2f  %.2f  %.2f' % (step >> 10, train, valid, test))
         scalars = {'accuracy': test, 'accuracy/valid': valid, 'accuracy/train_labeled': train}
         labels = self.dataset.sets['test'].labels
@@ -530,28 +218,29 @@ class ClassifySemi(Model):
     @property
     def eval_batch(self):
         """Images evaluated at a time: at most as many as all devices take in an update, to limit the memory."""
-        return min(EVAL_BATCH, self.params.batch * (1 + self.params.get('nu', 0)))
+        views = self.ops.y.shape[1] if 'y' in self.ops else 0
+        return min(EVAL_BATCH, self.batch * (1 + views))
 
-    def predictions(self, batch=None, feed_extra=None, classify_op=None):
+    def predict_classes(self, batch=None, feed_extra=None, classify_op=None, stopped=()):
         """Returns the likeliest classes of the labelled, validation and test images, three int [n].
 
-        Args: see eval_stats.
+        Args: see eval_stats; stopped: list that gets an entry when a signal asks the training to stop.
 
         Raises:
-            Interrupted: a signal asked the training to stop.
+            Interrupted: stopped has an entry.
         """
         classify_op = self.ops.classify_op if classify_op is None else classify_op
         sets = [self.dataset.sets[name] for name in SUBSETS.values()]
         predicted = []
         for pixels in self.dataset.iterate_equal_batches(sets, batch or self.eval_batch):
-            if self.stopped:
+            if stopped:
                 raise Interrupted
             feed = {self.ops.x: self.dataset.to_float(pixels), **(feed_extra or {})}
             predicted.extend(self.session.run(classify_op, feed).argmax(1))
         ends = np.cumsum([len(images) for images in sets])
         return np.split(predicted, ends)[:-1]  # The last part is what filled up the last batch.
 
-    def accuracies(self, predicted):
+    def compute_accuracies(self, predicted):
         """Returns the accuracies of predictions, percent, float [3]; nan for a set without labels."""
         sets = [self.dataset.sets[name] for name in SUBSETS.values()]
         return np.array([compute_accuracy(part, images.labels) for part, images in zip(predicted, sets, strict=True)])
@@ -564,29 +253,30 @@ class ClassifySemi(Model):
             feed_extra: dict of further tensors to feed.
             classify_op: float32 [None, nclass], class probabilities; None: those of the averaged weights.
         """
-        return self.accuracies(self.predictions(batch, feed_extra, classify_op))
+        return self.compute_accuracies(self.predict_classes(batch, feed_extra, classify_op))
 
     def tune(self, nimg):
         """Moves batch norm's averages, and nothing else, as updates on nimg training images would."""
-        for step in range(0, nimg, self.params.batch):
+        for step in range(0, nimg, self.batch):
             self.session.run(self.ops.tune_op, {self.update_key: step})
 
     def eval_checkpoint(self, ckpt):
         """Prints the accuracies of a checkpoint: raw and averaged weights, before and after tuning batch norm.
 
         Args:
-            ckpt: the prefix of a whole checkpoint, see checkpoints.resolve.
+            ckpt: a whole checkpoint, see checkpoints.resolve.
 
         Returns:
             dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
         """
-        with self.open_session():
-            self.checkpoints.restore(self.session, ckpt)
-            self.session.run(self.init_input_op)
+        with self.machine.watching_hosts() as hosts_done, self.trainer.opening_session() as session:
+            self.trainer.checkpoints.restore(session, self.setting.hold(ckpt))
+            self.setting.release()
+            session.run(self.trainer.init_input_op)
             which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)
             results = {name: self.eval_stats(classify_op=op) for name, op in which.items()}
             self.tune(16384)
-            self.hosts_done.set()
+            hosts_done.set()
             results.update({'tuned_' + name: self.eval_stats(classify_op=op) for name, op in which.items()})
         print('%-12s' % 'accuracy' + ''.join('%8s' % name for name in SUBSETS))
         for name, accuracies in results.items():
@@ -598,41 +288,3 @@ def compute_accuracy(predicted, labels):
     """Returns the share of right classes in percent, nan if no picture has a class. The arguments are int [n]."""
     known = labels >= 0
     return 100 * np.mean(predicted[known] == labels[known]) if known.any() else np.nan
-
-
-def print_table(title, rows):
-    """Prints rows of equal length under a title, columns aligned."""
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    print('\n%s' % title)
-    for row in rows:
-        print('  ' + '  '.join(str(value).ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
-    print(flush=True)
-
-
-def make_bar(step, train_nimg, disable=False):
-    """Returns a tqdm bar over images; on a log file it writes once a minute."""
-    interval = 0.5 if os.isatty(2) else 60
-    look = dict(unit='img', mininterval=interval, dynamic_ncols=True, smoothing=0.05)
-    return tqdm(initial=step, total=train_nimg, disable=disable, **look)
-
-
-@contextlib.contextmanager
-def catching_signals(signals=(signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)):
-    """Yields a list to which the names of stop signals are added as they come.
-
-    After the first signal, whichever it was, a Ctrl-C stops the program at once. Other further signals do nothing:
-    batch systems send them several times. SIGHUP comes when a terminal closes; under nohup it stays ignored.
-    """
-    stopped = []
-
-    def handler(number, _):
-        stopped.append(signal.Signals(number).name)
-        signal.signal(signal.SIGINT, previous[signal.SIGINT])
-
-    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    previous = {s: signal.signal(s, handler) for s in signals if s != signal.SIGHUP or not ignored}
-    try:
-        yield stopped
-    finally:
-        for s in previous:
-            signal.signal(s, previous[s])

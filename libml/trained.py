@@ -17,7 +17,7 @@ import tensorflow.compat.v1 as tf
 from libml import data, data_pair, files, networks, utils
 from libml.cli.options import Option
 from libml.intake import pictures
-from libml.running import checkpoints, runs
+from libml.running import checkpoints, hardware, runs
 
 WEIGHTS = ('averaged', 'raw')
 OPTIONS = dict(  # Of the scripts that take a run.
@@ -87,13 +87,13 @@ def find_normalisation(folder, args, data_dir=None):
     return data.compute_mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
 
 
-def read_weights(ckpt, description, weights='averaged'):
-    """Returns the values of a network's variables in a whole checkpoint, {name in scope `classify`: array}.
+def read_weights(held, description, weights='averaged'):
+    """Returns the values of a network's variables in a checkpoint, {name in scope `classify`: array}.
 
     Batch norm's moving averages are the same for raw and averaged weights.
 
     Args:
-        ckpt: path prefix; description: networks.Description; weights: one of WEIGHTS.
+        held: checkpoints.Held; description: networks.Description; weights: one of WEIGHTS.
 
     Raises:
         utils.Error: the checkpoint is another network's.
@@ -103,8 +103,8 @@ def read_weights(ckpt, description, weights='averaged'):
         name = 'classify/' + variable['name']
         sources[name] = name + AVERAGE if weights == 'averaged' and variable['trainable'] else name
         needed[sources[name]] = 'float32 %s' % tf.TensorShape(variable['shape'])
-    held = checkpoints.read(ckpt, needed)
-    return {name: held[source] for name, source in sources.items()}
+    values = held.read(needed)
+    return {name: values[source] for name, source in sources.items()}
 
 
 # --- The classifier ---
@@ -123,10 +123,11 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
         utils.Error: there is no whole checkpoint, no args.json or no description of the dataset, or they do not fit.
     """
     utils.require('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
-    ckpt, folder = checkpoints.resolve(ckpt or path), runs.find_folder(path)
-    args = read_args(folder)
-    normalisation = find_normalisation(folder, args, data_dir)
-    return Classifier(folder, args, find_family(args, data_dir), ckpt, weights, normalisation)
+    folder = runs.find_folder(path)
+    with checkpoints.resolve(ckpt or path) as held:
+        args = read_args(folder)
+        normalisation = find_normalisation(folder, args, data_dir)
+        return Classifier(folder, args, find_family(args, data_dir), held, weights, normalisation)
 
 
 class Classifier:
@@ -144,15 +145,14 @@ class Classifier:
         images, probabilities, class_names: its tensors, uint8 [None, H, W, C], float32 [None, nclass], string [nclass].
     """
 
-    def __init__(self, folder, args, family, ckpt, weights, normalisation):
-        self.folder, self.args, self.family, self.ckpt, self.weights = folder, args, family, ckpt, weights
+    def __init__(self, folder, args, family, held, weights, normalisation):
+        """Takes the weights from a checkpoint, checkpoints.Held; normalisation: see find_normalisation."""
+        self.folder, self.args, self.family, self.ckpt, self.weights = folder, args, family, held.ckpt, weights
         self.classes = family.names
         sizes = [args[name] for name in SIZES]
         description = networks.describe(args['arch'], family.shape, *sizes)
-        values = read_weights(ckpt, description, weights)
+        values = read_weights(held, description, weights)
         self.batch = max(1, min(BATCH, MEMORY // (4 * 4 * description.largest)))  # Four layers of 4-byte numbers fit.
-        # TF32 is a switch of the whole process, on by default; `export` must give the same numbers everywhere.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
         with tf.Graph().as_default() as self.graph:
             self.images = tf.placeholder(tf.uint8, [None, *family.shape], 'images')
             found = build_logits(self.images, args['arch'], sizes, values, normalisation)
@@ -171,7 +171,8 @@ class Classifier:
         if images.dtype != np.uint8 or images.shape[1:] != self.family.shape:
             text = 'needs uint8 [n, %d, %d, %d], got %s %s'
             raise ValueError(text % (*self.family.shape, images.dtype, images.shape))
-        found = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
+        with hardware.switching(tf32=False):  # `export` must give the same numbers everywhere.
+            found = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
         return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *found])
 
     def classify_files(self, paths):

@@ -139,9 +139,8 @@ class Bench:
         family = data_pair.find_family(data_dir, split.name)
         self.params = AblationMixMatch.arguments(o, family)
         self.flop = AblationMixMatch.flop(family.shape, **self.params)
-        hardware.set_operation_threads(
-            hardware.choose_operation_threads(self.flop)
-        )  # Before the data: that opens a session.
+        threads = hardware.choose_operation_threads(self.flop)
+        hardware.set_operation_threads(threads)  # Before the data: that opens a session.
         self.dataset = data_pair.read_dataset(split, data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
 
     def session(self, graph, config):
@@ -149,14 +148,14 @@ class Bench:
         return self.stack.enter_context(contextlib.closing(tf.Session(graph=graph, config=config)))
 
     def model(self, xla, dataset=None, cls=AblationMixMatch):
-        """Returns a model with a session of its own, which is open, and its input started."""
+        """Returns a model, and a session of its own, which is open, its input started."""
         with tf.Graph().as_default() as graph:
             how = dict(seed=self.o.seed, machine=hardware.Machine(xla), precision=self.o.precision)
             model = cls('', dataset or self.dataset, **how, **self.params)
-            model.session = self.session(graph, model.config)
-            model.session.run(model.init_op)
-            model.session.run(model.init_input_op)
-        return model
+            session = self.session(graph, model.machine.config())
+            session.run(model.trainer.init_op)
+            session.run(model.trainer.init_input_op)
+        return model, session
 
     def rates(self, unit, count, functions):
         """Returns the rows of functions that treat `count` images a call, measured in turns."""
@@ -167,7 +166,7 @@ class Bench:
         """The update, in images a second and as a share of the arithmetic that the machine can do."""
         fixed = 'the same on a fixed batch'
         models = {PLAIN: self.model(False), fixed: self.model(False, cls=OnOneBatch), COMPILED: self.model(True)}
-        updates = {what: m.session.make_callable([m.ops.losses, m.ops.train_op]) for what, m in models.items()}
+        updates = {what: s.make_callable([m.ops.losses, m.ops.train_op]) for what, (m, s) in models.items()}
         product, gflop = matrix_product(tf.bfloat16 if self.o.precision == 'bfloat16' else tf.float32)
         seconds = in_turns(dict(updates, product=product), self.o.turns, self.o.turn)
         if self.o.profile:
@@ -183,20 +182,20 @@ class Bench:
         """The guess of a fixed batch's labels."""
 
         def guess(xla):
-            model = self.model(xla, cls=OnOneBatch)
+            model, session = self.model(xla, cls=OnOneBatch)
             size = {name: self.params[name] for name in ('arch', 'scales', 'filters', 'repeat')}
             with model.graph.as_default():
                 classifier = functools.partial(model.classifier, **size)
                 found = model.guess_label(tf.unstack(model.ops.y, axis=1), classifier, self.o.T)
             hardware.keep_draws(model.graph)
-            return model.session.make_callable(found.p_target.op)
+            return session.make_callable(found.p_target.op)
 
         return self.rates('unlabelled images/s', self.o.batch, {PLAIN: guess(False), COMPILED: guess(True)})
 
     def input(self):
         """The augmented images of an update."""
-        model, count = self.model(xla=False), self.o.batch * (1 + self.o.nu)
-        whole = model.session.make_callable([model.ops.x.op, model.ops.y.op])
+        (model, session), count = self.model(xla=False), self.o.batch * (1 + self.o.nu)
+        whole = session.make_callable([model.ops.x.op, model.ops.y.op])
         calls = {'one by one, in Python': self.one_by_one(count), 'the program: whole batches': whole}
         return self.rates('augmented images/s', count, calls)
 
@@ -222,13 +221,18 @@ class Bench:
         shorter = copy.copy(self.dataset)
         few = slice(EVALUATED // len(train.SUBSETS))
         shorter.sets = {name: images.select(few) for name, images in shorter.sets.items()}
-        model = self.model(False, shorter)
+        model, session = self.model(False, shorter)
         sets = [shorter.sets[name] for name in train.SUBSETS.values()]
         batches = [data.to_float(pixels) for pixels in data.iterate_equal_batches(sets, train.EVAL_BATCH)]
-        classify = model.session.make_callable(model.ops.classify_op, [model.ops.x])
+        classify = session.make_callable(model.ops.classify_op, [model.ops.x])
+
+        def report():
+            with session.as_default():
+                return model.eval_stats()
+
         calls = {
             'the classifier in a loop': lambda: [classify(batch) for batch in batches],
-            "a report's evaluation": model.eval_stats,
+            "a report's evaluation": report,
         }
         return self.rates('images/s', sum(map(len, sets)), calls)
 

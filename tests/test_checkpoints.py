@@ -46,7 +46,7 @@ def some_checkpoint(folder):
 
 
 def test_a_whole_checkpoint(tmp_path):
-    checkpoints.read_through(some_checkpoint(tmp_path)[0])
+    checkpoints.Held(some_checkpoint(tmp_path)[0])
 
 
 @pytest.mark.parametrize('damage', ['cut', 'flip', 'no data', 'cut index'])
@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint(damage, tmp_path):
     else:
         os.truncate(ckpt + '.index', 20)
     with pytest.raises(checkpoints.Damaged, match='not a whole checkpoint'):
-        checkpoints.read_through(ckpt)
+        checkpoints.Held(ckpt)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_what_the_system_refuses_is_no_damage(words, tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.train, 'load_checkpoint', fail)
     with pytest.raises(utils.Error, match='cannot be read') as raised:
-        checkpoints.read_through(ckpt)
+        checkpoints.Held(ckpt)
     assert not isinstance(raised.value, checkpoints.Damaged)
 
 

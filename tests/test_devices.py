@@ -17,8 +17,8 @@ import tensorflow.compat.v1 as tf
 from conftest import assert_one_line_error, assign, evaluate, fitting, make_dataset, make_model, scalars, variables
 from forked import before
 
-from libml import layers, train, utils
-from libml.running import checkpoints, hardware, replicas, runs
+from libml import layers, utils
+from libml.running import checkpoints, hardware, replicas, runs, trainer
 
 SCRIPT = 'ablation/ab_mixmatch.py'
 TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--seed=3', '--noxla']
@@ -36,8 +36,8 @@ KINDS = {  # Many ways to draw and to move variables.
 def test_the_variables_of_all_devices_stay_equal(kind, tmp_path):
     dataset, scales = fitting(kind['arch'])
     model = make_model(tmp_path, dataset, **dict(dict(scales=scales, nu=1, warmup_kimg=0), **kind))
-    with model.open_session() as session:
-        session.run(model.init_input_op)
+    with model.trainer.opening_session() as session:
+        session.run(model.trainer.init_input_op)
         start = variables(session)
         for _ in range(20):
             session.run(model.ops.train_op)
@@ -69,9 +69,9 @@ def test_the_parts_of_all_devices_are_the_whole_batch(tmp_path):
         with tf.Graph().as_default():
             model = make_model(tmp_path, dataset, batch=12, nu=1, devices=devices)
             labels = ['%slabels:0' % ('replica_%d/' % r if r else '') for r in range(devices)]
-            with model.open_session() as session:
+            with model.trainer.opening_session() as session:
                 assign(session, dict(global_step=24))
-                session.run(model.init_input_op)
+                session.run(model.trainer.init_input_op)
                 seen[devices] = np.array([np.concatenate(session.run(labels)) for _ in range(4)])
     np.testing.assert_array_equal(seen[1], seen[2])
     np.testing.assert_array_equal(seen[1], seen[3])
@@ -210,14 +210,14 @@ def start_hosts(server, digits_dir, tmp_path):
 
 
 def signalled(number, signal_number):
-    return [partial(before, train.Loop, 'must_stop', partial(send, number, signal_number))]
+    return [partial(before, trainer.Trainer, 'ask_hosts', partial(send, number, signal_number))]
 
 
 def test_two_hosts_train_like_two_devices_though_one_is_stopped_and_killed(start, start_hosts, tmp_path):
     done, whole = start(tmp_path / 'local', '--devices=2', '--train_kimg=2')
     assert done.returncode == 0, done.stderr
     stopped = start_hosts('--train_kimg=2', first=signalled(50, signal.SIGTERM))
-    assert [done.returncode for done in stopped] == [train.EXIT_INTERRUPTED] * 2, stopped
+    assert [done.returncode for done in stopped] == [trainer.EXIT_INTERRUPTED] * 2, stopped
     assert 'Stopped by a signal to another host at step' in stopped[0].stdout
     alive, killed = start_hosts('--train_kimg=2', first=signalled(150, signal.SIGKILL))
     assert killed.returncode == -signal.SIGKILL

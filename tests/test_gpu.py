@@ -81,7 +81,14 @@ def test_every_operation_of_an_update_and_an_evaluation_has_a_gpu_kernel(arch, p
     how = dict(precision=precision, devices=devices, batch=6)
     model = make_model(tmp_path, dataset, arch=arch, scales=scales, **how)
     ops = model.ops
-    fetches = [ops.train_op, ops.tune_op, model.scalar_values, model.init_op, ops.classify_op, ops.classify_raw]
+    fetches = [
+        ops.train_op,
+        ops.tune_op,
+        model.trainer.values,
+        model.trainer.init_op,
+        ops.classify_op,
+        ops.classify_raw,
+    ]
     found = {node.op for node in operations(model.graph, fetches)}
     assert {'IteratorGetNext', 'Conv2D', 'Conv2DBackpropFilter', 'ResourceApplyAdam'} <= found
     assert without_kernel(model.graph, fetches) == {}
@@ -103,7 +110,7 @@ def test_every_operation_of_the_exported_graph_has_a_gpu_kernel(arch):
 def test_on_a_gpu_xla_compiles_what_it_can_of_an_update_not_each_network(xla, gpus, tmp_path):
     model = make_model(tmp_path, xla=xla)
     levels = tf.OptimizerOptions.ON_2 if xla else tf.OptimizerOptions.DEFAULT
-    assert model.config.graph_options.optimizer_options.global_jit_level == levels
+    assert model.machine.config().graph_options.optimizer_options.global_jit_level == levels
     (network,) = model.networks.values()
     assert not any('_XlaMustCompile' in f.function_def.attr for f in network.functions.values())
     draws = [op for op in model.graph.get_operations() if 'Random' in op.type and 'Normal' not in op.type]

@@ -61,13 +61,13 @@ def print_peaks(folder, arch):
     utils.setup_tf()
     dataset = make_dataset(64, 64, 3, count=300)  # More than one batch of an evaluation, if that is too large.
     model = make_model(folder, dataset, arch=arch, scales=3, filters=32, repeat=1, batch=8)
-    with model.open_session():
-        model.resume('')
-        model.session.run(model.init_input_op)
+    with model.trainer.opening_session() as session:
+        model.trainer.restore(session, '')
+        model.session.run(model.trainer.init_input_op)
         for _ in range(3):
             model.session.run(model.ops.train_op)
         update = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        model.predictions()
+        model.predict_classes()
     print(update, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

@@ -10,11 +10,12 @@ import tensorflow.compat.v1 as tf
 from conftest import PARAMS, evaluate, make_dataset, make_model, scalars
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import layers, train
+from libml import layers
+from libml.running import trainer
 
 BATCH = PARAMS['batch']
 POINT = 3 * BATCH  # Images between points of the curves.
-REPORT = POINT * train.POINTS
+REPORT = POINT * trainer.POINTS
 LENGTH = 8 * BATCH  # The run's: two points, and a shorter one at its end.
 
 
@@ -27,19 +28,19 @@ def run(train_dir, stop=None, length=LENGTH, **params):
     values = []
     with tf.Graph().as_default():
         model = make_model(train_dir, **params)
-        check = model.check_finite
+        check = model.trainer.check_finite
 
         def noted(found, step):
-            values.append(dict(zip(model.scalars, map(float, found), strict=True)))
+            values.append(dict(zip(model.trainer.scalars, map(float, found), strict=True)))
             if len(values) == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
             return check(found, step)
 
-        model.check_finite = noted
+        model.trainer.check_finite = noted
         try:
             model.train(length, REPORT, save_nimg=length)
         except SystemExit as stopped:
-            assert stop and stopped.code == train.EXIT_INTERRUPTED
+            assert stop and stopped.code == trainer.EXIT_INTERRUPTED
     return values, scalars(model.checkpoint_dir)
 
 
@@ -99,9 +100,9 @@ def test_what_is_said_of_guesses(guesses, confidence, entropy):
 
 def test_a_collapse_is_said_once(tmp_path, capsys):
     model = make_model(tmp_path)
-    means = train.Means(['monitors/weight_l2u', 'monitors/guess_entropy'])
-    with model.open_session():
-        loop = train.Loop(model, 0, means, None, 1, mock.Mock(), None)
+    means = trainer.Means(['monitors/weight_l2u', 'monitors/guess_entropy'])
+    with model.trainer.opening_session() as session:
+        loop = trainer.Loop(model.trainer, session, 0, means, None, mock.Mock(), None, [])
 
     def said(weight, entropy):
         means.add([weight, entropy])
@@ -132,7 +133,7 @@ def test_balanced_accuracy_where_classes_are_unequal(tmp_path, monkeypatch):
     dataset.sets['test'].labels[:] = [0, 0, 0, 0, 0, 1, 2]
     model = make_model(tmp_path, dataset)
     predicted = [dataset.sets['labeled'].labels, dataset.sets['valid'].labels, np.array([0, 0, 0, 0, 0, 0, 2])]
-    monkeypatch.setattr(model, 'predictions', lambda: predicted)
+    monkeypatch.setattr(model, 'predict_classes', lambda **_: predicted)
     found = model.report(1024)
     assert found['accuracy'] == pytest.approx(100 * 6 / 7)
     assert found['accuracy/balanced'] == pytest.approx(100 * 2 / 3)
@@ -144,6 +145,6 @@ def test_no_balanced_accuracy_where_classes_are_equal(tmp_path, monkeypatch):
     dataset.sets['test'].labels[:] = [0, 0, 1, 1, 2, 2]
     model = make_model(tmp_path, dataset)
     monkeypatch.setattr(
-        model, 'predictions', lambda: [dataset.sets[name].labels for name in ('labeled', 'valid', 'test')]
+        model, 'predict_classes', lambda **_: [dataset.sets[name].labels for name in ('labeled', 'valid', 'test')]
     )
     assert 'accuracy/balanced' not in model.report(1024)

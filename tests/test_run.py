@@ -16,7 +16,7 @@ from conftest import ROOT, assert_one_line_error, command, scalars, tree
 
 from ablation import ab_mixmatch
 from libml import files, utils
-from libml.running import checkpoints, hardware
+from libml.running import checkpoints, hardware, setting
 from scripts import extract_accuracy
 
 SCRIPT = os.path.join('ablation', 'ab_mixmatch.py')
@@ -170,8 +170,11 @@ def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finishe
 def test_what_is_not_at_its_default_joins_the_name_of_the_folder(more, tmp_path):
     cls, params = ab_mixmatch.AblationMixMatch, dict(nu=2, lr=0.1)
     ((name, value),) = more.items()
-    assert os.path.basename(cls.run_dir(str(tmp_path), 1, **params, **more)).count('_%s%s' % (name, value)) == 1
-    assert os.path.basename(cls.run_dir(str(tmp_path), 1, **params)) == 'AblationMixMatch_lr0.1_nu2_seed1'
+    assert (
+        os.path.basename(setting.locate_run(cls, str(tmp_path), 1, **params, **more)).count('_%s%s' % (name, value))
+        == 1
+    )
+    assert os.path.basename(setting.locate_run(cls, str(tmp_path), 1, **params)) == 'AblationMixMatch_lr0.1_nu2_seed1'
 
 
 def compile_always():

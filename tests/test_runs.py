@@ -10,8 +10,8 @@ import tensorflow.compat.v1 as tf
 from conftest import ROOT, command, make_model
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from libml import files, train, utils
-from libml.running import runs
+from libml import files, utils
+from libml.running import checkpoints, runs, setting, trainer
 
 
 def train_model(train_dir, train_nimg=8, **params):
@@ -20,6 +20,12 @@ def train_model(train_dir, train_nimg=8, **params):
         model = make_model(train_dir, **params)
         model.train(train_nimg, 4)
     return model
+
+
+def is_finished(run, train_nimg, **args):
+    """Returns runs.Run.is_finished of the newest whole checkpoint."""
+    held, _ = checkpoints.find_newest_whole(os.path.join(run, 'tf'))
+    return bool(held) and runs.Run(run).is_finished(held.ckpt, train_nimg, **args)
 
 
 def hparams(run):
@@ -60,8 +66,8 @@ def test_each_step_is_reported_once(tmp_path):
 def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(tmp_path):
     first = train_model(tmp_path, seed=None)
     second = train_model(tmp_path, 16, seed=None)
-    assert first.train_dir == second.train_dir and first.seed == second.seed
-    assert train_model(tmp_path / 'other', seed=None).seed != first.seed
+    assert first.train_dir == second.train_dir and first.setting.seed == second.setting.seed
+    assert train_model(tmp_path / 'other', seed=None).setting.seed != first.setting.seed
 
 
 def test_a_run_keeps_its_precision_but_not_how_it_is_compiled(tmp_path):
@@ -77,7 +83,7 @@ def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
     args = runs.Run(run).args
     del args['precision'], args['xla']
     files.write_json(runs.Run(run).args_file, args)
-    assert runs.Run(run).is_finished(8, precision='float32')
+    assert is_finished(run, 8, precision='float32')
     assert train_model(tmp_path, 16).train_dir == run
     assert utils.get_latest_global_step(os.path.join(run, 'tf')) == 16
 
@@ -88,21 +94,21 @@ def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
 def test_finished_is_the_last_checkpoint_whole_and_the_same_arguments(tmp_path):
     run = train_model(tmp_path, 8).train_dir
     args = {'whiten': False, 'p_unlabeled': '', 'precision': 'float32'}
-    assert runs.Run(run).is_finished(8, **args) and runs.Run(run).is_finished(4, **args)
-    assert not runs.Run(run).is_finished(9, **args)
-    assert not runs.Run(run).is_finished(8, **dict(args, whiten=True))
-    assert not runs.Run(run).is_finished(8, **dict(args, precision='bfloat16'))
-    assert not runs.Run(str(tmp_path / 'none')).is_finished(1)
+    assert is_finished(run, 8, **args) and is_finished(run, 4, **args)
+    assert not is_finished(run, 9, **args)
+    assert not is_finished(run, 8, **dict(args, whiten=True))
+    assert not is_finished(run, 8, **dict(args, precision='bfloat16'))
+    assert not is_finished(str(tmp_path / 'none'), 1)
     path = utils.find_latest_checkpoint(os.path.join(run, 'tf')) + '.data-00000-of-00001'
     with open(path, 'r+b') as file:
         file.truncate(os.path.getsize(path) // 2)
-    assert not runs.Run(run).is_finished(8, **args)
+    assert not is_finished(run, 8, **args)
 
 
 @pytest.mark.parametrize('seed', [None, 3])
 def test_the_folder_is_known_before_the_model_is_built(tmp_path, seed):
     model = make_model(tmp_path, seed=seed)
-    assert type(model).run_dir(str(tmp_path), seed, **model.params) == model.train_dir
+    assert setting.locate_run(type(model), str(tmp_path), seed, **model.params) == model.train_dir
 
 
 def test_a_finished_run_started_again_needs_no_data(tmp_path):
@@ -128,14 +134,14 @@ def test_a_finished_run_started_again_needs_no_data(tmp_path):
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
 def test_a_batch_system_may_repeat_its_signals(name):
-    with train.catching_signals() as stopped:
+    with trainer.catching_signals() as stopped:
         for _ in range(3):
             signal.raise_signal(signal.Signals[name])
     assert stopped == [name] * 3
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    with train.catching_signals() as stopped:
+    with trainer.catching_signals() as stopped:
         signal.raise_signal(signal.SIGINT)
         assert stopped == ['SIGINT']
         with pytest.raises(KeyboardInterrupt):

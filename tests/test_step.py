@@ -58,7 +58,7 @@ def shake_up(session):
 def test_two_updates_equal_numpy(params, draws, tmp_path):
     dataset = make_dataset(6, 6, 1, nclass=3, whiten=True)
     model = make_model(tmp_path, dataset, **params)
-    with model.open_session() as session:
+    with model.trainer.opening_session() as session:
         shake_up(session)
         assign(session, dict(global_step=512))
         for seed in range(2):
@@ -132,9 +132,9 @@ def model(built):
 @pytest.fixture
 def session(model):
     """A session with the input streams started, variables far from their first values."""
-    with model.open_session() as session:
+    with model.trainer.opening_session() as session:
         shake_up(session)
-        session.run(model.init_input_op)
+        session.run(model.trainer.init_input_op)
         yield session
 
 
@@ -158,7 +158,7 @@ def test_tune_op_equals_numpy(draws, tmp_path):
     dataset = make_dataset()
     model = make_model(tmp_path, dataset, nu=1, mixmode='.')
     x, y, label = random_batch(dataset, 4, 1)
-    with model.open_session() as session:
+    with model.trainer.opening_session() as session:
         before = shake_up(session)
         session.run(model.ops.tune_op, feed(model, x, y, label))
         after = variables(session)
@@ -262,20 +262,20 @@ def test_an_argument_out_of_range_is_refused_before_anything_is_built(name, valu
 
 @pytest.mark.parametrize('batch', [None, 4, 36])
 def test_accuracies_are_those_of_each_set(batch, model, session):
-    model.session = session
     expected = []
     for images in (model.dataset.sets[name] for name in ('labeled', 'valid', 'test')):
         p = session.run(model.ops.classify_op, {model.ops.x: model.dataset.to_float(images.gather(slice(None)))})
         expected.append(100 * np.mean(p.argmax(1) == images.labels))
     assert len(set(expected)) == 3
-    np.testing.assert_allclose(model.eval_stats(batch), expected)
+    with session.as_default():
+        np.testing.assert_allclose(model.eval_stats(batch), expected)
 
 
 def test_a_set_without_images_has_no_accuracy(tmp_path):
     dataset = make_dataset()
     dataset.sets['valid'] = dataset.sets['valid'].select(slice(0))
     model = make_model(tmp_path, dataset)
-    with model.open_session():
+    with model.trainer.opening_session():
         train, valid, test = model.eval_stats()
     assert np.isnan(valid) and 0 <= train <= 100 and 0 <= test <= 100
 
@@ -285,9 +285,9 @@ def test_a_set_without_images_has_no_accuracy(tmp_path):
 
 def updates(model, count, state=None, feed=None):
     """Makes updates in a new session, from `state`; returns the losses of each, and all variables at the end."""
-    with model.graph.as_default(), model.open_session() as session:
+    with model.graph.as_default(), model.trainer.opening_session() as session:
         assign(session, state or {})
-        session.run(model.init_input_op)
+        session.run(model.trainer.init_input_op)
         losses = [session.run([model.ops.losses, model.ops.train_op], feed)[0] for _ in range(count)]
         return losses, variables(session)
 
@@ -311,8 +311,8 @@ def test_random_blends_and_partners_are_the_seeds_too(tmp_path):
 
 def labels(model, count):
     """Returns the classes of the first labelled batches."""
-    with model.open_session() as session:
-        session.run(model.init_input_op)
+    with model.trainer.opening_session() as session:
+        session.run(model.trainer.init_input_op)
         return [session.run(model.ops.label).tolist() for _ in range(count)]
 
 
@@ -359,8 +359,8 @@ def loss_curve(train_dir, arch, **options):
 
 def first_losses(model):
     """Returns the losses of the first update by several draws, and all variables."""
-    with model.open_session() as session:
-        session.run(model.init_input_op)
+    with model.trainer.opening_session() as session:
+        session.run(model.trainer.init_input_op)
         losses = [session.run(model.ops.losses, {model.update_key: draw}) for draw in range(UPDATES)]
         return losses, variables(session)
 
@@ -402,7 +402,7 @@ def test_in_bfloat16_logits_statistics_and_variables_are_float32(arch, tmp_path)
     moments, size = [], dict(scales=scales, filters=2, repeat=1)
     logits = model.classifier(model.ops.x, arch, **size, training=True, moments=moments)
     assert bool(moments) == (arch != 'convnet')
-    found = [logits, *[value for _, value in moments], *model.floats, *model.ops.losses.values()]
+    found = [logits, *[value for _, value in moments], *model.trainer.floats, *model.ops.losses.values()]
     assert {v.dtype.base_dtype for v in found} == {tf.float32}
     (network,) = model.networks.values()
     inside = {op.outputs[0].dtype for op in network.functions[True].graph.get_operations()
@@ -421,8 +421,11 @@ def test_compiled_networks_give_the_same_gradients_and_averages(model, tmp_path)
 
 @pytest.mark.parametrize('precision', ['float32', 'tf32', 'bfloat16'])
 def test_products_are_rounded_to_tf32_only_where_asked_for(precision, tmp_path):
-    make_model(tmp_path, precision=precision)
-    assert tf.config.experimental.tensor_float_32_execution_enabled() == (precision == 'tf32')
+    is_on = tf.config.experimental.tensor_float_32_execution_enabled
+    before = is_on()
+    with make_model(tmp_path, precision=precision).trainer.opening_session():
+        assert is_on() == (precision == 'tf32')
+    assert is_on() == before  # It is a switch of the whole process.
 
 
 def test_compiled_networks_are_repeatable_bit_for_bit(plain_curves, tmp_path):
@@ -437,7 +440,9 @@ def test_batches_that_wait_on_a_device_are_the_same(model, tmp_path, monkeypatch
     monkeypatch.setattr(tf.compat.v2.config.experimental, 'enable_op_determinism', lambda: None)
     with tf.Graph().as_default() as graph:
         fetched = make_model(tmp_path)
-        fetched.config.device_count['CPU'] = 2
+        config = fetched.machine.config()
+        config.device_count['CPU'] = 2
+        monkeypatch.setattr(hardware.Machine, 'config', lambda _: config)
         found = {op.device for op in graph.get_operations() if op.type == 'IteratorGetNext'}
         assert found == {'/device:CPU:1'}
         assert updates(fetched, 3)[0] == losses

@@ -21,7 +21,7 @@ from forked import before
 from test_survival import TRAIN_KIMG, assert_same_end, copy, start, tf_dir, whole  # noqa: F401
 
 from libml import train
-from libml.running import checkpoints
+from libml.running import checkpoints, trainer
 
 STREAMS = ('stdin', 'stdout', 'stderr')
 ENDINGS = ('index', 'data-00000-of-00001')
@@ -113,8 +113,8 @@ def stop(owner, method, n, name):
 
 @pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGINT'])
 def test_a_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_path, name):
-    done = start(tmp_path, first=[functools.partial(stop, train.ClassifySemi, 'check_finite', 40, name)])
-    assert done.returncode == train.EXIT_INTERRUPTED, done
+    done = start(tmp_path, first=[functools.partial(stop, trainer.Trainer, 'check_finite', 40, name)])
+    assert done.returncode == trainer.EXIT_INTERRUPTED, done
     assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))] == [40 * 32]
     assert 'Continuing from' in start(tmp_path).stdout
     checkpoints.remove(checkpoints.find(tf_dir(tmp_path))[0])  # The only one that `whole` has not.
@@ -122,8 +122,8 @@ def test_a_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_pat
 
 
 def test_a_signal_during_a_report_leaves_the_report_to_the_resumed_run(start, whole, tmp_path):
-    done = start(tmp_path, first=[functools.partial(stop, train.ClassifySemi, 'predictions', 1, 'SIGTERM')])
-    assert done.returncode == train.EXIT_INTERRUPTED, done
+    done = start(tmp_path, first=[functools.partial(stop, train.ClassifySemi, 'predict_classes', 1, 'SIGTERM')])
+    assert done.returncode == trainer.EXIT_INTERRUPTED, done
     assert 'kimg 2 ' not in done.stdout
     assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))] == [2 << 10]
     done = start(tmp_path)

@@ -27,7 +27,7 @@ from conftest import assert_one_line_error, command, scalars
 from forked import before
 
 from libml import train, utils
-from libml.running import checkpoints, runs
+from libml.running import checkpoints, runs, trainer
 
 SAVE_KIMG, TRAIN_KIMG = 3, 10  # Reports, every 2 kimg, fall beside checkpoints and on them.
 TINY = ['--batch=32', '--filters=2', '--repeat=1', '--scales=1', '--ema=.9', '--warmup_kimg=1', '--seed=3']
@@ -73,7 +73,7 @@ def tf_dir(train_dir):
 def damage(ckpt):
     """Returns what is wrong with a checkpoint, '' where nothing is."""
     try:
-        checkpoints.read_through(ckpt)
+        checkpoints.Held(ckpt)
     except utils.Error as error:
         return str(error)
     return ''
@@ -104,7 +104,8 @@ def kill(method, n=1, seconds=0):
         threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGKILL]).start()
 
     if method:
-        before(train.ClassifySemi, method, lambda call, *_: call == n and end())
+        owner = trainer.Trainer if hasattr(trainer.Trainer, method) else train.ClassifySemi
+        before(owner, method, lambda call, *_: call == n and end())
     else:
         end()
 
@@ -112,7 +113,7 @@ def kill(method, n=1, seconds=0):
 def note_progress(path):
     """Arranges for the step to be written to a file after each update."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    before(train.Model, 'check_finite', lambda n, model, values, step: os.pwrite(file, b'%010d' % step, 0))
+    before(trainer.Trainer, 'check_finite', lambda n, model, values, step: os.pwrite(file, b'%010d' % step, 0))
 
 
 def moments(seed):
@@ -317,7 +318,13 @@ def fill_disk_at_first_report():
 
 def remove_folder(method, step, folder):
     """Removes a folder of the run when a method is called after a step."""
-    before(train.ClassifySemi, method, lambda n, model, at, *_: at > step and shutil.rmtree(getattr(model, folder)))
+    owner, place = {'save': (trainer.Trainer, 1), 'report': (train.ClassifySemi, 0)}[method]
+
+    def remove(n, its, *args):
+        if args[place] > step:
+            shutil.rmtree(getattr(getattr(its, 'model', its), folder))
+
+    before(owner, method, remove)
 
 
 def test_a_disk_that_is_full_when_a_checkpoint_is_written(start, whole, tmp_path):
@@ -379,9 +386,9 @@ def make_infinite():
     def harm(n, model, values, step):
         if step == 6 << 10:
             bias = next(v for v in tf.global_variables() if v.op.name == 'classify/dense/bias')
-            bias.load(np.full(bias.shape, np.nan), model.session)
+            bias.load(np.full(bias.shape, np.nan), tf.get_default_session())
 
-    before(train.Model, 'check_finite', harm)
+    before(trainer.Trainer, 'check_finite', harm)
 
 
 def test_weights_that_are_not_finite_are_never_saved(start, tmp_path):
@@ -395,7 +402,7 @@ def test_weights_that_are_not_finite_are_never_saved(start, tmp_path):
 
 
 def press_ctrl_c(place):
-    """Arranges for a Ctrl-C where a function is called, such as 'libml.train.Model.save'."""
+    """Arranges for a Ctrl-C where a function is called, such as 'libml.running.trainer.Trainer.save'."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -405,7 +412,8 @@ def press_ctrl_c(place):
 
 
 @pytest.mark.parametrize(
-    'place', ['libml.data_pair.read_dataset', 'libml.train.Model.resume', 'libml.train.Model.save']
+    'place',
+    ['libml.data_pair.read_dataset', 'libml.running.trainer.Trainer.restore', 'libml.running.trainer.Trainer.save'],
 )
 def test_ctrl_c_is_one_line(start, tmp_path, place):
     done = start(tmp_path, first=[partial(press_ctrl_c, place)])

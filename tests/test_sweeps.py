@@ -12,7 +12,7 @@ from conftest import ROOT
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
 from libml import data_pair, experiment
 from libml.cli import options
-from libml.running import runs
+from libml.running import runs, setting
 from scripts import report
 
 OPTIONS = experiment.list_options(AblationMixMatch)
@@ -107,8 +107,10 @@ def test_the_program_accepts_each_line_and_no_two_share_a_folder(name):
     folders = set()
     for o in found:
         params = {name: o[name] for name in PARAMS}
-        AblationMixMatch.check(**params)
-        folders.add(AblationMixMatch.run_dir(os.path.join(o['train_dir'], o['dataset']), o['seed'], **params))
+        AblationMixMatch.check_params(**params)
+        folders.add(
+            setting.locate_run(AblationMixMatch, os.path.join(o['train_dir'], o['dataset']), o['seed'], **params)
+        )
     assert len(folders) == len(found)
 
 

@@ -116,8 +116,8 @@ def by_the_model(world, images, raw=False, run=None):
     with tf.Graph().as_default():
         params = {name: args[name] for name in (*PARAMS, 'nclass')}
         model = AblationMixMatch(str(world.data), dataset, seed=1, **params)
-        with model.open_session() as session:
-            model.checkpoints.restore(session, checkpoints.resolve(run or world.run))
+        with model.trainer.opening_session() as session:
+            model.trainer.checkpoints.restore(session, checkpoints.resolve(run or world.run))
             op = model.ops.classify_raw if raw else model.ops.classify_op
             return session.run(op, {model.ops.x: dataset.to_float(images)})
 

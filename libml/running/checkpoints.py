@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import tempfile
 
 import tensorflow.compat.v1 as tf
@@ -18,7 +17,11 @@ from libml import files, utils
 NAME = 'model.ckpt'
 NOTE = '.note.json'  # Behind a prefix: what the loop needs to continue exactly, besides the variables.
 ASIDE = 'damaged-'  # Before the name of a damaged checkpoint's files.
-UNFINISHED = re.compile(r'.*\.tempstate\d+|checkpoint\.tmp\w+|.*\.part-[\w.-]+')
+ENDING = r'\.(index|meta|data-\d{5}-of-\d{5}|note\.json)'  # Of a checkpoint's files, behind its prefix.
+PART = r'\.part-\d+-[0-9a-f]{12}'  # Behind the names of unfinished files, see files.replacing.
+UNFINISHED = re.compile(
+    r'(args\.json|model\.ckpt-\d+\.note\.json)%s|model\.ckpt-\d+\..*\.tempstate\d+|checkpoint\.tmp\w+' % PART
+)
 # What TensorFlow's reader says of damage: a checksum, or a file that is cut or missing.
 DAMAGE = re.compile('checksum|sstable|corrupt|truncated|less bytes than requested|No such file', re.IGNORECASE)
 # What TensorFlow's reader says of errors of the system, which are no damage.
@@ -39,7 +42,7 @@ find, step = utils.find_checkpoints, utils.checkpoint_step  # There, beside the 
 
 
 def resolve(path):
-    """Returns the prefix of the whole checkpoint that a user means.
+    """Returns the whole checkpoint that a user means, as Held.
 
     Args:
         path: a prefix; one of a checkpoint's files; or a run's folder, or its tf folder, for the newest whole one.
@@ -49,31 +52,21 @@ def resolve(path):
     """
     path = utils.expand(path)
     if not os.path.isdir(path):
-        ckpt = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
-        read_through(ckpt)
-        return ckpt
-    ckpt, damage = find_newest_whole(path if find(path) else os.path.join(path, 'tf'))
-    if not ckpt:
+        return Held(re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path))
+    held, damage = find_newest_whole(path if find(path) else os.path.join(path, 'tf'))
+    if not held:
         why = next(iter(damage.values()), 'name a run, or one of its checkpoints')
         raise utils.Error('%s holds no whole checkpoint: %s' % (path, why))
     for error in damage.values():
         utils.warn('an older checkpoint is taken: %s' % error)
-    return ckpt
-
-
-def initial(folder, init_ckpt):
-    """Returns the whole checkpoint that a new run begins with; '' if none is given, or `folder` has one already.
-
-    Args:
-        init_ckpt: see resolve, which says what is raised; '' for none.
-    """
-    return resolve(init_ckpt) if init_ckpt and not find(folder) else ''
+    return held
 
 
 def list_files(ckpt):
     """Returns the paths of a checkpoint's files, the index last."""
     folder, name = os.path.split(ckpt)
-    names = [file for file in os.listdir(folder or '.') if file.startswith(name + '.')]
+    own = re.compile(re.escape(name) + ENDING)
+    names = filter(own.fullmatch, os.listdir(folder or '.'))
     return [os.path.join(folder, file) for file in sorted(names, key=lambda file: (file == name + '.index', file))]
 
 
@@ -97,69 +90,102 @@ def aliasing(path):
 # --- Reading ---
 
 
-def read_through(ckpt):
-    """Reads a checkpoint through, checksums included.
+class Held:
+    """A whole checkpoint, copied to the folder for temporary files until `close`. TensorFlow's reader reads the copy.
 
-    Raises:
-        Damaged: it is certainly damaged.
-        utils.Error: there is none, or it cannot be read now; what is in it may be whole.
+    If a disk fails, TensorFlow's reader may crash, or report damage. Copying first reports a failing disk as such.
+    Where no copy can be made, the checkpoint is read where it is.
+
+    Attributes:
+        ckpt: the checkpoint's prefix.
+        path: the prefix that TensorFlow reads.
     """
-    with opening(ckpt) as path:
-        try:
-            reader = tf.train.load_checkpoint(path)
-            for name in reader.get_variable_to_shape_map():
-                reader.get_tensor(name)
-        except FAILURES as error:
-            why = utils.explain(error).replace(path, ckpt)
-            if not DAMAGE.search(why) or any(words in why for words in SYSTEM):
-                raise
-            raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, why)) from error
+
+    def __init__(self, ckpt):
+        """Copies a checkpoint and reads the copy through, checksums included.
+
+        Raises:
+            Damaged: it is certainly damaged.
+            utils.Error: there is none, or it cannot be read now; what is in it may be whole.
+        """
+        self.ckpt = ckpt
+        with contextlib.ExitStack() as stack:
+            try:
+                paths = list_files(ckpt)
+                if ckpt + '.index' not in paths:
+                    raise FileNotFoundError
+                self.path = stack.enter_context(copying(ckpt, paths))
+                self.read()
+            except (FileNotFoundError, NotADirectoryError):
+                text = '%s is not a whole checkpoint: there is no file %s.index'
+                raise utils.Error(text % (ckpt, ckpt)) from None
+            except (OSError, *FAILURES) as error:
+                why = utils.explain(error).replace(getattr(self, 'path', ckpt), ckpt)
+                if isinstance(error, OSError) or not DAMAGE.search(why) or any(words in why for words in SYSTEM):
+                    text = '%s cannot be read (%s). It may be whole, so nothing was changed: run the same command when '
+                    raise utils.Error((text + 'it can be read') % (ckpt, why)) from error
+                raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, why)) from error
+            self.close = stack.pop_all().close
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def read(self, needed=None):
+        """Returns variables, {name: array}: those that are needed, see `compare`; None: all."""
+        if needed:
+            self.compare(needed)
+        reader = tf.train.load_checkpoint(self.path)
+        return {name: reader.get_tensor(name) for name in needed or reader.get_variable_to_shape_map()}
+
+    def compare(self, needed):
+        """Raises utils.Error unless the checkpoint holds what is needed.
+
+        Args:
+            needed: {variable: type and shape}, such as {'global_step': 'int64 ()'}.
+        """
+        reader = tf.train.load_checkpoint(self.path)
+        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+        for name, kind in needed.items():
+            held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
+            if held != kind:
+                text = '%s does not fit: as %s the model needs %s, it holds %s'
+                raise utils.Error(text % (self.ckpt, name, kind, held))
 
 
 @contextlib.contextmanager
-def opening(ckpt, needed=None):
-    """Copies a checkpoint to a temporary folder, and gives the prefix of the copy, for TensorFlow's reader.
-
-    If a disk fails, TensorFlow's reader may crash, or report damage. Copying first reports a failing disk as such.
-
-    Args:
-        needed: what the checkpoint must hold, {variable: type and shape}, such as {'global_step': 'int64 ()'}.
+def copying(ckpt, paths):
+    """Gives the prefix of a copy of a checkpoint's files, which is removed in the end; see Held.
 
     Raises:
-        utils.Error: there is no checkpoint, it cannot be read now, or it lacks a variable or has another shape or type.
+        OSError: a file cannot be read.
     """
-    with tempfile.TemporaryDirectory() as place:
+    with contextlib.ExitStack() as stack:
         try:
-            paths = list_files(ckpt)
+            place = stack.enter_context(files.making_temporary())
             for path in paths:
-                shutil.copyfile(path, os.path.join(place, os.path.basename(path)))
-        except (FileNotFoundError, NotADirectoryError):
-            paths = []
+                target = os.path.join(place, os.path.basename(path))
+                with files.naming(path), open(path, 'rb') as source, files.naming(target), open(target, 'wb') as out:
+                    while chunk := _read_chunk(source, path):
+                        out.write(chunk)
         except OSError as error:
-            raise unreadable_error(ckpt, error) from error
-        if ckpt + '.index' not in paths:
-            raise utils.Error('%s is not a whole checkpoint: there is no file %s.index' % (ckpt, ckpt))
-        try:
-            path = os.path.join(place, os.path.basename(ckpt))
-            if needed:
-                compare(ckpt, tf.train.load_checkpoint(path), needed)
-            yield path
-        except utils.Error:
-            raise
-        except FAILURES as error:
-            raise unreadable_error(ckpt, error) from error
+            if error.filename in paths:
+                raise
+            stack.close()  # There is no room.
+            yield stack.enter_context(aliasing(ckpt))
+        else:
+            yield os.path.join(place, os.path.basename(ckpt))
 
 
-def unreadable_error(ckpt, error):
-    """Returns the utils.Error of a checkpoint that cannot be read, though it may be whole."""
-    return utils.Error(
-        '%s cannot be read (%s). It may be whole, so nothing was changed: run the same command when it can be read'
-        % (ckpt, utils.explain(error))
-    )
+def _read_chunk(source, path):
+    with files.naming(path):
+        return source.read(1 << 20)
 
 
 def find_newest_whole(folder):
-    """Returns the newest whole checkpoint of a folder, None where there is none; and {damaged newer one: error}.
+    """Returns the newest whole checkpoint of a folder, Held, None if there is none; and {damaged newer one: error}.
 
     Raises:
         utils.Error: a checkpoint cannot be read, and may be whole.
@@ -167,33 +193,16 @@ def find_newest_whole(folder):
     damage = {}
     for ckpt in reversed(find(folder)):
         try:
-            read_through(ckpt)
-            return ckpt, damage
+            return Held(ckpt), damage
         except Damaged as error:
             damage[ckpt] = error
     return None, damage
 
 
-def compare(ckpt, reader, needed):
-    """Raises utils.Error unless a checkpoint's reader has the variables of `needed`, see `opened`."""
-    shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-    for name, kind in needed.items():
-        held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
-        if held != kind:
-            raise utils.Error('%s does not fit: as %s the model needs %s, it holds %s' % (ckpt, name, kind, held))
-
-
 def read(ckpt, needed=None):
-    """Returns variables of a whole checkpoint, {name: array}: those that are needed, see `opened`; None: all."""
-    with opening(ckpt, needed) as path:
-        reader = tf.train.load_checkpoint(path)
-        return {name: reader.get_tensor(name) for name in needed or reader.get_variable_to_shape_map()}
-
-
-def check_fits(ckpt, needed):
-    """Raises utils.Error unless a whole checkpoint holds what is needed, see `opened`."""
-    with opening(ckpt, needed):
-        pass
+    """Returns variables of a whole checkpoint, {name: array}; see Held.read."""
+    with Held(ckpt) as held:
+        return held.read(needed)
 
 
 # --- Writing ---
@@ -205,30 +214,15 @@ class Checkpoints:
     def __init__(self, folder):
         self.folder = folder
         variables = tf.global_variables()
-        self.needed = {v.op.name: '%s %s' % (v.dtype.base_dtype.name, v.shape) for v in variables}  # See opened.
+        self.needed = {v.op.name: '%s %s' % (v.dtype.base_dtype.name, v.shape) for v in variables}  # See Held.compare.
         self.saver = tf.train.Saver(variables, max_to_keep=None, save_relative_paths=True)
         self.last = ''  # What the variables were last restored from, or saved to.
 
-    def restore(self, session, ckpt):
-        """Takes all variables from a whole checkpoint; raises utils.Error where it does not fit."""
-        with opening(ckpt, self.needed) as path:
-            self.saver.restore(session, path)
-        self.last = ckpt
-
-    def resume(self, session, init_ckpt=''):
-        """Restores the newest whole checkpoint, or else init_ckpt where it is given; see newest_whole and restore.
-
-        Damaged newer checkpoints are renamed: nothing overwrites them.
-        """
-        ckpt, damage = find_newest_whole(self.folder)
-        for bad, error in damage.items():
-            put_aside(bad)
-            print('Continuing without a damaged checkpoint, which is kept as %s*: %s' % (ASIDE, error))
-        if not ckpt and init_ckpt:
-            ckpt = resolve(init_ckpt)
-        if ckpt:
-            self.restore(session, ckpt)
-            print('Continuing from %s' % ckpt)
+    def restore(self, session, held):
+        """Takes all variables from a checkpoint, Held; raises utils.Error where it does not fit."""
+        held.compare(self.needed)
+        self.saver.restore(session, held.path)
+        self.last = held.ckpt
 
     @property
     def is_own(self):

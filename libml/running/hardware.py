@@ -51,7 +51,7 @@ def find_cluster():
     """
     resolvers = tf.distribute.cluster_resolver
     try:
-        if 'TF_CONFIG' in os.environ:
+        if os.environ.get('TF_CONFIG', '{}').strip() not in ('', '{}'):
             found = resolvers.TFConfigClusterResolver()
         else:
             tasks = int(os.environ.get('SLURM_STEP_NUM_TASKS', 1))
@@ -168,7 +168,7 @@ class Machine:
         longer wait for each other.
         """
         over = threading.Event()
-        if self.hosts > 1:
+        if self.hosts > 1 and self.server:  # From here on, all hosts answer.
             threading.Thread(target=self.watch, args=[over], daemon=True).start()
         try:
             yield over
@@ -176,7 +176,7 @@ class Machine:
             lost = re.search(r'remote target /job:worker/replica:0/task:(\d+)', error.message)
             if not lost:
                 raise
-            raise self.lost(int(lost[1])) from error
+            raise self.lost_error(int(lost[1])) from error
         finally:
             over.set()
 
@@ -186,9 +186,9 @@ class Machine:
             for host, address in enumerate(self.addresses):
                 if not (answers(address) or over.wait(WATCH) or answers(address)):
                     print(file=sys.stderr)  # It ends the progress bar's line.
-                    os._exit(script.fail(self.lost(host), 1))
+                    os._exit(script.fail(self.lost_error(host), 1))
 
-    def lost(self, host):
+    def lost_error(self, host):
         """Returns the utils.Error of a host that no longer answers."""
         text = 'host %d (%s) no longer answers: start all hosts again to continue from the newest checkpoint'
         return utils.Error(text % (host, self.addresses[host]))
@@ -252,6 +252,25 @@ def set_operation_threads(threads):
     config.intra_op_parallelism_threads = threads
     with tf.Graph().as_default(), tf.Session(config=config) as session:
         session.run(tf.constant(0))
+
+
+@contextlib.contextmanager
+def switching(tf32, deterministic=False):
+    """Sets switches of the whole process inside.
+
+    Args:
+        tf32: whether a GPU may round the factors of its products to TF32; on by default.
+        deterministic: whether to ask for deterministic operations; many on a GPU are only so on request. TensorFlow has
+            no way back.
+    """
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(tf32)
+    if deterministic:
+        tf.compat.v2.config.experimental.enable_op_determinism()
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def keep_draws(graph):

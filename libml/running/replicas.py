@@ -60,3 +60,22 @@ def add_up(strategy, value):
 def broadcast(strategy, variable):
     """Returns the op that copies a variable from the first replica to all others."""
     return variable.assign(add_up(strategy, lambda: tf.zeros_like(variable) if get_number() else tf.identity(variable)))
+
+
+class Hosts:
+    """What several hosts do together: start from the same variables, and stop at the same step.
+
+    Attributes:
+        broadcast_op: copies all variables from the first replica to all others.
+    """
+
+    def __init__(self, strategy):
+        """Adds the ops to the current graph; all variables exist already."""
+        with strategy.scope():
+            self.broadcast_op = tf.group(*[broadcast(strategy, v) for v in tf.global_variables()])
+            self._stop = tf.placeholder_with_default(0, [], 'stop')
+            self._stops = add_up(strategy, lambda: tf.identity(self._stop))
+
+    def is_any(self, session, stop):
+        """Returns whether any host calls this with stop, an int, above 0. All hosts call it and get one answer."""
+        return bool(session.run(self._stops, {self._stop: stop}))

@@ -65,19 +65,17 @@ class Run:
         """Writes args.json."""
         files.write_json(self.args_file, args)
 
-    def is_finished(self, train_nimg, **args):
+    def is_finished(self, ckpt, train_nimg, **args):
         """Returns whether a run of train_nimg images has nothing left to do. Reads neither images nor graph.
 
         Args:
-            **args: saved arguments that must match. Where one differs, train.Model.train says what is wrong.
+            ckpt: its newest whole checkpoint.
+            **args: saved arguments that must match. Where one differs, the training says what is wrong.
         """
-        ckpt = utils.find_latest_checkpoint(self.checkpoint_dir)
-        if not ckpt or checkpoints.step(ckpt) < train_nimg or any(self.args.get(k) != v for k, v in args.items()):
+        if os.path.dirname(ckpt) != self.checkpoint_dir or checkpoints.step(ckpt) < train_nimg:
             return False
-        with contextlib.suppress(checkpoints.Damaged):  # train.Model reports the damage.
-            checkpoints.read_through(ckpt)
-            return any(step >= train_nimg for step, _ in read_accuracies(self.folder))
-        return False
+        same = all(self.args.get(name) == value for name, value in args.items())
+        return same and any(step >= train_nimg for step, _ in read_accuracies(self.folder))
 
     def check_name(self):
         """Raises utils.Error where the folder's name is longer than file systems allow."""
@@ -86,12 +84,13 @@ class Run:
             raise utils.Error(text % (self.folder, MAX_NAME))
 
     @contextlib.contextmanager
-    def lock(self):
+    def locking(self):
         """Keeps every other process from writing this run; raises utils.Error where one does so already.
 
         (The package filelock does not name the process that holds a lock, and fails where a disk answers ENOLCK.)
         """
         os.makedirs(self.folder, exist_ok=True)
+        self.refuse_links()
         path = os.path.join(self.folder, 'lock')
         with open(path, 'ab+', buffering=0) as file:
             with files.naming(path):
@@ -106,6 +105,13 @@ class Run:
             finally:
                 with contextlib.suppress(OSError):  # The lock is released anyway when the process ends.
                     file.truncate(0)
+
+    def refuse_links(self):
+        """Raises utils.Error if what this program writes in the folder is a link: it may lead to another's files."""
+        for name in ('lock', 'tf', 'args', 'stats', 'evaluation'):
+            path = os.path.join(self.folder, name)
+            if os.path.islink(path):
+                raise utils.Error('%s is a link, and nothing is written through it: remove it' % path)
 
     def remove_unfinished(self):
         """Removes what a killed or failed process left half-written; the run must be locked."""
@@ -131,18 +137,9 @@ def try_lock(file, owner):
     text = 'this file system has no locks: let one process at a time train this run. If none does, remove %s'
     utils.warn(text % file.name)
     match = re.fullmatch(r'process ([1-9]\d{0,8}) on (.*)', owner)
-    return not (match and match[2] == socket.gethostname() and is_running(int(match[1])))
-
-
-def is_running(pid):
-    """Returns whether another process of this machine has that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
+    return not (
+        match and match[2] == socket.gethostname() and int(match[1]) != os.getpid() and files.is_running(int(match[1]))
+    )
 
 
 class EventLog(contextlib.AbstractContextManager):
@@ -171,7 +168,8 @@ class EventLog(contextlib.AbstractContextManager):
         with self.writing(), checkpoints.aliasing(self.path) as path:
             self.file = tf.io.TFRecordWriter(path)
         self.write(file_version='brain.Event:2')
-        self.write(graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
+        if not times:  # The graph is large, and once is enough.
+            self.write(graph_def=graph.as_graph_def(add_shapes=True).SerializeToString())
         self.write(step=step + 1, session_log=tf.SessionLog(status=tf.SessionLog.START))
         self.write(summary=tf.Summary.FromString(hparams_pb(hparams).SerializeToString()))
 
