@@ -152,6 +152,21 @@ def test_runs_are_found_wherever_they_are(tmp_path):
     assert runs.find_runs(str(tmp_path / 'd')) == [str(tmp_path / 'd')]
 
 
+def test_links_are_followed_and_a_folder_counts_once(tmp_path):
+    for name in ('all/a/tf', 'far/b/args', 'far/c/real'):
+        os.makedirs(tmp_path / name)
+    os.symlink('real', tmp_path / 'far/c/tf')
+    for link, target in (('all/big', 'far'), ('all/twice', 'far/b'), ('far/round', 'all'), ('all/lost', 'nowhere')):
+        os.symlink(tmp_path / target, tmp_path / link)
+    os.symlink('self', tmp_path / 'all/self')
+    assert runs.find_runs(str(tmp_path / 'all')) == [str(tmp_path / 'all' / name) for name in ('a', 'big/b', 'big/c')]
+
+
+def test_runs_are_found_a_thousand_folders_deep(tmp_path):
+    os.makedirs(tmp_path / '/'.join('d' * 1200) / 'tf')
+    assert len(runs.find_runs(str(tmp_path))) == 1
+
+
 def test_medians_are_of_the_last_reports():
     assert runs.take_medians([1, 2, 3, 10, 20]) == dict(last01=20, last10=3, last20=3, last50=3)
     assert runs.take_medians(list(range(100))) == dict(last01=99, last10=94.5, last20=89.5, last50=74.5)

@@ -366,6 +366,18 @@ def test_a_run_is_named_by_its_folder_or_a_checkpoint(copy, world):
     assert trained.load(copy, ckpt=ckpt, data_dir=str(world.data)).ckpt == ckpt
 
 
+def test_a_run_is_named_by_a_folder_that_holds_it_alone(copy, world, tmp_path):
+    deep = str(tmp_path / 'above' / 'a')
+    shutil.move(copy, deep)
+    os.symlink(deep, tmp_path / 'above' / 'link')  # The same run once more.
+    assert os.path.samefile(trained.load(str(tmp_path / 'above'), data_dir=str(world.data)).folder, deep)
+    for name in ('z', 'b'):
+        shutil.copytree(deep, tmp_path / 'above' / name)
+    os.utime(tmp_path / 'above' / 'b' / 'tf', (9e9, 9e9))
+    with pytest.raises(utils.Error, match=r'holds 3 runs, name one of them \(newest last\): .*, b$'):
+        trained.load(str(tmp_path / 'above'), data_dir=str(world.data))
+
+
 # --- Bad input: one line, nothing half-written ---
 
 
@@ -420,6 +432,26 @@ BROKEN = {
     other_classes: 'classes',
     other_network: 'does not fit',
 }
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('dataset', 5), ('dataset', '\x1b[31mown.1@9-3'), ('arch', 'resnet9'), ('arch', []), ('seed', True),
+        ('filters', 'abc'), ('filters', None), ('filters', 4.5), ('filters', -4), ('filters', 1e30), ('repeat', 10**7),
+        ('scales', 0), ('nclass', '3'), ('classes', 'abc'), ('classes', [1, 2, 3]), ('classes', ['a\x1b', 'b', 'c']),
+        ('mean', 'text'), ('mean', [0, float('nan'), 0]), ('mean', [0]), ('std', None), ('data', []),
+        ('data', {'other': 'x'}), ('p_unlabeled', 3), ('train_kimg', 10**400), ('whiten', 'yes'),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fields_of_args_json_that_are_not_what_they_should_be(name, value, copy, world):
+    path = os.path.join(copy, 'args', 'args.json')
+    change_json(path, **{name: value})
+    with pytest.raises(utils.Error) as error:
+        trained.load(str(copy), data_dir=str(world.data))
+    text = str(error.value)
+    assert path in text and name in text and len(text) < 500 and not any(map(utils.is_control, text))
 
 
 @pytest.mark.parametrize('action', ['predict', 'evaluate', 'export'])
