@@ -1,6 +1,7 @@
 """How a script starts and ends: its flags, its streams, its exit code."""
 
 import contextlib
+import difflib
 import inspect
 import os
 import sys
@@ -35,6 +36,9 @@ def run(function, table, usage=''):
     def parse(argv):
         try:
             return flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:  # absl would suggest flags of its own, too.
+            near = difflib.get_close_matches(error.flagname, [*table, 'debug'])
+            sys.exit(fail(flags.UnrecognizedFlagError(error.flagname, suggestions=near), 2))
         except flags.Error as error:
             sys.exit(fail(error, 2))
 
