@@ -161,7 +161,10 @@ class Classifier:
         tf.config.experimental.enable_tensor_float_32_execution(False)
         with tf.Graph().as_default() as self.graph:
             self.images = tf.placeholder(tf.uint8, [None, *family.shape], 'images')
-            found = build_logits(self.images, args['arch'], sizes, values, normalisation)
+            sized = tf.ensure_shape(
+                self.images, [None, *family.shape]
+            )  # A check in the graph, for whom it is exported to.
+            found = build_logits(sized, args['arch'], sizes, values, normalisation)
             self.probabilities = tf.nn.softmax(found, name='probabilities')
             self.class_names = tf.constant(self.classes, name='classes')  # For `export`.
             self.session = tf.Session(config=utils.get_config())
