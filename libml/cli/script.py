@@ -13,8 +13,6 @@ from libml import utils
 from libml.cli import options
 from libml.utils import Error, explain
 
-flags.disclaim_key_flags()  # See options.py.
-
 
 def run(function, table, usage=''):
     """Runs a script: calls `function` with the words of its command line and the values of its flags.
@@ -30,6 +28,8 @@ def run(function, table, usage=''):
     options.define_flags(table)
     if 'debug' not in flags.FLAGS:  # Tests run several scripts in a process.
         flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
+    for name in (*table, 'debug'):  # Else --help would list those alone that are defined in the script's own file.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     utils.setup_tf()
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
