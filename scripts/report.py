@@ -9,8 +9,7 @@ The arguments are folders; all runs at any depth below them are read. The script
     curves.png              accuracy during training
     runs.csv                the error of each run at each report; this script reads such a file in place of a folder
 
-A row is a setting of a few flags: see table4.csv beside this script. Runs whose other arguments are equal make one
-table.
+A row is a setting of a few flags, see table4.csv beside this script. Runs that differ in others make other tables.
 """
 
 from libml.cli import quiet
@@ -244,7 +243,7 @@ def make_tables(reports, beside_paper=0):
 # --- Words ---
 
 LEGEND = (
-    'Error: test error in percent, the median of the last 20 reports (of all, where it says so); mean ± standard '
+    'Error: test error in percent, the median of the last 20 reports (of all, where it says how many); mean ± standard '
     "deviation over splits. Difference: the row's error minus MixMatch's on the same splits, in percentage points; "
     'above 0, the row is worse. Interval: what the true difference may be, judged by its changes from split to split; '
     '95 of 100 such intervals are right. A row is called worse or better only if its interval leaves out 0.'
@@ -261,7 +260,7 @@ def format_error(row):
     if np.isnan(row.error):
         return '–'
     spread = '' if np.isnan(row.deviation) else ' ± %.2f' % row.deviation
-    marks = filter(None, [not row.finished and 'unfinished', row.reports < MEDIAN and 'of %d reports' % row.reports])
+    marks = filter(None, [not row.finished and 'unfinished', row.reports < MEDIAN and 'reports: %d' % row.reports])
     return ('%.2f%s (%s)' % (row.error, spread, ', '.join(marks))).removesuffix(' ()')
 
 
@@ -374,6 +373,8 @@ def draw_differences(figure, table):
         axis.plot(rows.paper_difference, np.arange(len(rows)) + 0.3, 'kD', markersize=4, label=table.paper)
     axis.axvline(0, color='black', linewidth=0.8)
     axis.set(xlim=find_limits(rows), ylim=(max(len(rows), 1) - 0.5, -0.5))
+    if not rows.splits.any():
+        axis.set_xticks([0])
     axis.set_xlabel('test error minus that of MixMatch, percentage points (to the right: worse)')
     axis.set_yticks(range(len(rows)), rows.index)
     axis.tick_params(axis='y', length=0)
@@ -405,7 +406,7 @@ def draw_curves(figure, table):
         for name, shade, width in [(BASE, '0.68', 1.2)] * (row.Index != BASE) + [(row.Index, color, 1.6)]:
             kimg, mean, low, high = compute_curve(table, name)
             axis.fill_between(kimg, low, high, color=shade, alpha=0.22, linewidth=0.5)
-            axis.plot(kimg, mean, color=shade, linewidth=width)
+            axis.plot(kimg, mean, '.-' if len(kimg) == 1 else '-', color=shade, linewidth=width)
         words = ('error %s' % format_error(row)) * (row.error >= 0) or 'no report'
         words = ', '.join(filter(None, [words, row.verdict]))
         axis.set_title(row.Index, fontsize=8.5, fontweight='bold', loc='left', pad=15)

@@ -73,7 +73,7 @@ def test_a_median_of_fewer_than_20_reports_is_said_in_the_table_and_beneath_it(t
     write_run(tmp_path / 'b', [50] * 30, 'digits.2@20-100', train_kimg=8.0)
     (table,) = read(tmp_path)
     text = report.format_markdown([table], [])
-    assert '| MixMatch | 43.50 ± 9.19 (of 8 reports) |' in text
+    assert '| MixMatch | 43.50 ± 9.19 (reports: 8) |' in text
     assert 'Fewer than 20 reports: ' in text and 'Error of the last report: MixMatch 36.10.' in text
     assert 'Fewer than 20' not in report.format_markdown(report.make_tables(made_up({'MixMatch': {1: 10}})), [])
 
@@ -255,7 +255,7 @@ def test_an_unfinished_run_is_named_and_compared_with_nothing(tmp_path):
     write_run(tmp_path / 'd', [], row='no sharpening')
     (table,) = read(tmp_path)
     texts = [report.format_error(table.rows.loc[row]) for row in ('MixMatch', 'K = 3', 'no sharpening')]
-    assert texts == ['10.00', '30.00 (unfinished, of 12 reports)', '–']
+    assert texts == ['10.00', '30.00 (unfinished, reports: 12)', '–']
     assert table.rows.runs['MixMatch'] == 2 and table.rows.splits.max() == 0
     missing, _, unfinished = report.describe_missing(table)
     assert 'K = 3 (split 2); ' in missing and 'no MixUp (split 1, 2); ' in missing and 'MixMatch (' not in missing
