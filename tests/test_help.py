@@ -8,6 +8,7 @@ import re
 import pytest
 from conftest import ROOT, assert_one_line_error, command
 
+import libml
 from ablation.ab_mixmatch import AblationMixMatch
 from examples.pi_model import PiModel
 from libml import experiment
@@ -37,6 +38,12 @@ def check_help(text, table):
         assert ' '.join(option.limits.split()) in entry, entry
         assert not option.choices or entry.startswith('<%s>' % '|'.join(option.choices)), entry
     assert '[no]debug' in entries
+
+
+def test_the_version_is_the_changelogs_newest():
+    with open(os.path.join(ROOT, 'CHANGELOG.md'), encoding='utf-8') as file:
+        newest = re.search(r'^## (\S+)', file.read(), re.MULTILINE)[1]
+    assert libml.__version__.removesuffix('.dev0') == newest
 
 
 @pytest.mark.parametrize('path', [*SCRIPTS, *METHODS])

@@ -576,6 +576,7 @@ def test_command_lines(world, server, tmp_path):
         ['evaluate', 'which'],
         ['evaluate', run, data, '--out', world.labels, 'cannot write'],
         ['export', run, 'which'],
+        ['evaluate', '', 'the folder of a run'],
     ):
         assert_one_line_error(server.run('scripts/%s.py' % script, *args), word)
     for script, *args in (['evaluate', run, '--set=all'], ['predict', run, world.pictures, '--weights=x']):

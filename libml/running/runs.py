@@ -279,6 +279,7 @@ def find_folder(path):
 
 def resolve(path):
     """Returns the whole checkpoint that a user means: path as in find_folder. Errors: that, and checkpoints.resolve."""
+    utils.require('RUN', path, path, 'the folder of a run, or one of its checkpoints')  # Not an empty text.
     return checkpoints.resolve(find_folder(path) if os.path.isdir(utils.expand(path)) else path)
 
 
