@@ -1,13 +1,20 @@
 """Installs libml and what it needs: pip install -e .  (extras: gpu, test)."""
 
+import pathlib
+import re
+
 from setuptools import setup
+
+# The version stands in one place. Importing libml is avoided: what it needs is not installed yet.
+SOURCE = pathlib.Path(__file__).with_name('libml').joinpath('__init__.py').read_text(encoding='utf-8')
 
 setup(
     name='mixmatch',
-    version='1.0.0',
+    version=re.search("^__version__ = '(.*)'", SOURCE, re.MULTILINE)[1],
     description='MixMatch (Berthelot et al., NeurIPS 2019) and every ablation of it, on current TensorFlow',
     license='Apache-2.0',
     packages=['libml', 'libml.cli', 'libml.intake', 'libml.running', 'ablation'],
+    package_data={'libml': ['py.typed']},
     python_requires='>=3.10',
     install_requires=[
         'tensorflow>=2.18',  # The graph and its session. Tried: 2.18 to 2.21, with equal bits.
@@ -17,11 +24,11 @@ setup(
         'filelock',  # Two downloads of one archive take turns.
         'tqdm',  # Progress bars.
         'tensorboard',  # Reads the event files back, and shows them.
-        'pillow',  # Decodes and encodes pictures outside the graph.
-        'scikit-learn',  # The bundled digits dataset.
+        'pillow>=11',  # Decodes and encodes pictures outside the graph.
+        'scikit-learn>=1.3',  # The bundled digits dataset.
         'scipy',  # Reads SVHN's .mat files; Student's t of scripts/report.py.
-        'matplotlib',  # The pictures of scripts/evaluate.py and scripts/report.py.
-        'pandas',  # The tables of scripts/report.py: runs grouped by row and split.
+        'matplotlib>=3.7',  # The pictures of scripts/evaluate.py and scripts/report.py.
+        'pandas>=2',  # The tables of scripts/report.py: runs grouped by row and split.
     ],
     extras_require={
         'gpu': ['tensorflow[and-cuda]>=2.18'],  # The CUDA libraries that TensorFlow's own wheel is built for.

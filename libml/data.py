@@ -8,6 +8,7 @@ are gathered.
 import dataclasses
 import functools
 import itertools
+import math
 import sys
 import threading
 
@@ -19,9 +20,10 @@ from libml import records, utils
 SETS = ('labeled', 'unlabeled', 'valid', 'test')  # The names of the four sets of images, everywhere.
 TRAINING = dict(labeled=0, unlabeled=1)  # The sets that are streamed, and the numbers of their streams.
 MEMORY = 2 << 30  # Bytes of pixels of one record file that are held in memory; larger files are read as they are used.
-# One call of Python draws up to CHUNK batches, of CHUNK_BYTES bytes. A call takes long beside a small update.
+# A call of Python takes as long as a small update, so it draws many batches at once: at most CHUNK, and CHUNK_BYTES
+# bytes.
 CHUNK, CHUNK_BYTES = 64, 4 << 20
-VIEW_BATCH = 256  # Images drawn at a time behind the image-by-image datasets of DataSet.
+VIEW_BATCH = 256  # Batch size inside `train_labeled` and the other views of DataSet.
 
 
 class Images:
@@ -153,7 +155,7 @@ def make_stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
         pixels, labels = images.gather(indices), images.labels[indices]
         return pixels.reshape(-1, batch, *images.shape), labels.reshape(-1, batch)
 
-    # The range ends early: `draw` adds less than `size` to a position.
+    # Ends `size` early, so that position + size does not overflow.
     chunks = tf.data.Dataset.range(start, sys.maxsize - size, size)
     return _arrays(chunks, draw, [size // whole, batch], images.shape).prefetch(1).unbatch()
 
@@ -169,7 +171,9 @@ def make_view(images, batch):
 
 
 def iterate_equal_batches(sets, limit):
-    """Yields the pictures of several Images, one set after another, all in batches of one size, as XLA compiles each.
+    """Yields the pictures of several Images, one set after another, all in batches of one size.
+
+    XLA compiles the network again for each size.
 
     Args:
         sets: list of Images of one shape.
@@ -180,7 +184,7 @@ def iterate_equal_batches(sets, limit):
     """
     borders = np.cumsum([0] + [len(images) for images in sets])
     total = borders[-1]
-    size = -(-total // max(1, -(-total // limit)))
+    size = math.ceil(total / max(1, math.ceil(total / limit)))
     for start in range(0, total, size or 1):
         numbers = np.minimum(np.arange(start, start + size), total - 1)
         parts = zip(sets, itertools.pairwise(borders), strict=True)

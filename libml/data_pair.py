@@ -349,8 +349,8 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, nee
         whiten: see data.DataSet.
         p_unlabeled: text, the weights of the classes among the unlabelled images; '': keep all.
         seed: int, of the shuffling and augmentation in the properties of data.DataSet.
-        needs_unlabeled: False if the unlabelled loss has no weight. If no unlabelled images are left, then False puts
-            the labelled images into the set `unlabeled`, and True leaves the set empty, so that streaming it fails.
+        needs_unlabeled: False if the unlabelled loss has no weight: if no unlabelled images are left, labelled ones
+            take their place.
 
     Returns:
         data.DataSet.

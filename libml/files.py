@@ -36,12 +36,16 @@ def read_json(path, default):
         return default
 
 
+def write_text(path, text):
+    """Writes a text file, whole or not at all; makes its folder."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with naming(path), replacing(path) as part, open(part, 'w', encoding='utf-8') as file:
+        file.write(text)
+
+
 def write_json(path, value):
     """Writes a JSON file, whole or not at all; makes its folder."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with replacing(path) as part, naming(path), open(part, 'w', encoding='utf-8') as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.write('\n')
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + '\n')
 
 
 @contextlib.contextmanager

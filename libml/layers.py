@@ -27,7 +27,7 @@ def get_kernel(shape, initializer):
 
     initializer is one of TF1's initializer classes, or a partial of it; it is called with `seed`.
     """
-    # Besides the graph's, the kernel gets a seed of its own. Else TensorFlow would take the number of ops in the graph.
+    # Without a seed of its own, a kernel's first values would depend on how many ops the graph has so far.
     seed = zlib.crc32(tf.get_variable_scope().name.encode()) & 0x7FFFFFFF
     return tf.get_variable('kernel', shape, initializer=initializer(seed=seed))
 
@@ -38,11 +38,11 @@ def conv2d(x, filters, size, strides=1, padding='same', use_bias=True, initializ
     Args:
         x: float32 or bfloat16 [N, H, W, C].
         filters, size, strides: ints.
-        padding: 'same': H' is H / strides, rounded up; 'valid': the kernel's places inside x.
+        padding: 'same': H' is H / strides, rounded up; 'valid': no padding.
         use_bias: adds a bias that starts at zero.
         initializer: of the kernel [size, size, C, filters], see get_kernel.
     """
-    # For size 1, slicing first is the same. It avoids a memory bug of oneDNN's gradient for few channels.
+    # A 1×1 kernel with strides is the same as slicing first, which avoids a memory bug of oneDNN's gradient.
     if size == 1 and strides > 1:
         x, strides = x[:, ::strides, ::strides], 1
     with tf.variable_scope(None, default_name='conv2d'):
@@ -198,7 +198,7 @@ def permutation(n, key):
     return tf.argsort(tf.random.stateless_uniform([n], key), stable=True)
 
 
-X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # How much beta of x and beta of y count: x's alone, y's alone, their mean.
+X, Y, MEAN = (1, 0), (0, 1), (0.5, 0.5)  # Weights of (beta of x, beta of y).
 MIXES = {  # Mode: (pool of x's partners, beta), (pool of y's partners, beta); None leaves a side unmixed.
     'xx.yy':   (('x',  X),    ('y',  Y)),
     'xxy.yxy': (('xy', MEAN), ('xy', MEAN)),

@@ -17,7 +17,7 @@ import tensorflow.compat.v1 as tf
 from libml import data, data_pair, files, networks, utils
 from libml.cli.options import Option
 from libml.intake import pictures
-from libml.running import checkpoints, hardware, runs
+from libml.running import hardware, runs
 
 WEIGHTS = ('averaged', 'raw')
 OPTIONS = dict(  # Of the scripts that take a run.
@@ -42,6 +42,7 @@ def read_args(folder):
     missing = [name for name in ('dataset', 'arch', *SIZES) if name not in run.args]
     if missing:
         raise utils.Error('%s is damaged: it does not say %s' % (run.args_file, ', '.join(missing)))
+    utils.require('%s: arch' % run.args_file, run.args['arch'], run.args['arch'] in networks.MODELS, networks.MODELS)
     return run.args
 
 
@@ -74,15 +75,19 @@ def read_dataset(folder, args, data_dir=None):
     return dataset
 
 
-def find_normalisation(folder, args, data_dir=None):
-    """Returns the mean and the deviation by which a run's network normalises images, float32 [C] or numbers.
+def find_normalisation(folder, args, colors, data_dir=None):
+    """Returns the mean and the deviation by which a run's network normalises images, float32 [colors] or numbers.
 
-    Older runs need their dataset for it, see read_dataset.
+    Older runs need their dataset for it, see read_dataset. Raises utils.Error where args.json says them wrongly.
     """
     if not args.get('whiten'):
         return 0, 1
     if 'mean' in args:
-        return np.array(args['mean'], np.float32), np.array(args['std'], np.float32)
+        found = [np.array(args.get(name), np.float32) for name in ('mean', 'std')]
+        if any(value.shape != (colors,) for value in found):
+            text = '%s is damaged: mean and std must be lists of %d numbers, one for each color'
+            raise utils.Error(text % (runs.Run(folder).args_file, colors))
+        return found
     dataset = read_dataset(folder, args, data_dir)
     return data.compute_mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])
 
@@ -114,7 +119,7 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
     """Returns the Classifier that a run has learned.
 
     Args:
-        path: the run's folder, or one of its checkpoints.
+        path: the run's folder, one of its checkpoints, or a folder that holds one run alone.
         ckpt: checkpoint to take. '': `path` itself, or, if that is a folder, its newest whole checkpoint.
         weights: one of WEIGHTS.
         data_dir: a run on a published dataset needs none.
@@ -124,10 +129,11 @@ def load(path, ckpt='', weights='averaged', data_dir=None):
     """
     utils.require('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
     folder = runs.find_folder(path)
-    with checkpoints.resolve(ckpt or path) as held:
+    with runs.resolve(ckpt or path) as held:
         args = read_args(folder)
-        normalisation = find_normalisation(folder, args, data_dir)
-        return Classifier(folder, args, find_family(args, data_dir), held, weights, normalisation)
+        family = find_family(args, data_dir)
+        normalisation = find_normalisation(folder, args, family.colors, data_dir)
+        return Classifier(folder, args, family, held, weights, normalisation)
 
 
 class Classifier:
@@ -155,7 +161,9 @@ class Classifier:
         self.batch = max(1, min(BATCH, MEMORY // (4 * 4 * description.largest)))  # Four layers of 4-byte numbers fit.
         with tf.Graph().as_default() as self.graph:
             self.images = tf.placeholder(tf.uint8, [None, *family.shape], 'images')
-            found = build_logits(self.images, args['arch'], sizes, values, normalisation)
+            # A check in the graph, for those whom it is exported to.
+            sized = tf.ensure_shape(self.images, [None, *family.shape])
+            found = build_logits(sized, args['arch'], sizes, values, normalisation)
             self.probabilities = tf.nn.softmax(found, name='probabilities')
             self.class_names = tf.constant(self.classes, name='classes')  # For `export`.
             self.session = tf.Session(config=utils.get_config())

@@ -12,10 +12,9 @@ from libml.cli import quiet
 if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
+import math
 import os
-import warnings
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import colors
@@ -24,12 +23,14 @@ from sklearn import metrics
 from tqdm import tqdm
 
 from libml import data, files, trained, utils
-from libml.cli import script
+from libml.cli import drawing, script
 from libml.cli.options import Option
 from libml.utils import escape
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.
 NUMBERED = 20  # Classes up to which the cells of the confusion matrix bear their counts.
+MATRIX = 100  # Classes up to which there is such a matrix: it grows with their square.
+WORST = 40  # Confusions and classes that are drawn in its place.
 MISTAKES = 5, 8  # Rows and columns of mistakes.png.
 LONGEST = 22  # Characters of a class's name in a picture.
 BLUE, RED, GREY = '#92c5de', '#b2182b', '0.45'
@@ -54,11 +55,17 @@ def measure(labels, probabilities, classes):
     Returns:
         dict of accuracy, balanced_accuracy, calibration_error, confidence (its mean), all in percent; pictures, n;
         classes, a list of dicts of name, precision, recall, f1 (percent, None where they are not defined) and count;
-        confusion, counts [true class][guessed class]; reliability, a list of the rows of `calibration`.
+        confusion, counts [true class][guessed class], or, of more than MATRIX classes, confusion_cells, a list of [true
+        class, guessed class, count above 0]; reliability, a list of the rows of measure_calibration.
     """
     guesses, confidence, numbers = probabilities.argmax(1), probabilities.max(1), range(len(classes))
     table = metrics.precision_recall_fscore_support(labels, guesses, labels=numbers, zero_division=np.nan)
     bins = measure_calibration(confidence, guesses == labels)
+    if len(classes) <= MATRIX:
+        confusion = dict(confusion=metrics.confusion_matrix(labels, guesses, labels=numbers).tolist())
+    else:
+        cells, counts = np.unique(np.stack([labels, guesses], axis=1), axis=0, return_counts=True)
+        confusion = dict(confusion_cells=np.column_stack([cells, counts]).tolist())
     return dict(
         pictures=len(labels),
         accuracy=to_percent(np.mean(guesses == labels)),
@@ -75,7 +82,7 @@ def measure(labels, probabilities, classes):
             )
             for name, precision, recall, f1, count in zip(classes, *table, strict=True)
         ],
-        confusion=metrics.confusion_matrix(labels, guesses, labels=numbers).tolist(),
+        **confusion,
         reliability=bins.to_dict('records'),
     )
 
@@ -129,6 +136,8 @@ def new_figure(width, height, title, layout='constrained'):
 
 def draw_confusion(found, title):
     """Draws which class is taken for which. A row is a true class; its cells are shaded by their share of the row."""
+    if 'confusion_cells' in found:
+        return draw_worst(found, title)
     counts, names = np.array(found['confusion']), [shorten(row['name']) for row in found['classes']]
     many = len(names) > NUMBERED  # Then the cells are too small for numbers.
     side = max(12, 0.14 * len(names)) if many else max(5, 3 + 0.45 * len(names))  # Inches.
@@ -158,6 +167,33 @@ def list_mistakes(counts, names, most=30):
     mistakes = pd.DataFrame(counts - np.diag(np.diag(counts))).stack().nlargest(most)
     lines = ['%4d  %s → %s' % (count, names[i], names[j]) for (i, j), count in mistakes.items() if count]
     return '\n'.join(['most frequent mistakes', '', *lines])
+
+
+def draw_worst(found, title):
+    """Draws, of many classes, those that are confused most often, and those that are found least often."""
+    names = [shorten(row['name']) for row in found['classes']]
+    cells = pd.DataFrame(found['confusion_cells'], columns=['true', 'guessed', 'count'])
+    pairs = cells[cells.true != cells.guessed].nlargest(WORST, 'count')
+    rows = pd.DataFrame(found['classes']).assign(short=names).dropna(subset='recall').nsmallest(WORST, 'recall')
+    figure = new_figure(13, 9.5, 'Confusions: ' + title)
+    left, right = figure.subplots(1, 2)
+    mistakes = [
+        '%s → %s' % (names[true], names[guessed]) for true, guessed in zip(pairs.true, pairs.guessed, strict=True)
+    ]
+    left.set_title(
+        'the most frequent of %d confusions: true class → guess' % (cells.true != cells.guessed).sum(), fontsize=9
+    )
+    left.set_xlabel('pictures')
+    right.set_title('the classes that are found least often, of %d' % len(names), fontsize=9)
+    right.set_xlabel('pictures of the class that are found (%)')
+    right.set_xlim(0, 100)
+    classes = ['%s (%d)' % item for item in zip(rows.short, rows['count'], strict=True)]
+    for axis, values, texts in ((left, pairs['count'], mistakes), (right, rows.recall, classes)):
+        axis.barh(range(len(texts)), values, color=BLUE)
+        axis.set_yticks(range(len(texts)), texts, fontsize=7)
+        axis.set_ylim(WORST - 0.5, -0.5)
+        axis.spines[['top', 'right']].set_visible(False)
+    return figure
 
 
 def draw_reliability(found, title):
@@ -193,7 +229,7 @@ def draw_mistakes(images, probabilities, classes, title):
     wrong = np.flatnonzero(guesses != labels)
     worst = wrong[np.argsort(-confidence[wrong], kind='stable')][: MISTAKES[0] * MISTAKES[1]]
     columns = min(MISTAKES[1], max(4, len(worst)))
-    rows = max(1, -(-len(worst) // columns))
+    rows = max(1, math.ceil(len(worst) / columns))
     ratio = min(3.0, max(1 / 3, images.shape[0] / images.shape[1]))
     figure = new_figure(1.55 * columns, (1.45 * ratio + 0.5) * rows + 0.85, 'Surest mistakes: ' + title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -210,13 +246,6 @@ def draw_mistakes(images, probabilities, classes, title):
     text += ': the surest %d, guess (and confidence) in red' % len(worst) if len(worst) else ''
     figure.supxlabel(text, fontsize=9, color=GREY)
     return figure
-
-
-def save(figure, path):
-    """Writes a Figure as PNG, whole or not at all."""
-    with files.replacing(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph')  # Signs of names that no font here has.
-        figure.savefig(part, format='png', dpi=150, bbox_inches='tight')
 
 
 # --- The command ---
@@ -242,33 +271,36 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     images = images.select(np.flatnonzero(images.labels >= 0))
     if not len(images):
         raise utils.Error('no picture of the set %s has a class: choose another --set' % set)
-    batches = tqdm(images.batches(classifier.batch), 'batches', -(-len(images) // classifier.batch), leave=False)
+    batches = tqdm(images.batches(classifier.batch), 'batches', math.ceil(len(images) / classifier.batch), leave=False)
     probabilities = np.concatenate([classifier.classify(batch) for batch, _ in batches])
     found = measure(images.labels, probabilities, classifier.classes)
     source = dict(dataset=classifier.args['dataset'], set=set, checkpoint=classifier.ckpt, weights=classifier.weights)
     title = '%s set of %s' % (set, source['dataset'])
     print('%s: %d pictures, by %s (%s weights)' % (title, len(images), classifier.ckpt, classifier.weights))
     print(format_measures(found))
-    out = out or os.path.join(classifier.folder, 'evaluation')
-    with matplotlib.rc_context({'text.parse_math': False}):  # The name of a class may hold dollar signs.
-        figures = dict(
-            confusion=draw_confusion(found, title),
-            reliability=draw_reliability(found, title),
-            mistakes=draw_mistakes(images, probabilities, classifier.classes, title),
-        )
-        write(out, set, {**source, **found}, figures)
+    pictures = dict(
+        confusion=lambda: draw_confusion(found, title),
+        reliability=lambda: draw_reliability(found, title),
+        mistakes=lambda: draw_mistakes(images, probabilities, classifier.classes, title),
+    )
+    write(out or os.path.join(classifier.folder, 'evaluation'), set, {**source, **found}, pictures)
     return found
 
 
-def write(folder, name, found, figures):
-    """Writes <name>.json and the figures, {name: Figure}, into a folder, which is made; raises utils.Error."""
+def write(folder, name, found, pictures):
+    """Writes <name>.json, then the pictures, into a folder, which is made; raises utils.Error.
+
+    Args:
+        found: what the JSON holds; pictures: {name: function that returns a Figure}.
+    """
     try:
         files.write_json(os.path.join(folder, name + '.json'), found)
-        for kind, figure in figures.items():
-            save(figure, os.path.join(folder, kind + '.png'))
+        for kind, draw in pictures.items():
+            with drawing.styling():
+                drawing.save(draw(), os.path.join(folder, kind + '.png'), bbox_inches='tight')
     except OSError as error:
         raise utils.Error('cannot write to %s (%s)' % (folder, utils.explain(error))) from error
-    print('\n%s: %s.json, %s' % (folder, name, ', '.join(kind + '.png' for kind in figures)))
+    print('\n%s: %s.json, %s' % (folder, name, ', '.join(kind + '.png' for kind in pictures)))
 
 
 if __name__ == '__main__':

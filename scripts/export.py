@@ -4,7 +4,8 @@
 
 RUN is the folder of a run, OUT the folder to make. The signature `serving_default` takes `images`, uint8
 [None, H, W, C], and gives `probabilities`, float32 [None, nclass], and the names of the `classes`, string [nclass].
-Pixels are normalised inside. --tflite writes OUT/model.tflite, too.
+Pixels are normalised inside; pictures of another size are an error. --tflite writes OUT/model.tflite, too, and
+OUT/labels.txt, the name of a class in each line.
 """
 
 from libml.cli import quiet
@@ -16,11 +17,11 @@ import os
 
 import tensorflow.compat.v1 as tf
 
-from libml import trained
+from libml import files, trained
 from libml.cli import script
 from libml.cli.options import Option
 
-OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite, too.'), **trained.OPTIONS)
+OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite and OUT/labels.txt, too.'), **trained.OPTIONS)
 
 
 def save(classifier, folder):
@@ -45,7 +46,7 @@ def export(run, out, tflite=False, **which):
     Args:
         run: a run's folder or one of its checkpoints; **which: further arguments of trained.load.
         out: folder to make; it must not exist.
-        tflite: whether to write out/model.tflite.
+        tflite: whether to write out/model.tflite and out/labels.txt.
 
     Raises:
         utils.Error: the run cannot be used (see trained.load), or OUT exists or cannot be written. Nothing half-written
@@ -56,6 +57,7 @@ def export(run, out, tflite=False, **which):
         save(classifier, part)
         if tflite:
             save_tflite(classifier, os.path.join(part, 'model.tflite'))
+            files.write_text(os.path.join(part, 'labels.txt'), '\n'.join([*classifier.classes, '']))
     shape = 'x'.join(map(str, classifier.family.shape))
     print('%s: images uint8 [None, %s] to probabilities of %d classes' % (out, shape, len(classifier.classes)))
     print('made from %s (%s weights)' % (classifier.ckpt, classifier.weights))

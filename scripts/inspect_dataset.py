@@ -109,7 +109,7 @@ def save_sheet(path, dataset):
     augmented = augmented_rows(dataset)
     rows = np.concatenate([labeled_rows(dataset), augmented])
     sheet = draw(rows, [name[:15] for name in dataset.family.names] + ['augmented'] * len(augmented))
-    with files.replacing(path) as part:
+    with files.naming(path), files.replacing(path) as part:
         sheet.save(part, 'PNG')
 
 

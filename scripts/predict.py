@@ -3,7 +3,8 @@
     python scripts/predict.py RUN PICTURES... --out predictions.csv [--probabilities] [--skip_bad]
 
 RUN is the folder of a run. PICTURES are folders, searched at any depth, or files. The table has a row a picture: file,
-class, confidence. Corrected by hand, it can be given to scripts/create_datasets.py as --labels.
+class, confidence. Corrected by hand, it can be given to scripts/create_datasets.py as --labels. A spreadsheet reads it
+as UTF-8, and finds no formula in it: a file `=1.png` stands there as ./=1.png, a class `=1` as '=1.
 """
 
 from libml.cli import quiet
@@ -25,6 +26,7 @@ from libml.intake import pictures
 from libml.utils import escape
 
 DOUBTFUL = 0.5  # Confidence below which a guess is doubtful.
+FORMULA = tuple('=+-@\t\r＝＋－＠')  # What a formula begins with in a spreadsheet.
 OPTIONS = dict(
     out=Option('', 'CSV file to write.', path=True),
     probabilities=Option(False, 'Write a column p:<class> with the probability of each class, too.'),
@@ -80,6 +82,11 @@ def summarise(classes, labels, confidences, unused):
         yield '%d not used: %s, such as %s' % (count, reason, escape(example))
 
 
+def disarm(text, before):
+    """Returns the text of a cell, with `before` before it where a spreadsheet would take it for a formula."""
+    return before + text if text.startswith(FORMULA) else text
+
+
 def write_rows(file, classifier, root, paths, probabilities):
     """Writes the table to an open file.
 
@@ -104,7 +111,8 @@ def write_rows(file, classifier, root, paths, probabilities):
         labels.append(label)
         confidences.append(float(row[label]))
         numbers = [row[label], *row] if probabilities else [row[label]]
-        rows.writerow([path, classifier.classes[label], *('%.6f' % number for number in numbers)])
+        cells = disarm(path, './'), disarm(classifier.classes[label], "'")
+        rows.writerow([*cells, *('%.6f' % number for number in numbers)])
     return labels, confidences, bad
 
 
@@ -125,7 +133,7 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
     if not out:
         raise utils.Error('where shall the table go? Give --out, such as --out predictions.csv')
     root, paths, unused = find_pictures(places)
-    with trained.creating_result(out) as part, open(part, 'w', encoding='utf-8', newline='') as file:
+    with trained.creating_result(out) as part, open(part, 'w', encoding='utf-8-sig', newline='') as file:
         classifier = trained.load(run, **which)
         labels, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
         utils.print_list(['%s: %s' % (escape(path), reason) for path, reason in bad.items()])

@@ -9,8 +9,7 @@ The arguments are folders; all runs at any depth below them are read. The script
     curves.png              accuracy during training
     runs.csv                the error of each run at each report; this script reads such a file in place of a folder
 
-A row is a setting of a few flags: see table4.csv beside this script. Runs whose other arguments are equal make one
-table.
+A row is a setting of a few flags, see table4.csv beside this script. Runs that differ in others make other tables.
 """
 
 from libml.cli import quiet
@@ -20,18 +19,20 @@ if __name__ == '__main__':
 
 import dataclasses
 import functools
+import math
 import os
-import pathlib
 
 import numpy as np
 import pandas as pd
+import tensorflow.compat.v1 as tf
 from matplotlib.figure import Figure
 from scipy import stats
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
-from libml import data_pair, experiment, utils
-from libml.cli import options, script
+from libml import data_pair, experiment, files, utils
+from libml.cli import drawing, options, script
 from libml.running import runs
+from libml.utils import escape
 
 OPTIONS = dict(
     out=options.Option('report', 'Folder of the tables and pictures.', path=True),
@@ -45,6 +46,7 @@ OPTIONS = dict(
 
 ROWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'table4.csv')
 BASE = 'MixMatch'  # The row that all others are compared with.
+MEDIAN = 20  # The error is the median of so many last reports, as in the paper.
 NOT_SHARED = ('dataset', 'seed', 'save_kimg', 'keep_ckpt', 'xla', 'devices')  # Arguments that may differ in a table.
 RUN = dict(dataset=str, flags=str, row=str, split=int, seed=int)  # Columns that tell one run from all others.
 REPORT = dict(RUN, train_kimg=float, kimg=float, error=float)  # Columns of a report, see read_run.
@@ -74,12 +76,9 @@ def parse_paper_rows():
 
 def show_flags(values):
     """Returns the flags, such as '--T=1', of those arguments that are not at their defaults."""
-    changed = {
-        name: value
-        for name, value in sorted(values.items())
-        if value != experiment.list_options(AblationMixMatch)[name].default
-    }
-    return ' '.join('--%s=%s' % (n, '%g' % v if isinstance(v, float) else v) for n, v in changed.items())
+    known = experiment.list_options(AblationMixMatch)
+    changed = [(name, value) for name, value in sorted(values.items()) if value != known[name].default]
+    return escape(' '.join('--%s=%s' % (n, '%g' % v if isinstance(v, float) else v) for n, v in changed))
 
 
 # --- Reading ---
@@ -88,15 +87,14 @@ def show_flags(values):
 def read_run(path):
     """Returns the reports of the run in a folder, a DataFrame of the columns REPORT, a line a report.
 
-    Those are what names the run; train_kimg, the run's duration; kimg and error, the report's place and its test error
-    in percent. A run without reports has one line: kimg 0, error nan.
+    kimg is a report's place, error its test error in percent. A run without reports has one line: kimg 0, error nan.
 
     Raises:
         utils.Error: its args.json does not say what it is.
     """
     run, varied = runs.Run(path), parse_paper_rows()[BASE]
-    needed = {'dataset': str, 'seed': int, 'train_kimg': (int, float), **dict.fromkeys(varied, (int, float, str))}
-    wrong = [name for name, kind in needed.items() if not isinstance(run.args.get(name), kind)]
+    needed = 'dataset', 'seed', 'train_kimg', *varied
+    wrong = [name for name in needed if not isinstance(run.args.get(name), int | float | str)]
     if wrong:
         raise utils.Error('args.json is missing or damaged: no %s' % ', '.join(wrong))
     split = data_pair.parse(run.args['dataset'])
@@ -117,30 +115,37 @@ def read_run(path):
 def read_csv(path):
     """Returns the reports in a runs.csv, see read_run; raises utils.Error where the file is something else."""
     try:
-        return pd.read_csv(path, converters={'flags': str})[[*REPORT]].astype(REPORT)
-    except (ValueError, KeyError) as error:
-        raise utils.Error('no runs.csv of this script: %s' % error) from None
+        found = pd.read_csv(path, converters={'flags': str})[[*REPORT]].astype(REPORT)
+        if not np.isfinite(found[['train_kimg', 'kimg']]).all(axis=None):
+            raise ValueError('train_kimg and kimg must be finite')
+    except (ValueError, KeyError, OverflowError) as error:
+        raise utils.Error('no runs.csv of this script: %s' % escape(error)) from None
+    return found.assign(**{name: found[name].map(functools.cache(escape)) for name in ('dataset', 'flags', 'row')})
 
 
 def read_all(sources):
-    """Returns the reports of all runs, see read_run, and a line on each thing that is damaged or there twice.
+    """Returns the reports of all runs, see read_run, and a line on each thing that cannot be read or is there twice.
 
     Args:
-        sources: folders, of which all runs in and below are read, and files as runs.csv.
+        sources: folders, of which all runs in and below are read, each once, and files as runs.csv.
 
     Raises:
         utils.Error: a folder is missing, or there is not one run.
     """
-    found, remarks = [], []
-    paths = [path for source in sources for path in ([source] if os.path.isfile(source) else runs.find_runs(source))]
-    for path in dict.fromkeys(paths):
+    found, lost, damaged, places = [], [], [], {}
+    for source in sources:
+        inside = [source] if os.path.isfile(source) else runs.find_runs(source, lambda e: lost.append((e.filename, e)))
+        for path in inside:
+            places.setdefault(os.path.realpath(path), path)
+    for path in places.values():
         try:
             found.append(read_csv(path) if os.path.isfile(path) else read_run(path))
-        except utils.Error as error:
-            remarks.append('%s: %s' % (path, error))
-        remarks += runs.find_damaged_events(path)
+        except (utils.Error, OSError, tf.errors.OpError) as error:
+            lost.append((path, error))
+        damaged += map(escape, runs.find_damaged_events(path))
+    remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + damaged
     if not found:
-        raise utils.Error('; '.join(['no run in or below %s' % ', '.join(sources), *remarks]))
+        raise utils.Error('; '.join(['no run in or below %s' % escape(', '.join(sources)), *remarks]))
     reports = pd.concat(found).sort_values([*RUN, 'kimg'], ignore_index=True)
     once = reports.drop_duplicates([*RUN, 'kimg'])
     if len(once) < len(reports):
@@ -153,36 +158,32 @@ def read_all(sources):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """All runs of one setting.
+    """All runs of one setting."""
 
-    Attributes:
-        dataset: such as 'cifar10@250-1'.
-        flags: text, the arguments that all its runs share, where they are not at their defaults.
-        reports: DataFrame, a line a report, see read_run.
-        runs: DataFrame, a line a run, see summarise.
-        rows: DataFrame, a line a row, see compare; and paper, paper_difference: the paper's error and its difference.
-        paper: text, the heading of the paper's results; '' where there are none.
-    """
+    dataset: str  # Such as 'cifar10@250-1'.
+    flags: str  # The arguments that all its runs share, where they are not at their defaults.
+    reports: pd.DataFrame  # A line a report, see read_run.
+    runs: pd.DataFrame  # A line a run, see summarise.
+    rows: pd.DataFrame  # A line a row, see compare; and paper, paper_difference: the paper's error and its difference.
+    paper: str  # The heading of the paper's results; '' where there are none.
 
-    dataset: str
-    flags: str
-    reports: pd.DataFrame
-    runs: pd.DataFrame
-    rows: pd.DataFrame
-    paper: str
+    @property
+    def drawn(self):
+        """The rows that have a run, as `rows`."""
+        return self.rows[self.rows.runs > 0]
 
 
 def summarise(reports):
     """Returns the DataFrame of the runs of a setting, a line a run.
 
-    Its columns are row, split, seed and train_kimg; kimg, the place of the last report; error, the median of the last
-    20 reports in percent; finished; and counts: whether the run counts in its row's error. Finished runs count. If a
-    row has no finished run, all its runs that have a report count.
+    Its columns are row, split, seed and train_kimg; kimg and last, place and error of the last report; error, the
+    median of the last 20 reports in percent; reports, how many there are; finished; and counts: whether the run counts
+    in its row's error. Finished runs count. If a row has no finished run, all its runs that have a report count.
     """
     groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
-    table = groups.agg(
-        kimg=('kimg', 'last'), error=('error', lambda e: runs.take_medians(e.array)['last20'])
-    ).reset_index()
+    error = ('error', lambda e: runs.take_medians(e.array)['last%d' % MEDIAN])
+    columns = dict(kimg=('kimg', 'last'), error=error, last=('error', 'last'), reports=('error', 'count'))
+    table = groups.agg(**columns).reset_index()
     table['finished'] = table.kimg >= table.train_kimg
     table['counts'] = table.finished | (~table.groupby('row').finished.transform('any') & (table.kimg > 0))
     return table
@@ -210,7 +211,8 @@ def compare(table):
     """Returns a DataFrame indexed by row, the paper's rows first; table is what summarise returned.
 
     Its columns are error and deviation, the mean and the sample's standard deviation over splits (of the means over
-    seeds); runs and finished, how many; and the columns of `differences` from finished runs alone, nan for MixMatch.
+    seeds); last, the mean of the last reports; reports, the fewest of a run; runs and finished, how many; and the
+    columns of compute_differences, from finished runs alone, nan for MixMatch.
     """
     names = [*parse_paper_rows(), *sorted(set(table.row) - set(parse_paper_rows()))]
     counted, finished = (
@@ -218,33 +220,33 @@ def compare(table):
         for chosen in (table.counts, table.finished)
     )
     rows = pd.DataFrame(dict(error=counted.mean(axis=1), deviation=counted.std(axis=1)))
-    rows = rows.join([table.groupby('row').finished.agg(runs='size', finished='sum'), compute_differences(finished)])
+    ends = table[table.counts].groupby('row').agg(last=('last', 'mean'), reports=('reports', 'min'))
+    number = table.groupby('row').finished.agg(runs='size', finished='sum')
+    rows = rows.join([ends, number, compute_differences(finished)])
     return rows.fillna(dict(runs=0, finished=0, splits=0, verdict='')).astype(dict(runs=int, finished=int, splits=int))
 
 
-def make_table(dataset, shared, reports, beside_paper=0):
-    """Returns the Table of a setting; shared is its flags, beside_paper is that of OPTIONS."""
-    summary = summarise(reports)
-    rows = compare(summary)
-    own = shared in PAPER_FLAGS and PAPER_DATASETS.get(dataset)
-    heading = 'paper' if own else OTHER_SETTING % beside_paper if beside_paper else ''
-    errors = read_paper()[own or str(beside_paper)].reindex(rows.index) if heading else pd.Series(np.nan, rows.index)
-    rows = rows.assign(read_paper=errors, paper_difference=(errors - errors[BASE]).drop(BASE))
-    return Table(dataset, shared, reports, summary, rows, heading)
-
-
 def make_tables(reports, beside_paper=0):
-    """Returns the Tables of all runs, one for each setting."""
-    return [make_table(*key, group, beside_paper) for key, group in reports.groupby(['dataset', 'flags'])]
+    """Returns the Tables of all runs, one for each setting; beside_paper is that of OPTIONS."""
+    tables = []
+    for (dataset, flags), group in reports.groupby(['dataset', 'flags']):
+        summary = summarise(group)
+        rows = compare(summary)
+        own = flags in PAPER_FLAGS and PAPER_DATASETS.get(dataset)
+        heading = 'paper' if own else OTHER_SETTING % beside_paper if beside_paper else ''
+        errors = pd.Series(read_paper()[own or str(beside_paper)] if heading else np.nan, rows.index)
+        rows = rows.assign(paper=errors, paper_difference=(errors - errors[BASE]).drop(BASE))
+        tables.append(Table(dataset, flags, group, summary, rows, heading))
+    return tables
 
 
 # --- Words ---
 
 LEGEND = (
-    'Error: test error in percent, the median of the last 20 reports; mean ± standard deviation over splits. '
-    "Difference: the row's error minus that of MixMatch on the same splits, in percentage points; above 0, the row is "
-    'worse. Interval: what the true difference may be, judged by how much it changes from split to split; 95 of 100 '
-    'such intervals are right. A row is called worse or better only if its interval leaves out 0.'
+    'Error: test error in percent, the median of the last 20 reports (of all, where it says how many); mean ± standard '
+    "deviation over splits. Difference: the row's error minus MixMatch's on the same splits, in percentage points; "
+    'above 0, the row is worse. Interval: what the true difference may be, judged by its changes from split to split; '
+    '95 of 100 such intervals are right. A row is called worse or better only if its interval leaves out 0.'
 )
 
 
@@ -255,8 +257,11 @@ def format_number(value, form='%.2f'):
 
 def format_error(row):
     """Returns the error of a row, see compare, such as '11.80 ± 0.50'."""
+    if np.isnan(row.error):
+        return '–'
     spread = '' if np.isnan(row.deviation) else ' ± %.2f' % row.deviation
-    return format_number(row.error) + spread + (' (unfinished)' if row.error >= 0 and not row.finished else '')
+    marks = filter(None, [not row.finished and 'unfinished', row.reports < MEDIAN and 'reports: %d' % row.reports])
+    return ('%.2f%s (%s)' % (row.error, spread, ', '.join(marks))).removesuffix(' ()')
 
 
 def format_interval(row):
@@ -266,37 +271,25 @@ def format_interval(row):
     return '–' if np.isnan(row.low) else '%+.2f to %+.2f' % (row.low, row.high)
 
 
-def join_words(words):
-    """Returns 'a, b and c'."""
-    return ' and '.join(filter(None, [', '.join(words[:-1]), words[-1]]))
-
-
 def describe_findings(table):
-    """Returns one paragraph: what the runs settle and what they do not, for a reader without statistics."""
+    """Returns one sentence on what the column `verdict` means here, for a reader without statistics."""
     rows = table.rows[table.rows.splits > 0]
     if rows.empty:
         return 'Nothing is settled yet: no split has finished runs of both MixMatch and another row.'
     if rows.splits.max() == 1:
-        return (
-            'Nothing is settled: no row shares more than one split with MixMatch. So these runs cannot show how much '
-            'of a difference is chance, and there are no intervals. More splits (--seeds of the sweep) give them.'
-        )
-    sentences = []
-    for verdict in 'worse', 'better':
-        chosen = rows[rows.verdict == verdict].itertuples()
-        named = ['%s (%+.2f points; %s)' % (row.Index, row.difference, format_interval(row)) for row in chosen]
-        sentences += ['Settled as %s than MixMatch: %s.' % (verdict, join_words(named))] if named else []
-    unsettled = rows[rows.verdict == 'not settled']
-    if len(unsettled):
-        reach = unsettled[['low', 'high']].abs().max(axis=None)
-        sentences += [
-            'Not settled: %s.' % join_words([name + ' (one split)' * (n == 1) for name, n in unsettled.splits.items()]),
-            'These differences change so much from split to split that they may be chance alone.',
-            '"Not settled" does not mean "equal": a true difference of up to %.1f points is still possible.' % reach,
-            'More splits narrow the intervals.',
-        ]
-    sentences.append('Of 20 rows that are truly equal to MixMatch, about one is called worse or better by chance.')
-    return ' '.join(sentences)
+        return 'Nothing is settled: no row shares more than one split with MixMatch. More splits give intervals.'
+    reach = rows[rows.verdict == 'not settled'][['low', 'high']].abs().max(axis=None)
+    text = '"Not settled" does not mean "equal": a true difference of up to %.1f points is possible.'
+    return 'Every difference is settled.' if np.isnan(reach) else text % reach
+
+
+def describe_short(table):
+    """Returns a paragraph, lines, on the rows whose median is of fewer reports than MEDIAN; [] where there are none."""
+    ends = table.rows['last'][table.rows.reports < MEDIAN]
+    text = (
+        'Fewer than %d reports: the error is that of the whole training, not of its end. Error of the last report: %s.'
+    )
+    return [text % (MEDIAN, ', '.join('%s %.2f' % item for item in ends.items())), ''] if len(ends) else []
 
 
 def describe_missing(table):
@@ -309,9 +302,8 @@ def describe_missing(table):
         for run in table.runs[~table.runs.finished].itertuples()
     ]
     lines = ['Missing: %s.' % '; '.join(texts), ''] if texts else []
-    if unfinished:
-        return [*lines, 'Unfinished, so no difference is made from them: %s.' % '; '.join(unfinished)]
-    return [*lines, 'Runs: %d, all of them finished.' % len(table.runs)]
+    text = 'Unfinished, so no difference is made from them: %s.' % '; '.join(unfinished)
+    return [*lines, text if unfinished else 'Runs: %d, all of them finished.' % len(table.runs)]
 
 
 def format_table(table):
@@ -321,12 +313,12 @@ def format_table(table):
         [row.Index, format_error(row), format_number(row.difference, '%+.2f'), format_interval(row), row.verdict or '–']
         + [str(row.splits or '–'), '%d of %d' % (row.finished, row.runs)]
         + ([format_number(row.paper), format_number(row.paper_difference, '%+.2f')] if table.paper else [])
-        for row in table.rows.itertuples()
+        for row in (table.rows if table.paper else table.drawn).itertuples()
     ]
     heads += [table.paper, 'its difference'] if table.paper else []
     lines = ['| %s |' % ' | '.join(line) for line in [heads, ['---'] * len(heads), *lines]]
-    about = ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '']
-    return [*about, *lines, '', describe_findings(table), '', *describe_missing(table), '']
+    lines = ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '', *lines]
+    return [*lines, '', *describe_short(table), describe_findings(table), '', *describe_missing(table), '']
 
 
 def format_markdown(tables, remarks):
@@ -338,7 +330,7 @@ def format_markdown(tables, remarks):
 
 def format_csv(tables):
     """Returns the tables as CSV."""
-    rows = {(table.dataset, table.flags): table.rows for table in tables}
+    rows = {(table.dataset, table.flags): table.rows.drop(columns=['last', 'reports']) for table in tables}
     return pd.concat(rows, names=['dataset', 'flags', 'row']).to_csv(float_format='%.2f')
 
 
@@ -351,6 +343,7 @@ STYLE = {  # Colours that the colour-blind tell apart. In black and white the sh
     '': dict(color='0.15', marker=''),
 }
 PANELS = 4  # Side by side in curves.png.
+DRAWN = 50  # Tables in a picture at most: matplotlib draws no more than 65,536 pixels.
 
 
 def find_limits(rows):
@@ -363,9 +356,10 @@ def find_limits(rows):
 
 def draw_differences(figure, table):
     """Draws each row's difference to MixMatch, with its interval, into a matplotlib figure; the paper's below it."""
-    axis, rows = figure.subplots(), table.rows.drop(BASE)
+    axis, rows = figure.subplots(), table.drawn.drop(BASE, errors='ignore')
     beside = dict(xycoords=('axes fraction', 'data'), va='center', fontsize=8.5)
-    axis.annotate('difference (95 % interval)', (1.02, -0.85), **beside, color='0.45')
+    how = dict(textcoords='offset points', fontsize=8.5, color='0.45')
+    axis.annotate('difference (95 % interval)', (1.02, 1), (0, 12), 'axes fraction', **how)
     for place, row in enumerate(rows.itertuples()):
         axis.axhspan(place - 0.5, place + 0.5, color='0.96' if place % 2 else 'white', linewidth=0)
         axis.plot([row.low, row.high], [place, place], color=STYLE[row.verdict]['color'], linewidth=2)
@@ -378,7 +372,9 @@ def draw_differences(figure, table):
     if table.paper:
         axis.plot(rows.paper_difference, np.arange(len(rows)) + 0.3, 'kD', markersize=4, label=table.paper)
     axis.axvline(0, color='black', linewidth=0.8)
-    axis.set(xlim=find_limits(rows), ylim=(len(rows) - 0.5, -0.5))
+    axis.set(xlim=find_limits(rows), ylim=(max(len(rows), 1) - 0.5, -0.5))
+    if not rows.splits.any():
+        axis.set_xticks([0])
     axis.set_xlabel('test error minus that of MixMatch, percentage points (to the right: worse)')
     axis.set_yticks(range(len(rows)), rows.index)
     axis.tick_params(axis='y', length=0)
@@ -401,28 +397,24 @@ def compute_curve(table, row):
     return accuracy.index, mean, (mean - deviation).clip(0, 100), (mean + deviation).clip(0, 100)
 
 
-def count_panel_lines(table):
-    """Returns how many lines of panels a table's curves take."""
-    return -(-len(table.rows) // PANELS)
-
-
 def draw_curves(figure, table):
     """Draws test accuracy over kimg into a matplotlib figure: a panel a row, over MixMatch's curve in grey."""
-    axes = figure.subplots(count_panel_lines(table), PANELS, sharex=True, sharey=True, squeeze=False).ravel()
-    for axis, row in zip(axes, table.rows.itertuples(), strict=False):
+    lines = math.ceil(len(table.drawn) / PANELS)
+    axes = figure.subplots(lines, PANELS, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis, row in zip(axes, table.drawn.itertuples(), strict=False):
         color = STYLE[row.verdict]['color']
         for name, shade, width in [(BASE, '0.68', 1.2)] * (row.Index != BASE) + [(row.Index, color, 1.6)]:
             kimg, mean, low, high = compute_curve(table, name)
             axis.fill_between(kimg, low, high, color=shade, alpha=0.22, linewidth=0.5)
-            axis.plot(kimg, mean, color=shade, linewidth=width)
-        words = 'error %s' % format_error(row) if row.error >= 0 else 'no report'
-        words += ', %s' % row.verdict if row.verdict else ''
+            axis.plot(kimg, mean, '.-' if len(kimg) == 1 else '-', color=shade, linewidth=width)
+        words = ('error %s' % format_error(row)) * (row.error >= 0) or 'no report'
+        words = ', '.join(filter(None, [words, row.verdict]))
         axis.set_title(row.Index, fontsize=8.5, fontweight='bold', loc='left', pad=15)
         axis.annotate(words, (0, 1), (0, 4), 'axes fraction', textcoords='offset points', fontsize=8, color=color)
         axis.grid(color='0.9', linewidth=0.6)
         axis.spines[['top', 'right']].set_visible(False)
-        axis.tick_params(labelsize=8, labelbottom=row.Index in table.rows.index[-PANELS:])
-    for axis in axes[len(table.rows) :]:
+        axis.tick_params(labelsize=8, labelbottom=row.Index in table.drawn.index[-PANELS:])
+    for axis in axes[len(table.drawn) :]:
         axis.axis('off')
     note = '%s   (line: mean over runs; band: ± standard deviation; grey: MixMatch)' % table.dataset
     figure.suptitle(note, x=0.01, ha='left', fontsize=10)
@@ -430,36 +422,34 @@ def draw_curves(figure, table):
     figure.supylabel('test accuracy, %', fontsize=9)
 
 
-def save_figure(path, draw, tables, width, heights):
-    """Draws tables one below the other and writes a PNG; width and heights, one for each table, are in inches."""
-    figure = Figure(figsize=(width, sum(heights)), layout='constrained', dpi=150)
-    parts = figure.subfigures(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, table in zip(parts, tables, strict=True):
-        draw(part, table)
-    figure.savefig(path)
+def save_figure(path, draw, tables, width, height):
+    """Draws tables one below the other and writes a PNG; in inches: width, and height(rows), that of a table."""
+    heights = [height(len(table.drawn)) for table in tables]
+    with drawing.styling():
+        figure = Figure(figsize=(width, sum(heights)), layout='constrained')
+        parts = figure.subfigures(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for part, table in zip(parts, tables, strict=True):
+            draw(part, table)
+        drawing.save(figure, path)
 
 
 # --- The command ---
 
 
 def report(sources, out='report', beside_paper=0):
-    """Prints the tables of runs, and writes tables, pictures and runs.csv into the folder `out`.
-
-    Sources and errors: see read_all. beside_paper: int, see OPTIONS.
-    """
+    """Prints the tables of runs, and writes tables, pictures and runs.csv into the folder `out`; see read_all."""
     reports, remarks = read_all(sources)
     tables = make_tables(reports, beside_paper)
-    folder, text = pathlib.Path(out), format_markdown(tables, remarks)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'table4.md').write_text(text, encoding='utf-8')
-    (folder / 'table4.csv').write_text(format_csv(tables), encoding='utf-8')
-    (folder / 'runs.csv').write_text(reports.to_csv(index=False), encoding='utf-8')
-    heights = [1.6 + 0.32 * len(table.rows) for table in tables]
-    save_figure(folder / 'table4.png', draw_differences, tables, 9, heights)
-    heights = [0.8 + 1.9 * count_panel_lines(table) for table in tables]
-    save_figure(folder / 'curves.png', draw_curves, tables, 10.5, heights)
+    text = format_markdown(tables, remarks)
     print(text)
-    print('The tables and pictures are in %s' % out)
+    for name, content in ('md', text), ('csv', format_csv(tables)):
+        files.write_text(os.path.join(out, 'table4.' + name), content)
+    files.write_text(os.path.join(out, 'runs.csv'), reports.to_csv(index=False))
+    save_figure(os.path.join(out, 'table4.png'), draw_differences, tables[:DRAWN], 9, lambda rows: 1.6 + 0.32 * rows)
+    path = os.path.join(out, 'curves.png')
+    save_figure(path, draw_curves, tables[:DRAWN], 10.5, lambda rows: 0.8 + 1.9 * math.ceil(rows / PANELS))
+    more = ' (pictures of the first %d tables)' % DRAWN if len(tables) > DRAWN else ''
+    print('The tables and pictures are in %s%s' % (out, more))
 
 
 if __name__ == '__main__':

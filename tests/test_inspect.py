@@ -1,10 +1,12 @@
 """What inspect_dataset prints and draws."""
 
 import os
+import resource
 
 import fakes
 import numpy as np
 import pytest
+from conftest import assert_one_line_error
 from PIL import Image
 
 from libml import data, data_pair, records, utils
@@ -104,3 +106,14 @@ def test_bad_arguments(folder):
         inspect_dataset.inspect('digits', data_dir=str(folder))
     with pytest.raises(utils.Error, match='not installed'):
         inspect_dataset.inspect('digits.2@20-30', data_dir=str(folder))
+
+
+def limit_files():
+    """Lets no file grow beyond 3,000 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+
+
+def test_a_full_disk_is_one_line_that_names_the_sheet(server, digits_dir, tmp_path):
+    args = 'digits.1@20-100', '--png', tmp_path / 'sheet.png', '--data_dir', digits_dir
+    assert_one_line_error(server.run('scripts/inspect_dataset.py', *args, first=[limit_files]), 'sheet.png')
+    assert os.listdir(tmp_path) == []

@@ -1,18 +1,20 @@
 """The report: tables and pictures of runs whose accuracies are known."""
 
 import csv
+import errno
 import io
 import json
 import os
+import resource
 
 import numpy as np
 import pandas as pd
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import assert_one_line_error, command
+from conftest import assert_one_line_error, command, tree
 from scipy import stats
 
-from libml import utils
+from libml import files, utils
 from libml.running import runs
 from scripts import report
 
@@ -64,6 +66,16 @@ def test_the_error_is_the_median_of_the_last_20_reports(tmp_path):
     (table,) = read(tmp_path)
     assert table.rows.error['MixMatch'] == pytest.approx(100 - np.median(accuracies[-20:]), abs=1e-4)
     assert np.isnan(table.rows.deviation['MixMatch'])
+
+
+def test_a_median_of_fewer_than_20_reports_is_said_in_the_table_and_beneath_it(tmp_path):
+    write_run(tmp_path / 'a', [40, 50, 60, 62, 64, 70, 75, 77.8], train_kimg=8.0)
+    write_run(tmp_path / 'b', [50] * 30, 'digits.2@20-100', train_kimg=8.0)
+    (table,) = read(tmp_path)
+    text = report.format_markdown([table], [])
+    assert '| MixMatch | 43.50 ± 9.19 (reports: 8) |' in text
+    assert 'Fewer than 20 reports: ' in text and 'Error of the last report: MixMatch 36.10.' in text
+    assert 'Fewer than 20' not in report.format_markdown(report.make_tables(made_up({'MixMatch': {1: 10}})), [])
 
 
 def test_rows_are_the_papers_in_its_order_with_mean_and_deviation_over_splits(tmp_path):
@@ -149,7 +161,7 @@ def test_only_splits_that_both_have_are_compared():
     assert table.rows.error['K = 3'] == pytest.approx(154 / 3)  # The error is over all of its splits.
 
 
-def test_the_paragraph_says_what_is_settled_in_which_direction_and_what_is_not():
+def test_the_table_says_what_is_settled_in_which_direction_and_what_is_not():
     base = {1: 40, 2: 44, 3: 39}
     errors = {
         'MixMatch': base,
@@ -159,12 +171,12 @@ def test_the_paragraph_says_what_is_settled_in_which_direction_and_what_is_not()
         'no MixUp': {2: 90},
     }
     (table,) = report.make_tables(made_up(errors))
-    text = report.describe_findings(table)
-    worse, better, unsettled, *_ = text.split('. ')
-    assert worse == 'Settled as worse than MixMatch: no sharpening (+10.67 points; +9.23 to +12.10)'
-    assert better == 'Settled as better than MixMatch: K = 3 (-10.33 points; -11.77 to -8.90)'
-    assert unsettled == 'Not settled: K = 4 and no MixUp (one split)'
-    assert 'does not mean "equal": a true difference of up to 6.6 points is still possible' in text
+    lines = report.format_table(table)
+    assert '| no sharpening | 51.67 ± 2.89 | +10.67 | +9.23 to +12.10 | worse | 3 | 3 of 3 |' in lines
+    assert '| K = 3 | 30.67 ± 2.08 | -10.33 | -11.77 to -8.90 | better | 3 | 3 of 3 |' in lines
+    assert '| no MixUp | 90.00 | +46.00 | none: one split | not settled | 1 | 1 of 1 |' in lines
+    text = '"Not settled" does not mean "equal": a true difference of up to 6.6 points is possible.'
+    assert report.describe_findings(table) == text and text in lines
 
 
 def test_one_split_has_no_interval_and_settles_nothing():
@@ -243,7 +255,7 @@ def test_an_unfinished_run_is_named_and_compared_with_nothing(tmp_path):
     write_run(tmp_path / 'd', [], row='no sharpening')
     (table,) = read(tmp_path)
     texts = [report.format_error(table.rows.loc[row]) for row in ('MixMatch', 'K = 3', 'no sharpening')]
-    assert texts == ['10.00', '30.00 (unfinished)', '–']
+    assert texts == ['10.00', '30.00 (unfinished, reports: 12)', '–']
     assert table.rows.runs['MixMatch'] == 2 and table.rows.splits.max() == 0
     missing, _, unfinished = report.describe_missing(table)
     assert 'K = 3 (split 2); ' in missing and 'no MixUp (split 1, 2); ' in missing and 'MixMatch (' not in missing
@@ -253,7 +265,7 @@ def test_an_unfinished_run_is_named_and_compared_with_nothing(tmp_path):
 
 def test_other_settings_are_other_tables_but_seeds_and_housekeeping_are_not(tmp_path):
     write_run(tmp_path / 'a', [90] * 40)
-    write_run(tmp_path / 'b', [80] * 40, seed=2, keep_ckpt=3, xla=True, devices=2, classes=['a'], data={'a': 'b'})
+    write_run(tmp_path / 'b', [80] * 40, seed=2, keep_ckpt=3, xla=True, devices=2, classes=['a'], data={'test': 'b'})
     write_run(tmp_path / 'c', [70] * 40, beta=0.5)
     write_run(tmp_path / 'd', [60] * 40, 'digits.1@50-100')
     write_run(tmp_path / 'e', [50] * 80, train_kimg=80.0)
@@ -338,6 +350,64 @@ def test_a_damaged_args_file_is_named_and_the_rest_is_read(tmp_path, text):
     assert len(remarks) == 1 and remarks[0].startswith(run.folder + ': ')
 
 
+@pytest.mark.parametrize(
+    'changed',
+    [
+        dict(train_kimg=10**400), dict(train_kimg='x'), dict(classes='x'), dict(whiten=3), dict(data=[]), dict(nu=[1]),
+        dict(mixmode=None), dict(dataset='\x1b[31mdigits.1@20-1'), dict(seed=True),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_field_of_another_type_stops_no_other_run(tmp_path, changed):
+    write_run(tmp_path / 'a', [90] * 40)
+    write_run(tmp_path / 'b', [80] * 40)
+    path = runs.Run(str(tmp_path / 'b')).args_file
+    files.write_json(path, {**files.read_json(path, {}), **changed})
+    reports, (remark,) = report.read_all([str(tmp_path)])
+    assert len(reports) == 40 and str(tmp_path / 'b') in remark and next(iter(changed)) in remark
+    assert '\x1b' not in remark and len(remark) < 500
+
+
+def test_what_may_not_be_read_is_named_and_the_rest_is_read(tmp_path, monkeypatch):
+    for name in 'abc':
+        write_run(tmp_path / 'runs' / name, [90] * 40)
+    refused = [str(tmp_path / 'runs' / 'b'), str(tmp_path / 'runs' / 'c' / 'args' / 'args.json')]
+
+    def refuse(original):
+        def function(path, *args, **kwargs):
+            if path in refused:
+                raise PermissionError(errno.EACCES, 'Permission denied', path)
+            return original(path, *args, **kwargs)
+
+        return function
+
+    monkeypatch.setattr(os, 'scandir', refuse(os.scandir))
+    monkeypatch.setattr('builtins.open', refuse(open))
+    reports, remarks = report.read_all([str(tmp_path / 'runs')])
+    assert len(reports) == 40 and [remark.count('Permission denied') for remark in remarks] == [1, 1]
+    assert refused[0] in remarks[0] and refused[1] in remarks[1]
+
+
+def test_runs_behind_links_count_and_count_once(tmp_path):
+    write_run(tmp_path / 'far' / 'a', [90] * 40)
+    write_run(tmp_path / 'far' / 'b', [80] * 40, 'digits.2@20-100')
+    (tmp_path / 'all').mkdir()
+    for link, target in dict(big='far', twice='far/a').items():
+        os.symlink(tmp_path / target, tmp_path / 'all' / link)
+    os.symlink(tmp_path / 'all', tmp_path / 'far' / 'circle')
+    reports, remarks = report.read_all([str(tmp_path / 'all'), str(tmp_path / 'far')])
+    assert len(reports) == 80 and not remarks
+
+
+def test_text_of_others_cannot_control_the_terminal(tmp_path, capsys):
+    write_run(tmp_path / 'a', [90] * 40, lr='\x1b[31m', mixmode='\x1b[2J')
+    report.report([str(tmp_path / 'a')], str(tmp_path / 'out'))
+    text = (tmp_path / 'out' / 'runs.csv').read_text().replace('\\x1b', '\x1b')
+    (tmp_path / 'evil.csv').write_text(text)
+    report.report([str(tmp_path / 'evil.csv')], str(tmp_path / 'out'))
+    assert '\x1b' not in capsys.readouterr().out and '\x1b' in text
+
+
 def test_a_damaged_event_file_is_named_and_what_precedes_the_damage_is_read(tmp_path):
     write_run(tmp_path, [90] * 40)
     (name,) = os.listdir(tmp_path / 'tf')
@@ -359,7 +429,17 @@ def test_a_damaged_event_file_is_named_and_what_precedes_the_damage_is_read(tmp_
 HEADER = 'dataset,flags,row,split,seed,train_kimg,kimg,error\n'
 
 
-@pytest.mark.parametrize('text', ['', 'a,b\n1,2\n', '\x00\xff', HEADER + ',,,x,,,,'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        'a,b\n1,2\n',
+        '\x00\xff',
+        HEADER + ',,,x,,,,',
+        HEADER + 'd,,r,1,1,inf,1,1',
+        HEADER + 'd,,r,1%s,1,1,1,1' % ('0' * 400),
+    ],
+)
 def test_a_file_that_is_no_runs_file_is_an_error(tmp_path, text):
     path = tmp_path / 'other.csv'
     path.write_bytes(text.encode('latin-1'))
@@ -401,7 +481,7 @@ def test_a_picture_has_a_part_for_each_table(tmp_path):
     found = pd.concat([made_up({'MixMatch': {1: 10}}), made_up({'MixMatch': {1: 10}}, 'cifar10@250-1')])
     names = []
     tables = report.make_tables(found)
-    report.save_figure(tmp_path / 'a.png', lambda _, table: names.append(table.dataset), tables, 3, [1, 1])
+    report.save_figure(tmp_path / 'a.png', lambda _, table: names.append(table.dataset), tables, 3, lambda rows: 1)
     assert names == ['cifar10@250-1', 'digits@20-100']
     assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
 
@@ -411,10 +491,10 @@ def test_the_picture_of_differences_shows_the_tables_numbers():
     (table,) = report.make_tables(made_up(errors), beside_paper=4000)
     figure = drawn(report.draw_differences, table)
     (axis,) = figure.axes
-    assert [label.get_text() for label in axis.get_yticklabels()] == list(ROWS)[1:]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ['K = 3', 'no sharpening']  # No row without a run.
     dots = {line.get_label(): line for line in axis.lines if not line.get_label().startswith('_')}
     assert list(dots) == ['not settled', 'worse', table.paper]
-    place = list(ROWS).index('no sharpening') - 1
+    place = 1
     np.testing.assert_allclose(dots['worse'].get_data(), [[61 / 3], [place]])
     ends = axis.lines[place].get_data()
     np.testing.assert_allclose(ends, [table.rows.loc['no sharpening', ['low', 'high']].astype(float), [place, place]])
@@ -425,7 +505,7 @@ def test_a_panel_shows_a_rows_curve_over_mixmatchs_on_the_same_axes():
     (table,) = report.make_tables(made_up({'MixMatch': {1: 10, 2: 20}, 'K = 3': {1: 1, 2: 71}}))
     figure = drawn(report.draw_curves, table)
     panels = {axis.get_title(loc='left'): axis for axis in figure.axes}
-    assert list(panels)[: len(ROWS)] == list(ROWS)
+    assert list(panels)[:2] == ['MixMatch', 'K = 3'] and not any(list(panels)[2:])
     base, row = panels['K = 3'].lines
     assert (base.get_ydata()[-1], row.get_ydata()[-1]) == (85, 64)
     assert [line.get_ydata()[-1] for line in panels['MixMatch'].lines] == [85]
@@ -460,6 +540,43 @@ def test_the_command_writes_five_files_whatever_the_encoding_of_the_terminal(tmp
     assert text.encode(encoding, 'replace').decode(encoding) in done.stdout
     for name in 'curves.png', 'table4.png':
         assert (tmp_path / 'out' / name).read_bytes().startswith(b'\x89PNG')
+
+
+def limit_files():
+    """Lets no file grow beyond 2,000 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+
+def test_a_full_disk_costs_nothing_that_was_there(server, tmp_path):
+    write_run(tmp_path / 'runs', [90] * 40)
+    report.report([str(tmp_path / 'runs')], str(tmp_path / 'report'))
+    before = tree(tmp_path)
+    done = server.run(
+        'scripts/report.py', tmp_path / 'report' / 'runs.csv', '--out', tmp_path / 'report', first=[limit_files]
+    )
+    assert_one_line_error(done, 'runs.csv')
+    for path in (tmp_path / 'report').iterdir():  # The first table may be new: it says the same.
+        assert before[str(path)][0] == tree(tmp_path)[str(path)][0]
+    assert len(tree(tmp_path)) == len(before)
+
+
+def test_pictures_do_not_depend_on_the_users_settings_and_cost_no_table(server, tmp_path):
+    write_run(tmp_path / 'runs', [90] * 40)
+    report.report([str(tmp_path / 'runs')], str(tmp_path / 'as it is'))
+    (tmp_path / 'rc').write_text('text.usetex: True\nsavefig.format: pdf\nsavefig.dpi: 900\nfont.family: Nowhere\n')
+    env = dict(MATPLOTLIBRC=str(tmp_path / 'rc'), MPLBACKEND='nothing')
+    done = server.run('scripts/report.py', tmp_path / 'runs', '--out', tmp_path / 'out', env=env)
+    assert (done.returncode, done.stderr) == (0, '')
+    for name in os.listdir(tmp_path / 'as it is'):
+        assert (tmp_path / 'as it is' / name).read_bytes() == (tmp_path / 'out' / name).read_bytes(), name
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_table(tmp_path, monkeypatch):
+    write_run(tmp_path / 'runs', [90] * 40)
+    monkeypatch.setattr(report, 'draw_differences', None)
+    with pytest.raises(TypeError):
+        report.report([str(tmp_path / 'runs')], str(tmp_path / 'out'))
+    assert sorted(os.listdir(tmp_path / 'out')) == ['runs.csv', 'table4.csv', 'table4.md']
 
 
 def test_bad_arguments_of_the_command_are_one_line():

@@ -3,6 +3,7 @@
 import glob
 import os
 import signal
+import subprocess
 
 import fakes
 import pytest
@@ -156,6 +157,22 @@ def test_runs_are_found_wherever_they_are(tmp_path):
         os.makedirs(tmp_path / name)
     assert runs.find_runs(str(tmp_path)) == [str(tmp_path / name) for name in ('a/b', 'a/c', 'd')]
     assert runs.find_runs(str(tmp_path / 'd')) == [str(tmp_path / 'd')]
+
+
+def test_links_are_followed_and_a_folder_counts_once(tmp_path):
+    for name in ('all/a/tf', 'far/b/args', 'far/c/real'):
+        os.makedirs(tmp_path / name)
+    os.symlink('real', tmp_path / 'far/c/tf')
+    for link, target in (('all/big', 'far'), ('all/twice', 'far/b'), ('far/round', 'all'), ('all/lost', 'nowhere')):
+        os.symlink(tmp_path / target, tmp_path / link)
+    os.symlink('self', tmp_path / 'all/self')
+    assert runs.find_runs(str(tmp_path / 'all')) == [str(tmp_path / 'all' / name) for name in ('a', 'big/b', 'big/c')]
+
+
+def test_runs_are_found_a_thousand_folders_deep(tmp_path):
+    subprocess.run(['mkdir', '-p', tmp_path / '/'.join('d' * 1200) / 'tf'], check=True)
+    assert len(runs.find_runs(str(tmp_path))) == 1
+    subprocess.run(['rm', '-r', tmp_path / 'd'], check=True)  # Python's own functions recurse.
 
 
 def test_medians_are_of_the_last_reports():

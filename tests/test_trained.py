@@ -20,6 +20,7 @@ from PIL import Image
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
 from libml import data, data_pair, experiment, files, records, trained, utils
+from libml.cli import drawing
 from libml.intake import pictures
 from libml.running import checkpoints
 from scripts import create_datasets, create_split, evaluate, export, predict
@@ -35,8 +36,14 @@ import numpy as np
 import tensorflow as tf
 folder, file = sys.argv[1:]
 images = np.load(file)
-found = tf.saved_model.load(folder).signatures['serving_default'](images=tf.constant(images))
+classify = tf.saved_model.load(folder).signatures['serving_default']
+found = classify(images=tf.constant(images))
 assert not [name for name in sys.modules if name.startswith('libml')]
+for shape in ([1, 224, 224, 3], [1, 8, 11, 3], [1, 12, 8, 3]):
+    try:
+        sys.exit('takes %s: %s' % (shape, classify(images=tf.zeros(shape, tf.uint8))['probabilities']))
+    except tf.errors.InvalidArgumentError:
+        pass
 interpreter = tf.lite.Interpreter(folder + '/model.tflite')
 (entry,), (exit,) = interpreter.get_input_details(), interpreter.get_output_details()
 interpreter.resize_tensor_input(entry['index'], images.shape)
@@ -104,7 +111,7 @@ def write_table(path, rows):
 
 
 def read_table(path):
-    with open(path, newline='', encoding='utf-8') as file:
+    with open(path, newline='', encoding='utf-8-sig') as file:
         return list(csv.DictReader(file))
 
 
@@ -188,6 +195,7 @@ def test_the_export_gives_the_same_in_a_fresh_process(world, tmp_path):
         np.testing.assert_allclose(found['probabilities'], expected, atol=1e-5)
         np.testing.assert_allclose(found['lite'], expected, atol=1e-3)
         assert [name.decode() for name in found['classes']] == list(CLASSES)
+    assert (tmp_path / 'out' / 'labels.txt').read_text(encoding='utf-8').splitlines() == list(CLASSES)
 
 
 def test_the_signature_is_the_contracts(world, tmp_path):
@@ -226,6 +234,27 @@ def test_pictures_are_read_only_a_little_ahead(world):
     assert classifier.guess([some])[0][0] in CLASSES
 
 
+def test_a_spreadsheet_reads_the_table_as_utf8_and_finds_no_formula_in_it(world, tmp_path, monkeypatch):
+    names = '=cmd|calc!A1.png', '+SUM(1).png', '-1.png', '@x.png', '\t=1.png', '＝1.png', 'ä.png', 'x=1.png'
+    (tmp_path / 'new').mkdir()
+    for name in names:
+        shutil.copy(world.pictures / '001.png', tmp_path / 'new' / name)
+    load = trained.load
+
+    def renamed(*args, **kwargs):
+        classifier = load(*args, **kwargs)
+        classifier.classes = '=1+1', '=1+1', '=1+1'
+        return classifier
+
+    monkeypatch.setattr(trained, 'load', renamed)
+    predict.predict(world.run, [str(tmp_path / 'new')], str(tmp_path / 'p.csv'), data_dir=str(world.data))
+    assert (tmp_path / 'p.csv').read_bytes().startswith(b'\xef\xbb\xbffile,')
+    rows = read_table(tmp_path / 'p.csv')
+    assert {row['file'] for row in rows} == {name if name[0] in 'äx' else './' + name for name in names}
+    assert {os.path.normpath(row['file']) for row in rows} == set(names)
+    assert {row['class'] for row in rows} == {"'=1+1"}
+
+
 def test_a_corrected_table_is_a_table_of_labels(world, tmp_path):
     predict.predict(world.run, [str(world.pictures)], str(tmp_path / 'p.csv'), data_dir=str(world.data))
     write_table(
@@ -256,6 +285,13 @@ def test_evaluation_of_a_run(world, tmp_path, capsys):
     assert sorted(os.listdir(world.run)) == before
     said = capsys.readouterr().out
     assert all(name in said for name in ('balanced accuracy', 'precision', 'recall', *CLASSES))
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_numbers(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, 'draw_confusion', None)
+    with pytest.raises(TypeError):
+        evaluate.evaluate(world.run, out=str(tmp_path), data_dir=str(world.data))
+    assert os.listdir(tmp_path) == ['test.json']
 
 
 @pytest.mark.parametrize('set', ['valid', 'labeled', 'unlabeled'])
@@ -292,6 +328,24 @@ def test_a_class_that_no_picture_is_of():
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.parametrize('nclass', [3, 100, 101, 20000])
+def test_the_confusions_of_many_classes_are_the_cells_that_are_not_empty(nclass):
+    labels, guesses = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 2, 2, 1, 2, 0])
+    probabilities = np.zeros([6, nclass], np.float32)
+    probabilities[np.arange(6), guesses] = 1
+    found = evaluate.measure(labels, probabilities, ['c%d' % i for i in range(nclass)])
+    cells = [[0, 0, 1], [0, 2, 2], [1, 1, 1], [2, 0, 1], [2, 2, 1]]
+    if nclass > 100:
+        assert found['confusion_cells'] == cells and 'confusion' not in found
+        pairs, classes = evaluate.draw_confusion(found, 'title').axes
+        assert [text.get_text() for text in pairs.get_yticklabels()] == ['c0 → c2', 'c2 → c0']
+        assert [text.get_text() for text in classes.get_yticklabels()] == ['c0 (3)', 'c2 (2)', 'c1 (1)']
+    else:
+        assert np.shape(found['confusion']) == (nclass, nclass)
+        assert all(found['confusion'][i][j] == count for i, j, count in cells)
+    assert len(json.dumps(found)) < 150 * nclass + 30000 and found['accuracy'] == 50
+
+
 def test_calibration_against_a_loop():
     random = np.random.RandomState(0)
     confidence, right = random.uniform(0.1, 1, 500), random.rand(500) < 0.5
@@ -305,7 +359,7 @@ def test_calibration_against_a_loop():
     assert (bins['count'] * (bins.accuracy - bins.confidence).abs()).sum() / 500 == pytest.approx(100 * expected)
 
 
-@pytest.mark.parametrize('nclass', [2, 21, 100])
+@pytest.mark.parametrize('nclass', [2, 21, 100, 101, 3300])
 @pytest.mark.parametrize('shape, wrong', [((4, 40, 1), 3), ((40, 4, 3), 60), ((8, 8, 3), 0)])
 def test_drawings(nclass, shape, wrong, tmp_path):
     random, names = np.random.RandomState(0), ['a very long name of a class, the %dth' % i for i in range(nclass)]
@@ -321,7 +375,7 @@ def test_drawings(nclass, shape, wrong, tmp_path):
             evaluate.draw_reliability(found, 'title'),
             evaluate.draw_mistakes(images, probabilities, names, 'title'),
         ):
-            evaluate.save(figure, str(tmp_path / 'figure.png'))
+            drawing.save(figure, str(tmp_path / 'figure.png'), bbox_inches='tight')
             assert os.listdir(tmp_path) == ['figure.png']
             with Image.open(tmp_path / 'figure.png') as image:
                 assert max(image.size) < 4500
@@ -364,6 +418,18 @@ def test_a_run_is_named_by_its_folder_or_a_checkpoint(copy, world):
         assert (os.path.samefile(found.folder, copy), found.ckpt[-4:]) == (True, '2048')
     ckpt = os.path.join(copy, 'tf', 'model.ckpt-0000001024')
     assert trained.load(copy, ckpt=ckpt, data_dir=str(world.data)).ckpt == ckpt
+
+
+def test_a_run_is_named_by_a_folder_that_holds_it_alone(copy, world, tmp_path):
+    deep = str(tmp_path / 'above' / 'a')
+    shutil.move(copy, deep)
+    os.symlink(deep, tmp_path / 'above' / 'link')  # The same run once more.
+    assert os.path.samefile(trained.load(str(tmp_path / 'above'), data_dir=str(world.data)).folder, deep)
+    for name in ('z', 'b'):
+        shutil.copytree(deep, tmp_path / 'above' / name)
+    os.utime(tmp_path / 'above' / 'b' / 'tf', (9e9, 9e9))
+    with pytest.raises(utils.Error, match=r'holds 3 runs, name one of them \(newest last\): .*, b$'):
+        trained.load(str(tmp_path / 'above'), data_dir=str(world.data))
 
 
 # --- Bad input: one line, nothing half-written ---
@@ -420,6 +486,26 @@ BROKEN = {
     other_classes: 'classes',
     other_network: 'does not fit',
 }
+
+
+@pytest.mark.parametrize(
+    'name, value',
+    [
+        ('dataset', 5), ('dataset', '\x1b[31mown.1@9-3'), ('arch', 'resnet9'), ('arch', []), ('seed', True),
+        ('filters', 'abc'), ('filters', None), ('filters', 4.5), ('filters', -4), ('filters', 1e30), ('repeat', 10**7),
+        ('scales', 0), ('nclass', '3'), ('classes', 'abc'), ('classes', [1, 2, 3]), ('classes', ['a\x1b', 'b', 'c']),
+        ('mean', 'text'), ('mean', [0, float('nan'), 0]), ('mean', [0]), ('std', None), ('data', []),
+        ('data', {'other': 'x'}), ('p_unlabeled', 3), ('train_kimg', 10**400), ('whiten', 'yes'),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_fields_of_args_json_that_are_not_what_they_should_be(name, value, copy, world):
+    path = os.path.join(copy, 'args', 'args.json')
+    change_json(path, **{name: value})
+    with pytest.raises(utils.Error) as error:
+        trained.load(str(copy), data_dir=str(world.data))
+    text = str(error.value)
+    assert path in text and name in text and len(text) < 500 and not any(map(utils.is_control, text))
 
 
 @pytest.mark.parametrize('action', ['predict', 'evaluate', 'export'])
@@ -490,6 +576,7 @@ def test_command_lines(world, server, tmp_path):
         ['evaluate', 'which'],
         ['evaluate', run, data, '--out', world.labels, 'cannot write'],
         ['export', run, 'which'],
+        ['evaluate', '', 'the folder of a run'],
     ):
         assert_one_line_error(server.run('scripts/%s.py' % script, *args), word)
     for script, *args in (['evaluate', run, '--set=all'], ['predict', run, world.pictures, '--weights=x']):

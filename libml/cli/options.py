@@ -70,7 +70,6 @@ class Option:
 
 SEED = Range(0, 2**32 - 1)  # What NumPy's generators take.
 
-flags.disclaim_key_flags()  # So --help lists the flags under the script itself. See also script.py, experiment.py.
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 
 

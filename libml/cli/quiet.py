@@ -55,6 +55,7 @@ def import_tensorflow():
     Ctrl-C during the import, which takes seconds, ends the process with one line and exit code 130.
     """
     open_closed_streams()
+    os.environ.pop('MPLBACKEND', None)  # What a notebook leaves there would stop matplotlib's import.
     try:
         # The first variable silences XLA's start-up message. The second leaves Keras out: the import is twice as fast.
         with setting_environment(TF_CPP_MIN_LOG_LEVEL='1', TF_USE_LEGACY_KERAS='1'), muting():

@@ -1,6 +1,7 @@
 """How a script starts and ends: its flags, its streams, its exit code."""
 
 import contextlib
+import difflib
 import inspect
 import os
 import sys
@@ -11,8 +12,6 @@ from absl import app, flags
 from libml import utils
 from libml.cli import options
 from libml.utils import Error, explain
-
-flags.disclaim_key_flags()  # See options.py.
 
 
 def run(function, table, usage=''):
@@ -29,12 +28,17 @@ def run(function, table, usage=''):
     options.define_flags(table)
     if 'debug' not in flags.FLAGS:  # Tests run several scripts in a process.
         flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
+    for name in (*table, 'debug'):  # Else --help would list those alone that are defined in the script's own file.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     utils.setup_tf()
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
     def parse(argv):
         try:
             return flags.FLAGS(argv)
+        except flags.UnrecognizedFlagError as error:  # absl would suggest flags of its own, too.
+            near = difflib.get_close_matches(error.flagname, [*table, 'debug'])
+            sys.exit(fail(flags.UnrecognizedFlagError(error.flagname, suggestions=near), 2))
         except flags.Error as error:
             sys.exit(fail(error, 2))
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import functools
 import glob
+import json
 import os
 import re
 import socket
@@ -42,16 +43,13 @@ class Run:
         """The contents of args.json, read once; {} where there is none or, with a warning, it holds no arguments.
 
         Raises:
-            utils.Error: its seed is no seed.
+            utils.Error: see check_fields.
         """
         args = files.read_json(self.args_file, default={})
         if not isinstance(args, dict):
             print('Ignoring %s, which does not hold arguments' % self.args_file, file=sys.stderr)
             return {}
-        seed = args.get('seed', 0)
-        if type(seed) is not int or not 0 <= seed < 2**32:
-            text = '%s is damaged: seed=%r is no number from 0 to 2^32 - 1. Mend it, or take another --train_dir'
-            raise utils.Error(text % (self.args_file, seed))
+        check_fields(self.args_file, args)
         return {'precision': 'float32', **args} if args else {}  # Older runs have no precision: it was float32.
 
     def check_args(self, args):
@@ -117,6 +115,55 @@ class Run:
         """Removes what a killed or failed process left half-written; the run must be locked."""
         checkpoints.remove_unfinished(self.arg_dir)
         checkpoints.remove_unfinished(self.checkpoint_dir)
+
+
+# --- Fields of args.json, which may be anybody's file ---
+
+
+def is_number(low, high, kinds=(int,)):
+    """Returns a function that says whether a value is of those types, and from low to high."""
+    return lambda value: type(value) in kinds and low <= value <= high
+
+
+def is_text(value):
+    """Returns whether a value is a text that a terminal shows on one line."""
+    return isinstance(value, str) and not any(map(utils.is_control, value))
+
+
+def is_list(is_item):
+    """Returns a function that says whether a value is a list of such items."""
+    return lambda value: isinstance(value, list) and all(map(is_item, value))
+
+
+def is_identity(value):
+    """Returns whether a value holds fingerprints of the data, or nothing."""
+    parts = 'label', 'unlabel', 'test'
+    return value is None or (isinstance(value, dict) and all(n in parts and is_text(v) for n, v in value.items()))
+
+
+NUMBERS = is_list(is_number(-1e30, 1e30, (int, float))), 'a list of numbers'
+FIELDS = {  # What others rely on: {name: (function of a value, what it must be)}.
+    **dict.fromkeys(('dataset', 'arch', 'precision', 'p_unlabeled'), (is_text, 'a text on one line')),
+    **dict.fromkeys(('train_kimg', 'report_kimg'), (is_number(0, 1 << 40, (int, float)), 'a number from 0 to 2^40')),
+    'seed': (is_number(0, 2**32 - 1), 'a whole number from 0 to 2^32 - 1'),
+    'nclass': (is_number(1, 1 << 20), 'a whole number from 1 to 2^20'),
+    'scales': (is_number(1, 10), 'a whole number from 1 to 10'),
+    'filters': (is_number(1, 4096), 'a whole number from 1 to 4096'),
+    'repeat': (is_number(1, 256), 'a whole number from 1 to 256'),
+    'whiten': (lambda value: isinstance(value, bool), 'true or false'),
+    'classes': (is_list(is_text), 'a list of names'),
+    'mean': NUMBERS,
+    'std': NUMBERS,
+    'data': (is_identity, 'the fingerprints of label, unlabel and test'),
+}
+
+
+def check_fields(path, args):
+    """Raises utils.Error where a field of an args.json, if it is there, is not what FIELDS says; path: the file."""
+    for name, (valid, words) in FIELDS.items():
+        if name in args and not valid(args[name]):
+            text = '%s is damaged: %s is %.40s, not %s. Mend it, or take another folder'
+            raise utils.Error(text % (utils.escape(path), name, utils.escape(json.dumps(args[name])), words))
 
 
 def try_lock(file, owner):
@@ -201,19 +248,66 @@ class EventLog(contextlib.AbstractContextManager):
 # --- Runs that others left ---
 
 
+PARTS = {'tf', 'args'}  # Folders of a run.
+
+
 def find_folder(path):
-    """Returns the run's folder that a user means: the folder itself, its folder tf, or one of its checkpoints."""
+    """Returns the run's folder that a user means.
+
+    Args:
+        path: the folder; its folder tf; one of its checkpoints; or a folder that holds one run alone, at any depth.
+
+    Raises:
+        utils.Error: the folder holds several runs.
+    """
     path = os.path.abspath(utils.expand(path))
     if not os.path.isdir(path):
         return os.path.dirname(os.path.dirname(path))
-    return os.path.dirname(path) if os.path.basename(path) == 'tf' else path
+    if os.path.basename(path) == 'tf':
+        return os.path.dirname(path)
+    found = find_runs(path)
+    if len(found) > 1 and path not in found:
+        newest_last = sorted(found, key=lambda run: max(p.stat().st_mtime for p in os.scandir(run) if p.is_dir()))
+        names = ', '.join(utils.escape(os.path.relpath(run, path)) for run in newest_last)
+        raise utils.Error(
+            '%s holds %d runs, name one of them (newest last): %s' % (utils.escape(path), len(found), names)
+        )
+    return found[0] if len(found) == 1 else path
 
 
-def find_runs(folder):
-    """Returns the run folders in and below a folder, sorted; raises utils.Error where there is no such folder."""
+def resolve(path):
+    """Returns the whole checkpoint that a user means: path as in find_folder. Errors: that, and checkpoints.resolve."""
+    utils.require('RUN', path, path, 'the folder of a run, or one of its checkpoints')  # Not an empty text.
+    return checkpoints.resolve(find_folder(path) if os.path.isdir(utils.expand(path)) else path)
+
+
+def find_runs(folder, onerror=None):
+    """Returns the run folders in and below a folder, sorted. Links are followed; no folder counts twice.
+
+    Args:
+        folder: path.
+        onerror: function of the OSError of each folder that cannot be read; None: such folders are passed over.
+
+    Raises:
+        utils.Error: there is no such folder.
+    """
     if not os.path.isdir(folder):
-        raise utils.Error('%s is no folder' % folder)
-    return sorted(path for path, inside, _ in os.walk(folder) if 'tf' in inside or 'args' in inside)
+        raise utils.Error('%s is no folder' % utils.escape(folder))
+    found, seen, todo = [], set(), [folder]
+    while todo:
+        path = todo.pop()
+        try:
+            entries = [entry.name for entry in os.scandir(path) if entry.is_symlink() or entry.is_dir()]
+        except OSError as error:
+            (onerror or id)(error)
+            continue
+        inside = sorted(name for name in entries if os.path.isdir(os.path.join(path, name)))
+        real = os.path.realpath(path)
+        if real not in seen:
+            seen.add(real)
+            found += [path] if PARTS & {*inside} else []
+            todo += [os.path.join(path, name) for name in reversed(inside) if name not in PARTS]
+    return sorted(found)
 
 
 def find_damaged_events(run):
