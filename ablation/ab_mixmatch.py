@@ -54,12 +54,13 @@ class AblationMixMatch(models.MultiModel):
         """
         with tf.name_scope('guess_label'):
             # Each call normalises by the statistics of its own batch, and changes no average of batch norm.
-            logits = [classifier(y_k, training=True, getter=getter, **kwargs) for y_k in y]  # nu * [B, nclass]
+            how = dict(kwargs, training=True, getter=getter, moments=[])
+            logits = [classifier(y_k, **how) for y_k in y]  # nu * [B, nclass]
             p_model = tf.reduce_mean(tf.nn.softmax(tf.stack(logits)), axis=0)  # [B, nclass]
             p_target = layers.sharpen(p_model, T)  # [B, nclass]
         return EasyDict(p_target=p_target, p_model=p_model)
 
-    def model(self, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, nclass, **size):
+    def model(self, nu, w_match, warmup_kimg, batch, lr, wd, ema, beta, mixmode, use_ema_guess, T, nclass, **kwargs):
         """Builds one update: Algorithm 1 of the paper, and the losses (equations 3 to 5).
 
         The names are the published code's. In the paper, y (unlabelled images) is u, nu is K, p_model and p_target are
@@ -68,8 +69,7 @@ class AblationMixMatch(models.MultiModel):
         Args:
             batch: int, this device's share of the labelled images of an update.
             nclass: int, classes.
-            size: the classifier's arch, scales, filters, repeat.
-            nu, w_match, ...: the options of the same names.
+            nu, w_match, ...: the options of the same names; kwargs: those of the classifier.
 
         Returns:
             See train.Model.model.
@@ -79,13 +79,12 @@ class AblationMixMatch(models.MultiModel):
         views = tf.unstack(y, axis=1)  # nu * [B, H, W, C]
 
         # The network, its weights, and their moving average.
-        classifier = functools.partial(self.classifier, **size)
-        weights = self.weights(**size)
+        weights = self.weights()
         average = self.create_average(weights, ema)
         getter_ema = functools.partial(utils.getter_ema, average)
 
         # Lines 7 and 8: guess and sharpen. All views of an image share one label, and no gradient flows through it.
-        guess = self.guess_label(views, classifier, T, getter=getter_ema if use_ema_guess else None)
+        guess = self.guess_label(views, self.classifier, T, getter=getter_ema if use_ema_guess else None)
         label_x = tf.one_hot(label, nclass)  # [B, nclass]
         label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
 
@@ -101,8 +100,8 @@ class AblationMixMatch(models.MultiModel):
         # Only the first batch's statistics move batch norm's averages. One batch is enough, because each has about the
         # same mixture of labelled and unlabelled images.
         moments = []
-        logits = [classifier(batches[0], training=True, moments=moments)]
-        logits += [classifier(b, training=True) for b in batches[1:]]
+        logits = [self.classifier(batches[0], training=True, moments=moments)]
+        logits += [self.classifier(b, training=True, moments=[]) for b in batches[1:]]
         with tf.name_scope('interleave'):
             logits_x, *logits_y = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
 
@@ -121,14 +120,12 @@ class AblationMixMatch(models.MultiModel):
                 lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
                 lambda: average.apply(weights),
                 lambda: layers.update_moments(moments),
-                lambda: self.advance(batch),
             )
 
         return self.finish(
             x,
             train_op,
             moments,
-            classifier,
             average,
             y=y,
             label=label,

@@ -1,7 +1,5 @@
 """The Pi-Model (Laine and Aila 2017), an example of another method. docs/methods.md shows and explains this file."""
 
-import functools
-
 import tensorflow.compat.v1 as tf
 
 from libml import experiment, layers, models, utils
@@ -23,15 +21,15 @@ class PiModel(models.MultiModel):
 
     PARAMS = PARAMS
 
-    def model(self, batch, lr, ema, w_match, warmup_kimg, nclass, **size):
+    def model(self, batch, lr, ema, w_match, warmup_kimg, nclass, **kwargs):
         x, y, label = self.inputs(batch, nu=2)  # [B, H, W, C]  [B, 2, H, W, C]  [B]
-        classifier = functools.partial(self.classifier, **size)
-        weights = self.weights(**size)
+        weights = self.weights()
         average = self.create_average(weights, ema)
 
         moments = []  # Batch norm's statistics of the labelled batch.
-        logits_x = classifier(x, training=True, moments=moments)  # [B, nclass]
-        logits_1, logits_2 = (classifier(view, training=True) for view in tf.unstack(y, axis=1))  # [B, nclass] each
+        logits_x = self.classifier(x, training=True, moments=moments)  # [B, nclass]
+        views = tf.unstack(y, axis=1)  # 2 * [B, H, W, C]; their statistics move nothing
+        logits_1, logits_2 = (self.classifier(view, training=True, moments=[]) for view in views)  # 2 * [B, nclass]
 
         loss_xe = layers.labeled_loss(tf.one_hot(label, nclass), logits_x)
         loss_l2u = layers.unlabeled_loss(tf.nn.softmax(logits_1), logits_2)
@@ -40,11 +38,10 @@ class PiModel(models.MultiModel):
             lambda: tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights),
             lambda: average.apply(weights),
             lambda: layers.update_moments(moments),
-            lambda: self.advance(batch),
         )
 
         losses = {'losses/xe': loss_xe, 'losses/l2u': loss_l2u}
-        return self.finish(x, train_op, moments, classifier, average, y=y, label=label, losses=losses)
+        return self.finish(x, train_op, moments, average, y=y, label=label, losses=losses)
 
 
 if __name__ == '__main__':

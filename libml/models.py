@@ -66,29 +66,40 @@ class MultiModel(train.ClassifySemi):
             self.networks[key] = found
         return self.networks[key]
 
-    def weights(self, **size):
-        """Returns the trainable variables of a network, which the first call creates; size: see `network`."""
-        self.network(**size)
+    def weights(self):
+        """Returns the trainable variables of the network, which the first call creates."""
+        self.network(**{name: self.params[name] for name in PARAMS})
         return utils.model_vars('classify')
 
     def whiten(self, x):
         """Normalises images by the mean and standard deviation of the training images, if --whiten asks for it."""
         return (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype)
 
-    def classifier(self, x, arch, scales, filters, repeat, training=False, getter=None, moments=None):
+    def classifier(self, x, arch=None, training=False, getter=None, moments=None, **params):
         """Classifies images with the variables of scope `classify`, which the first call creates.
 
         Args:
             x: float32 [N, H, W, C] in [-1, 1].
-            arch: one of MODELS; scales, filters and repeat: its size, see networks.resnet.
+            arch: one of MODELS; None: the model's own.
             training: True normalises by the batch's own statistics, and draws at random if the network does so.
             getter: a custom getter for the variables, such as utils.getter_ema with its average filled in.
-            moments: a list that collects batch norm's statistics in training, see layers.batch_norm.
+            moments: a list that collects batch norm's statistics in training, see layers.batch_norm. None: an op that
+                moves batch norm's averages by them joins tf.GraphKeys.UPDATE_OPS, as TF1's layers do it.
+            **params: arguments of the model, such as filters, as the published code gives them; the model's
+                own values where they are not given. The network takes what it needs.
 
         Returns:
             float32 [N, nclass], the logits.
+
+        Raises:
+            TypeError: the model has no argument of a name.
         """
-        return self.network(arch, scales, filters, repeat)(x, training, self.keys('network'), getter, moments)
+        unknown = sorted(set(params) - set(self.params))
+        if unknown:
+            raise TypeError('the model has no argument %s' % unknown[0])
+        size = {name: params.get(name, self.params[name]) for name in PARAMS}
+        size['arch'] = arch or size['arch']
+        return self.network(**size)(x, training, self.keys('network'), getter, moments)
 
     def create_average(self, weights, ema):
         """Returns the tf.train.ExponentialMovingAverage of weights, created; an update moves it by its `apply`."""
@@ -96,14 +107,13 @@ class MultiModel(train.ClassifySemi):
         average.apply(weights)
         return average
 
-    def finish(self, x, train_op, moments, classifier, average, **more):
+    def finish(self, x, train_op, moments, average, **more):
         """Returns what `model` must return: the update, the evaluation by the weights and by their moving average.
 
         Args:
             x: float32 [None, H, W, C], the images to classify.
             train_op: one update.
             moments: batch norm's statistics, which an update of its averages takes in, see `classifier`.
-            classifier: function of images, such as `classifier` with its sizes filled in.
             average: tf.train.ExponentialMovingAverage of the weights.
             **more: y, label, losses, monitors; see train.Model.model.
         """
@@ -112,7 +122,7 @@ class MultiModel(train.ClassifySemi):
             x=x,
             train_op=train_op,
             tune_op=layers.update_moments(moments),
-            classify_raw=tf.nn.softmax(classifier(x, training=False)),  # [B, nclass]
-            classify_op=tf.nn.softmax(classifier(x, training=False, getter=averaged)),  # [B, nclass]
+            classify_raw=tf.nn.softmax(self.classifier(x)),  # [B, nclass]
+            classify_op=tf.nn.softmax(self.classifier(x, getter=averaged)),  # [B, nclass]
             **more,
         )

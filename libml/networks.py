@@ -234,6 +234,10 @@ class Network:
         variables, values = self.get_variables(getter)
         noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
         logits, statistics = self.functions[training](x, noise, values)
-        if training and moments is not None:
-            moments += zip([variables[i] for i in self.moving], statistics, strict=True)
+        if training:
+            found = list(zip([variables[i] for i in self.moving], statistics, strict=True))
+            if moments is None:
+                tf.get_default_graph().add_to_collections(tf.GraphKeys.UPDATE_OPS, layers.update_moments(found))
+            else:
+                moments += found
         return logits

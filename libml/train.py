@@ -1,5 +1,6 @@
 """A model: its graph, and the evaluation. What keeps its training alive is in libml/running."""
 
+import inspect
 import types
 
 import numpy as np
@@ -39,6 +40,7 @@ class Model:
         keys: layers.Keys.
         iterators: list of the iterators of the input, one for each stream and device.
         ops: EasyDict that `model` returned.
+        fed: {plain placeholder of `model`: tensor that holds its next value}.
         trainer: Trainer.
     """
 
@@ -56,11 +58,20 @@ class Model:
         self.keys = layers.Keys(self.setting.seed, self.update_key)
         self.iterators = []
         self.ops = self.build()
+        self.fed = self.feed_placeholders()
         self.trainer = Trainer(self)
 
     @classmethod
     def decide(cls, train_dir, dataset, seed, precision, machine, params):
-        """Returns the Setting of a model's arguments; raises utils.Error where one is not allowed."""
+        """Returns the Setting of a model's arguments.
+
+        Raises:
+            utils.Error: one is not allowed. TypeError: neither PARAMS nor a method names it.
+        """
+        methods = cls.model, getattr(cls, 'guess_label', cls.model)
+        known = {'nclass', *cls.PARAMS}.union(*(inspect.signature(method).parameters for method in methods))
+        if unknown := sorted(set(params) - known):
+            raise TypeError('%s has no argument %s' % (cls.__name__, unknown[0]))
         options.fill(cls.PARAMS, {name: value for name, value in params.items() if name in cls.PARAMS})
         utils.require('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
         found = Setting(cls, train_dir, params, seed, precision, dataset.whiten, dataset.p_unlabeled)
@@ -69,10 +80,16 @@ class Model:
 
     def build(self):
         """Builds the graph; returns what `model` returned, joined over the devices."""
-        strategy, count = self.machine.strategy, self.machine.replicas
-        part = dict(self.params, batch=self.batch // count) if count > 1 else self.params
+        strategy, part = self.machine.strategy, self.batch // self.machine.replicas
+
+        def build_replica():
+            ops = self.model(**dict(self.params, batch=part))
+            with tf.control_dependencies([ops.train_op]):  # An update sees the old step.
+                ops.train_op = tf.group(self.step.assign_add(self.batch))
+            return ops
+
         with strategy.scope():
-            return replicas.merge(strategy, strategy.run(self.model, kwargs=part))
+            return replicas.merge(strategy, strategy.run(build_replica))
 
     def model(self, **params):
         """Builds one update and the evaluation.
@@ -84,14 +101,25 @@ class Model:
 
         Returns:
             EasyDict of
-                train_op: one update. tune_op: moves batch norm's averages alone, as an update would.
+                train_op: one update, after which the step moves. tune_op: moves batch norm's averages alone, as an
+                    update would.
                 x: float32 [None, H, W, C], the images to classify.
                 classify_raw, classify_op: float32 [None, nclass], the class probabilities of x by the weights, and by
                     their moving average.
                 losses, monitors: dicts from a tag of TensorBoard to float32 [], which become curves; may be missing.
-                y, label: the other inputs of the update, see ClassifySemi.inputs; may be missing.
+                y, label: the other inputs of the update, see ClassifySemi.inputs; may be missing. What is a plain
+                    placeholder is fed.
+            Scalars of tf.summary.scalar become curves, too.
         """
         raise NotImplementedError
+
+    def feed_placeholders(self):
+        """Returns `fed`, see Model."""
+        return {}
+
+    def draw_feed(self, session, feed=None):
+        """Returns the values of plain placeholders for an update, a feed; `feed`: of the input, such as update_key."""
+        return dict(zip(self.fed, session.run(list(self.fed.values()), feed), strict=True)) if self.fed else {}
 
     # --- What the running of a model asks of a method ---
 
@@ -132,10 +160,6 @@ class Model:
     def session(self):
         """The session that is open, see Trainer.opening_session."""
         return tf.get_default_session()
-
-    def advance(self, batch):
-        """Returns the op that adds the labelled images of an update to the step, `batch` for each device."""
-        return self.step.assign_add(batch * replicas.get_count())
 
     def train(self, train_nimg, report_nimg, save_nimg=None, keep_ckpt=50, init_ckpt=''):
         """Trains until train_nimg labelled images have been seen, continuing from the newest whole checkpoint.
@@ -189,6 +213,17 @@ class ClassifySemi(Model):
             tf.placeholder_with_default(y, [None, nu] + shape, 'y'),
             tf.placeholder_with_default(labeled['label'], [None], 'labels'),
         )
+
+    def feed_placeholders(self):
+        """See Model. The input of a method that has none of its own."""
+        plain = {name: self.ops[name] for name in ('x', 'y', 'label') if name in self.ops}
+        plain = {name: tensor for name, tensor in plain.items() if tensor.op.type == 'Placeholder'}
+        if not plain:
+            return {}
+        utils.require('devices', self.machine.replicas, self.machine.replicas == 1, '1 for a method with placeholders')
+        views = int(self.ops.y.shape[1]) if 'y' in self.ops else 1
+        values = dict(zip(('x', 'y', 'label'), self.inputs(self.batch, views), strict=True))
+        return {tensor: values[name] for name, tensor in plain.items()}
 
     def next_batch(self, name, batch):
         """Returns a batch of the set `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""
@@ -258,7 +293,8 @@ class ClassifySemi(Model):
     def tune(self, nimg):
         """Moves batch norm's averages, and nothing else, as updates on nimg training images would."""
         for step in range(0, nimg, self.batch):
-            self.session.run(self.ops.tune_op, {self.update_key: step})
+            key = {self.update_key: step}
+            self.session.run(self.ops.tune_op, {**key, **self.draw_feed(self.session, key)})
 
     def eval_checkpoint(self, ckpt):
         """Prints the accuracies of a checkpoint: raw and averaged weights, before and after tuning batch norm.

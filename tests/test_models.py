@@ -65,19 +65,20 @@ def golden(arch):
 class Classifier(models.MultiModel):
     """Nothing but the classifier, in its two modes."""
 
-    def model(self, nclass, **kwargs):
+    def model(self, nclass, batch, **kwargs):
         size = [self.dataset.height, self.dataset.width, self.dataset.colors]
         x = tf.placeholder(tf.float32, [None, *size])
         return EasyDict(
             x=x,
             logits=self.classifier(x, **kwargs),
             training_logits=self.classifier(x, training=True, **kwargs),
+            train_op=tf.no_op(),
         )
 
 
 def build(tmp_path, arch, size=(8, 8, 1), nclass=3, whiten=False, **params):
     dataset = make_dataset(*size, nclass=nclass, whiten=whiten)
-    params = {**dict(scales=3 if arch == 'cnn13' else 2, filters=4, repeat=2), **params}
+    params = {**dict(scales=3 if arch == 'cnn13' else 2, filters=4, repeat=2, batch=4), **params}
     return Classifier(str(tmp_path), dataset, nclass, arch=arch, seed=1, **params)
 
 
@@ -203,7 +204,7 @@ def test_forward_equals_numpy(arch, training, noise, tmp_path):
                 values[name] = random.uniform(0.5, 1.5, value.shape)
         assign(session, values)
         logits, noise = session.run(
-            [model.ops.training_logits, noise[-1]] if training else [model.ops.logits, noise[0]], {model.ops.x: x}
+            [model.ops.training_logits, noise[1]] if training else [model.ops.logits, noise[0]], {model.ops.x: x}
         )
     network = Network(values, training, model.dataset.mean, model.dataset.std, noise)
     params = [model.params[name] for name in ('scales', 'filters', 'repeat')]

@@ -44,7 +44,7 @@ class Trainer:
         run, machine = model.setting.run, model.machine
         self._scratch = tempfile.TemporaryDirectory() if machine.host else None
         self.run = runs.Run(self._scratch.name) if machine.host else run
-        self.scalars = {**model.ops.get('losses', {}), **model.ops.get('monitors', {})}
+        self.scalars = {**find_summaries(), **model.ops.get('losses', {}), **model.ops.get('monitors', {})}
         self.values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
         self._hosts = replicas.Hosts(machine.strategy) if machine.hosts > 1 else None
@@ -160,6 +160,12 @@ class Trainer:
         return bool(stopped)
 
 
+def find_summaries():
+    """Returns the scalars that were given to tf.summary.scalar in the current graph, {tag: float32 []}."""
+    ops = [summary.op for summary in tf.get_collection(tf.GraphKeys.SUMMARIES) if summary.op.type == 'ScalarSummary']
+    return {tf.get_static_value(op.inputs[0]).item().decode(): tf.cast(op.inputs[1], tf.float32) for op in ops}
+
+
 class Loop:
     """Makes a model's updates, checkpoints and reports when they are due, until the run ends or a signal comes.
 
@@ -180,8 +186,10 @@ class Loop:
         self.log, self.bar, self.stopped = log, bar, stopped
         self.first = self.saved = step
         self.remarked = False
-        # Nothing is fed: the graph draws its images itself, see ClassifySemi.inputs.
-        self.make_update = session.make_callable([trainer.values, trainer.model.ops.train_op])
+        model, fetches = trainer.model, [trainer.values, trainer.model.ops.train_op]
+        # By default nothing is fed: the graph draws its images itself, see ClassifySemi.inputs.
+        plain = session.make_callable(fetches)
+        self.make_update = (lambda: session.run(fetches, model.draw_feed(session))) if model.fed else plain
 
     def train(self):
         """Trains; returns whether nothing is left to do."""
