@@ -104,7 +104,7 @@ class Setting:
     def hold(self, ckpt):
         """Holds a checkpoint that the user named; returns it as checkpoints.Held, which says what is raised."""
         if not self.held:
-            self.held = checkpoints.resolve(ckpt)
+            self.held = runs.resolve(ckpt)
         return self.held
 
     def find_start(self, init_ckpt=''):
