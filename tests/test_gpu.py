@@ -126,14 +126,15 @@ def test_a_gpus_memory_is_taken_as_it_is_needed(monkeypatch):
 
 
 def test_a_seed_makes_a_gpu_deterministic(gpus, tmp_path, monkeypatch):
-    make_model(tmp_path, seed=1)
-    assert gpus == [True]
-    with tf.Graph().as_default():
-        make_model(tmp_path, seed=None)
+    def find_whether_deterministic(seed):
+        with tf.Graph().as_default():
+            model = make_model(tmp_path, seed=seed)
+            with hardware.switching(tf32=True, deterministic=model.setting.wants_determinism):
+                return len(gpus)
+
+    assert [find_whether_deterministic(seed) for seed in (1, None)] == [1, 1]
     monkeypatch.setattr(utils, 'get_available_gpus', lambda: [])
-    with tf.Graph().as_default():
-        make_model(tmp_path, seed=1)
-    assert gpus == [True]
+    assert find_whether_deterministic(1) == 1
 
 
 def test_an_operation_that_is_not_deterministic_is_named_in_one_line():

@@ -27,12 +27,12 @@ class Watched(AblationMixMatch):
         super().__init__(*args, **kwargs)
         self.memory, self.files, self.finalized = [], [], []
 
-    def report(self, step):
+    def report(self, step, stopped=()):
         with open('/proc/self/statm') as file:
             self.memory.append(int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE'))
         self.files.append(len(os.listdir('/proc/self/fd')))
         self.finalized.append(self.graph.finalized)
-        return super().report(step)
+        return super().report(step, stopped)
 
 
 def test_memory_and_open_files_stay_as_they_are(tmp_path):

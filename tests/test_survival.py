@@ -204,7 +204,7 @@ def test_what_a_killed_process_left_half_written_is_removed(start, whole, copy):
         os.path.join(tf_dir(copy), 'model.ckpt-%010d.data-00000-of-00001.tempstate123' % (TRAIN_KIMG << 10)),
         os.path.join(tf_dir(copy), 'model.ckpt-%010d.index.tempstate45' % (TRAIN_KIMG << 10)),
         os.path.join(tf_dir(copy), 'checkpoint.tmp0a1b'),
-        os.path.join(tf_dir(copy), '..', 'args', 'args.json.part-7'),
+        os.path.join(tf_dir(copy), '..', 'args', 'args.json.part-7-0123456789ab'),
     ]
     for path in left:
         with open(path, 'wb') as file:
@@ -313,7 +313,7 @@ def fill_disk_at_second_checkpoint():
 
 
 def fill_disk_at_first_report():
-    before(train.ClassifySemi, 'report', lambda *_: limit_files())
+    before(train.ClassifySemi, 'report', lambda *_: limit_files(16))
 
 
 def remove_folder(method, step, folder):
@@ -322,7 +322,7 @@ def remove_folder(method, step, folder):
 
     def remove(n, its, *args):
         if args[place] > step:
-            shutil.rmtree(getattr(getattr(its, 'model', its), folder))
+            shutil.rmtree(getattr(its.model if method == 'save' else its, folder))
 
     before(owner, method, remove)
 
@@ -424,6 +424,6 @@ def test_ctrl_c_is_one_line(start, tmp_path, place):
 
 def test_ctrl_c_while_tensorflow_is_loaded_is_one_line(tmp_path):
     (tmp_path / 'tensorflow.py').write_text('raise KeyboardInterrupt')
-    code = 'import sys; sys.path.insert(0, %r); from libml import quiet; quiet.import_tensorflow()'
+    code = 'import sys; sys.path.insert(0, %r); from libml.cli import quiet; quiet.import_tensorflow()'
     done = command('-c', code % str(tmp_path))
     assert (done.returncode, done.stderr) == (130, 'Error: interrupted\n')
