@@ -62,9 +62,7 @@ def run(method, **given):
     method.check(machine.replicas, **params)  # Again, now with the number of devices.
     join_hosts(machine, o, seeded=o.seed is not None or bool(saved.args))
     print('Reading %s' % split, flush=True)
-    dataset = data_pair.read_dataset(
-        split, data_dir, seed=o.seed or 0, needs_unlabeled=o.get('w_match', 1) > 0, **chosen
-    )
+    dataset = data_pair.read_dataset(split, data_dir, needs_unlabeled=o.get('w_match', 1) > 0, **chosen)
     model = method(folder, dataset, seed=o.seed, precision=o.precision, machine=machine, **params)
     model.config.log_device_placement = o.log_device_placement
     if o.eval_ckpt:  # By the training graph, which can tune batch norm again.

@@ -45,7 +45,7 @@ def read_png_shape(png):
     return (height, width, colors) if colors and height and width else None
 
 
-def _session(graph):
+def _make_session(graph):
     """A CPU session on threads of this module, so that it can run inside a Python function of another session."""
     config = utils.get_config()
     config.device_count['GPU'] = 0
@@ -54,20 +54,20 @@ def _session(graph):
 
 
 @functools.lru_cache(maxsize=8)
-def _encoder(shape):
+def _make_encoder(shape):
     with tf.Graph().as_default() as graph:
         images = tf.placeholder(tf.uint8, [None, *shape])
         # Stored, not compressed: a third more bytes of a small photograph, which is read in half the time.
-        return _session(graph).make_callable(tf.image.encode_png(images, compression=0), [images])
+        return _make_session(graph).make_callable(tf.image.encode_png(images, compression=0), [images])
 
 
 @functools.lru_cache(maxsize=32)
-def _decoder(shape, count):
+def _make_decoder(shape, count):
     with tf.Graph().as_default() as graph:
         pngs = tf.placeholder(tf.string, [count])
         images = [tf.image.decode_png(png, channels=shape[-1]) for png in tf.unstack(pngs)]
         images = tf.stack([tf.ensure_shape(image, shape) for image in images])
-        return _session(graph).make_callable(images, [pngs])
+        return _make_session(graph).make_callable(images, [pngs])
 
 
 def encode(images):
@@ -76,7 +76,7 @@ def encode(images):
     All together take far less time than one by one.
     """
     images = np.asarray(images, np.uint8)
-    return list(_encoder(images.shape[1:])(images)) if len(images) else []
+    return list(_make_encoder(images.shape[1:])(images)) if len(images) else []
 
 
 def decode(pngs, shape):
@@ -89,7 +89,7 @@ def decode(pngs, shape):
     begin = 0
     while left := len(pngs) - begin:
         size = min(DECODED, 1 << (left.bit_length() - 1))  # A power of two: few graphs serve every number.
-        images[begin : begin + size] = _decoder(tuple(shape), size)(pngs[begin : begin + size])
+        images[begin : begin + size] = _make_decoder(tuple(shape), size)(pngs[begin : begin + size])
         begin += size
     return images
 
@@ -150,7 +150,9 @@ def write_part(part, examples, total=None):
 # --- Reading ---
 
 
-def read(path, nclass=None, shape=None, unlabeled=False):
+def read(
+    path: str, nclass: int | None = None, shape: tuple[int, int, int] | None = None, unlabeled: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns (images uint8 [n, H, W, C], labels int32 [n]) of a file. Arguments: see RecordFile.examples."""
     return RecordFile(path).read(nclass, shape, unlabeled)[:2]
 

@@ -15,8 +15,9 @@ import pytest
 from conftest import assert_one_line_error, command
 from scipy.io import savemat
 
-from libml import data, data_pair, records, utils
+from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
+from libml.family import FAMILIES, Family
 from libml.intake import archives
 from scripts import create_datasets, create_split
 
@@ -457,8 +458,8 @@ def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, capsys):
         found = records.read(data_pair.locate_records(install.data, 'cifar10-16', part))
         assert np.abs(found[0] - images).max() <= 1 and (found[1] == labels).all()
     family = data_pair.find_family(install.data, 'cifar10-16')
-    cifar10 = data_pair.FAMILIES['cifar10']
-    assert family == data.Family(16, 16, 3, 10, True, 2, classes=cifar10.classes)
+    cifar10 = FAMILIES['cifar10']
+    assert family == Family(16, 16, 3, 10, True, 2, classes=cifar10.classes)
     assert split(install.data, 'cifar10-16', 1, 20).height == 16
     with pytest.raises(utils.Error, match=r'cifar10-16.json exists already'):
         install('cifar10', size='8x8', name='cifar10-16')

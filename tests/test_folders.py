@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from libml import data, data_pair, records, utils
+from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
-from libml.intake import folders, pictures
+from libml.family import Family
+from libml.intake import folders, labels, pictures
 from libml.intake.folders import Item
 from scripts import create_datasets, create_split
 
@@ -78,7 +79,7 @@ def test_a_folder_becomes_a_dataset(tmp_path, capsys):
             f.write('no picture')
     run(folder, tmp_path / 'data', size='10x12', augment='mirror,shift2')
     family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
-    assert family == data.Family(12, 10, 3, 3, True, 2, parts=('train', 'unlabeled'), classes=tuple(CLASSES))
+    assert family == Family(12, 10, 3, 3, True, 2, parts=('train', 'unlabeled'), classes=tuple(CLASSES))
     for part, each in (('train', 6), ('test', 2)):
         images, labels = read(tmp_path / 'data', part)
         assert images.shape == (3 * each, 12, 10, 3)
@@ -520,7 +521,7 @@ def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, content):
     with open(path, 'wb') as file:
         file.write(content)
     try:
-        assert isinstance(folders.read_labels(path), list)
+        assert isinstance(labels.read_labels(path), list)
     except utils.Error as error:
         assert '\n' not in str(error)
 

@@ -7,20 +7,26 @@ PICTURES/**                  and a table of labels, a CSV file
 
 import collections
 import contextlib
-import csv
 import dataclasses
 import itertools
-import math
 import os
-import re
 import sys
-import unicodedata
 from typing import NamedTuple
 
 import numpy as np
 
-from libml import data, data_pair, files, records, utils
-from libml.intake import pictures
+from libml import data_pair, files, records, utils
+from libml.family import (
+    Family,
+    check_new_name,
+    parse_augment,
+    parse_range,
+    parse_size,
+    read_class,
+    shorten,
+    write_family,
+)
+from libml.intake import labels, pictures
 from libml.utils import escape
 
 UNLABELED = ('unlabeled', 'unlabelled')
@@ -28,8 +34,6 @@ UNLABELED = ('unlabeled', 'unlabelled')
 PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', *UNLABELED})
 NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # What people write where there is no class.
 BATCH = 256  # Pictures encoded at a time, at most.
-LONGEST_NAME = 255  # Letters of a class: more cannot name a folder, and are probably a text from another column.
-COLUMN = 40  # Letters of a class's name in a table, at most.
 
 BESIDE_LAYOUT = 'beside train, in no folder of the layout'
 BESIDE_CLASSES = 'beside the class folders'
@@ -84,18 +88,18 @@ def plan_folders(folder, test_fraction=None, seed=0):
         _check_flat(folder, names, test_fraction)
     parts = ('train', 'test') if 'test' in names else ('train',)
     places = {part: os.path.join(folder, part if nested else '') for part in parts}
-    folders = {part: _class_folders(place) for part, place in places.items()}
+    folders = {part: _find_class_folders(place) for part, place in places.items()}
     _check_test_classes(folder, folders)
-    plan, labels = _new_plan(escape(places['train']), folders['train'].values(), unused)
+    plan, numbers = _make_plan(escape(places['train']), folders['train'].values(), unused)
     for path in found:
         part, own = _place(path, nested)
         if part in UNLABELED:
             plan.parts['unlabeled'].append(Item(path, records.NO_CLASS))
         elif own in folders.get(part, ()):
-            plan.parts[part].append(Item(path, labels[folders[part][own]]))
+            plan.parts[part].append(Item(path, numbers[folders[part][own]]))
         else:
             unused[path] = BESIDE_CLASSES if part in folders else BESIDE_LAYOUT
-    return _finished(plan, folder, test_fraction, seed)
+    return _finish(plan, folder, test_fraction, seed)
 
 
 def _check_flat(folder, names, test_fraction):
@@ -119,27 +123,9 @@ def _check_fraction(test_fraction, has_test, found, missing):
         raise utils.Error(missing + ': give --test_fraction=.2, say, to set training pictures aside')
 
 
-def _class_folders(folder):
+def _find_class_folders(folder):
     """Returns {name of a folder: name of its class}."""
-    return {name: _class_name(name, folder) for name in pictures.list_folders(folder) if name not in UNLABELED}
-
-
-def _class_name(name, where):
-    """Returns a class's name in Unicode's composed form (NFC).
-
-    `where` is the folder or table that holds the name; utils.Error names it if this cannot be the name of a class.
-    """
-    if any(map(utils.is_control, name)):
-        text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
-        raise utils.Error(text % (escape(where), escape(repr(name))))
-    if len(name) > LONGEST_NAME:
-        text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
-        raise utils.Error(text % (escape(where), len(name), LONGEST_NAME, escape(_shortened(name))))
-    return unicodedata.normalize('NFC', ' '.join(name.split()))
-
-
-def _shortened(name):
-    return name if len(name) <= COLUMN else name[: COLUMN // 2] + '…' + name[1 - COLUMN // 2 :]
+    return {name: read_class(name, folder) for name in pictures.list_folders(folder) if name not in UNLABELED}
 
 
 def _check_test_classes(folder, folders):
@@ -167,71 +153,12 @@ def _place(path, nested):
     return 'train', head if rest else ''
 
 
-# --- A table of labels ---
-
-
-class Row(NamedTuple):
-    """A row of a table of labels: the line where it ends, and its cells; '' where there is none."""
-
-    line: int
-    file: str
-    label: str
-    split: str
-    group: str
-
-
-def read_labels(path):
-    """Returns a list of Row: a CSV file with the columns `file` and `class`, perhaps `split` and `group`.
-
-    Commas, semicolons or tabs part the columns. Other columns are ignored.
-
-    Raises:
-        utils.Error: it is no such file.
-    """
-    try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(',;\t', key=first.count), strict=True, skipinitialspace=True)
-            columns = _columns(path, next(reader, []))
-            return [_row(path, reader.line_num, columns, cells) for cells in reader if any(cells)]
-    except UnicodeDecodeError as error:
-        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % path) from error
-    except csv.Error as error:
-        raise utils.Error('%s, line %d: %s' % (path, reader.line_num, error)) from error
-
-
-def _columns(path, header):
-    columns = [name.strip().lower() for name in header]
-    for name in ('file', 'class', 'split', 'group'):
-        if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
-            text = '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s'
-            raise utils.Error(text % (path, columns.count(name), name, escape(repr(_shortened(','.join(header))))))
-    return columns
-
-
-def _row(path, line, columns, cells):
-    if any(cells[len(columns) :]):
-        text = '%s, line %d: has more cells than the header: a comma inside a cell needs quotes around the cell'
-        raise utils.Error(text % (path, line))
-    cell = collections.defaultdict(str, zip(columns, cells, strict=False))
-    label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
-    row = Row(line, cell['file'], _class_name(label, path), split.lower(), group)
-    if not row.file:
-        raise utils.Error('%s, line %d: has no file' % (path, line))
-    if row.split not in ('', 'train', 'test'):
-        raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, escape(repr(row.split))))
-    if row.split == 'test' and not row.label:
-        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, escape(row.file)))
-    return row
-
-
-def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
+def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False):
     """Plans a dataset whose classes are in a table. Pictures without a row, or without a class, are unlabelled.
 
     Args:
         folder: PICTURES; laid out in any way.
-        labels: path of the table, see `read_labels`. Its files are relative to PICTURES. A file without a folder is
+        table: its path, see labels.read_labels. Its files are relative to PICTURES. A file without a folder is
             searched in all folders, with or without its ending; then only one picture may have that name.
         test_fraction, seed: those of `plan_folders`; test_fraction is needed where the table names no test pictures.
         skip_bad: pass over rows of files that cannot be read.
@@ -239,88 +166,27 @@ def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
     Raises:
         utils.Error: the table is not right, or rows name files that are not there (they are listed on stderr).
     """
-    rows = read_labels(labels)
+    rows = labels.read_labels(table)
     found, unused = pictures.list_files(folder)
-    by_path = _matched(labels, folder, rows, found, unused, skip_bad)
-    plan, numbers = _new_plan(labels, {row.label for row in rows if row.label}, unused)
+    by_path = labels.match_rows(table, folder, rows, found, unused, skip_bad)
+    plan, numbers = _make_plan(table, {row.label for row in rows if row.label}, unused)
     has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
-    _check_fraction(test_fraction, has_test, labels + ' names test pictures', labels + missing)
+    _check_fraction(test_fraction, has_test, table + ' names test pictures', table + missing)
     for path in found:
-        row = by_path.get(path) or Row(0, path, '', '', '')
+        row = by_path.get(path) or labels.Row(0, path, '', '', '')
         part = (row.split or 'train') if row.label else 'unlabeled'
         plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
-        raise utils.Error(text % (labels, escape(repr(min(torn)))))
-    return _finished(plan, folder, test_fraction, seed)
-
-
-def _matched(labels, folder, rows, found, unused, skip_bad):
-    """Returns {path of a picture: its Row}; raises what `plan_table` raises."""
-    index, by_path, wrong = _Index(folder, found), {}, []
-    for row in rows:
-        path, reason = index.find(row.file, unused)
-        if path is None or (path in unused and not skip_bad):
-            wrong.append('%s, line %d: %s %s' % (labels, row.line, escape(row.file), reason))
-        elif path not in unused and by_path.setdefault(path, row)[2:] != row[2:]:
-            text = '%s: lines %d and %d contradict each other on %s'
-            raise utils.Error(text % (labels, by_path[path].line, row.line, escape(path)))
-    utils.print_list(wrong)
-    if wrong:
-        raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), labels, escape(folder)))
-    return by_path
-
-
-class _Index:
-    """Finds the pictures in a folder by what a table calls them."""
-
-    def __init__(self, folder, found):
-        self._folder = os.path.abspath(folder)
-        self._exact = {_composed(path): path for path in found} | {path: path for path in found}
-        self._loose = collections.defaultdict(list)  # By the file's name, and by that without its ending.
-        for path in found:
-            for key in set(_names(path)):
-                self._loose[key].append(path)
-        self._similar = {name.casefold(): paths[0] for name, paths in self._loose.items()}
-        self._similar.update((_composed(path).casefold(), path) for path in found)
-
-    def find(self, file, unused):
-        """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
-        for spelling in (file, file.strip(), file.strip().replace('\\', '/')):
-            if os.path.isabs(spelling):
-                spelling = os.path.relpath(spelling, self._folder)
-            path = os.path.normpath(spelling)
-            path = path if path in self._exact else _composed(path)
-            if path in self._exact:
-                return self._exact[path], ''
-            if path in unused:
-                return path, ('lies ' if unused[path] == pictures.SYSTEM else 'is ') + unused[path]
-        several = self._loose.get(path, ()) if os.sep not in path else ()
-        if len(several) == 1:
-            return several[0], ''
-        if several:
-            return None, 'is the name of %d pictures: say in which folder' % len(several)
-        for name in (path, *_names(path)):
-            if similar := self._similar.get(name.casefold()):
-                return None, 'is not there, but %s is' % escape(similar)
-        return None, 'is not there'
-
-
-def _names(path):
-    """Returns the name of a file, and its name without its ending."""
-    name = _composed(os.path.basename(path))
-    return name, os.path.splitext(name)[0]
-
-
-def _composed(path):
-    return unicodedata.normalize('NFC', path)
+        raise utils.Error(text % (table, escape(repr(min(torn)))))
+    return _finish(plan, folder, test_fraction, seed)
 
 
 # --- What all layouts share ---
 
 
-def _new_plan(where, classes, unused):
+def _make_plan(where, classes, unused):
     """Returns a Plan without pictures, and {class: label}; warns of names that are probably a mistake.
 
     `where` names the source of the classes; utils.Error if they are fewer than two.
@@ -339,7 +205,7 @@ def _new_plan(where, classes, unused):
     return Plan(tuple(classes), parts, unused), {name: label for label, name in enumerate(classes)}
 
 
-def _finished(plan, folder, test_fraction, seed):
+def _finish(plan, folder, test_fraction, seed):
     """Sets test pictures aside if asked, checks the classes, leaves out unlabelled pictures of test groups, warns."""
     if test_fraction is not None:
         _check_parts(plan, folder, ['train'])
@@ -356,15 +222,15 @@ def _finished(plan, folder, test_fraction, seed):
 
 def _warn_of_shared_files(plan, folder):
     """Warns on stderr of files that links bring both into test and into training."""
-    tests = {_identity(folder, item): item.path for item in plan.parts['test']}
+    tests = {_identify(folder, item): item.path for item in plan.parts['test']}
     others = [item for part in set(plan.parts) - {'test'} for item in plan.parts[part]]
-    pairs = [(item.path, tests[file]) for item in others if (file := _identity(folder, item)) in tests]
+    pairs = [(item.path, tests[file]) for item in others if (file := _identify(folder, item)) in tests]
     if pairs:
         text = '%d test pictures train as well, through links: %s and %s are one file, for example'
         utils.warn(text % (len(pairs), *map(escape, min(pairs))))
 
 
-def _identity(folder, item):
+def _identify(folder, item):
     found = os.stat(os.path.join(folder, item.path))
     return found.st_dev, found.st_ino
 
@@ -407,7 +273,7 @@ def take_test(items, classes, fraction, seed):
         taken.add(key)
         have.update(brought[key])
 
-    order = dict.fromkeys(keys[i] for i in _shuffled_by_class(items, seed))
+    order = dict.fromkeys(keys[i] for i in _shuffle_by_class(items, seed))
     for key in order:
         gain = sum(abs(wanted[x] - have[x]) - abs(wanted[x] - have[x] - n) for x, n in brought[key].items())
         if gain > 0 and _leaves_some(brought[key], have, counts):
@@ -423,7 +289,7 @@ def take_test(items, classes, fraction, seed):
     return rest, [item for key, item in zip(keys, items, strict=True) if key in taken]
 
 
-def _shuffled_by_class(items, seed):
+def _shuffle_by_class(items, seed):
     random, labels = np.random.RandomState(seed), np.array([item.label for item in items])
     shuffled = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return np.concatenate(shuffled).tolist()
@@ -438,7 +304,7 @@ def format_plan(plan):
     """Yields the lines that tell what became of every file in PICTURES."""
     parts = [plan.parts.get(part, ()) for part in ('train', 'test', 'unlabeled')]
     train, test, unlabeled = (collections.Counter(item.label for item in items) for items in parts)
-    names = [escape(_shortened(name)) for name in plan.classes]
+    names = [escape(shorten(name)) for name in plan.classes]
     rows = [('class', 'train', 'test'), *((name, train[label], test[label]) for label, name in enumerate(names))]
     if 'unlabeled' in plan.parts:
         rows.append(('unlabelled', unlabeled.total(), ''))
@@ -451,52 +317,6 @@ def format_plan(plan):
     for reason, count in collections.Counter(plan.unused.values()).items():
         example = next(path for path, why in plan.unused.items() if why == reason)
         yield '%8d %s, such as %s' % (count, reason, escape(example))
-
-
-# --- What is asked for ---
-
-
-def parse_size(text):
-    """Returns (height, width) of a text such as '48x32', which names the width first."""
-    match = re.fullmatch(r'([0-9]{1,4})x([0-9]{1,4})', text)
-    if not match or not all(1 <= int(side) <= records.MAX_SIDE for side in match.groups()):
-        raise utils.Error('size=%s: give WIDTHxHEIGHT, such as 32x32, at most %d a side' % (text, records.MAX_SIDE))
-    return int(match[2]), int(match[1])
-
-
-def parse_augment(text, size):
-    """Returns (mirror, shift) of a text such as 'mirror,shift4' or '', checked against size = (height, width).
-
-    None: mirror, and a shift by an eighth of the smaller side, as for CIFAR and STL-10.
-    """
-    if text is None:
-        return True, min(size) // 8
-    match = re.fullmatch(r'(mirror)?,?(?:shift([0-9]{1,4}))?', text)
-    if not match:
-        raise utils.Error("augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''" % text)
-    mirror, shift = bool(match[1]), int(match[2] or 0)
-    data.check_shift(shift, *size)
-    return mirror, shift
-
-
-def parse_range(text):
-    """Returns (low, high) of a text such as '0,4095'; () of ''."""
-    if not text:
-        return ()
-    try:
-        low, high = map(float, text.split(','))
-    except ValueError:
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise utils.Error('range=%s: give LOW,HIGH, such as 0,4095: the values that become black and white' % text)
-    return low, high
-
-
-def check_new_name(name):
-    """Raises utils.Error unless a dataset of the user's own can bear a name: well-formed, not of the published ones."""
-    if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
-        text = 'name=%s is not allowed: take letters, digits, _ and - (not first), and none of %s'
-        raise utils.Error(text % (escape(name), ', '.join(data_pair.FAMILIES)))
 
 
 def check_free(data_dir, name):
@@ -544,15 +364,15 @@ def make_dataset(
         order = np.random.RandomState(seed).permutation(len(plan.parts[part]))
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
-    family = data.Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
-    save(name, data_dir, family, _converted(plan, folder, family, max_megapixels, skip_bad))
+    family = Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
+    save(name, data_dir, family, _convert(plan, folder, family, max_megapixels, skip_bad))
     for line in format_plan(plan):
         print(line)
     print('%s is in %s' % (name, escape(data_dir)))
 
 
 def save(name, data_dir, family, parts):
-    """Writes the record files of a new dataset and its description, a data.Family, all or nothing.
+    """Writes the record files of a new dataset and its description, a Family, all or nothing.
 
     `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
@@ -562,26 +382,26 @@ def save(name, data_dir, family, parts):
             path = data_pair.locate_records(data_dir, name, part)
             target = stack.enter_context(files.creating(path))
             records.write_part(target, examples, total)
-        data_pair.write_family(description, family)
+        write_family(description, family)
 
 
-def _converted(plan, folder, family, max_megapixels, skip_bad):
+def _convert(plan, folder, family, max_megapixels, skip_bad):
     """Yields the parts of a Plan as `save` takes them; at the end, removes unreadable pictures from the Plan."""
-    bad, groups = {}, _group_numbers(plan)
+    bad, groups = {}, _number_groups(plan)
     for part, items in plan.parts.items():
         paths = (os.path.join(folder, item.path) for item in items)
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, max_megapixels)
-        yield part, _examples(items, images, family.shape, bad, groups), len(items)
+        yield part, _serialize_all(items, images, family.shape, bad, groups), len(items)
     _leave_out(plan, folder, bad, skip_bad)
 
 
-def _group_numbers(plan):
+def _number_groups(plan):
     """Returns {group: number} of the groups in training: records of test need none."""
     groups = {item.group for part, items in plan.parts.items() if part != 'test' for item in items} - {None}
     return {group: number for number, group in enumerate(sorted(groups))}
 
 
-def _examples(items, images, shape, bad, groups):
+def _serialize_all(items, images, shape, bad, groups):
     """Yields the serialized examples of items; notes {path: ValueError} of those that cannot be read in `bad`."""
     pairs = zip(items, images, strict=True)
     while batch := list(itertools.islice(pairs, min(BATCH, records.choose_batch_size(shape)))):

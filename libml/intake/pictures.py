@@ -71,38 +71,38 @@ def list_files(folder):
     """
     if not os.path.isdir(folder):
         raise utils.Error('%s is no folder: it must be one with pictures' % escape(folder))
-    found = dict(_files(folder, '', (), ''))
+    found = dict(_iterate_files(folder, '', (), ''))
     return sorted(path for path in found if not found[path]), {path: why for path, why in found.items() if why}
 
 
-def _files(folder, within, above, reason):
+def _iterate_files(folder, within, above, reason):
     """Yields the (relative path, reason or '') of the files under folder/within; `above` identifies its parents."""
     here = os.stat(os.path.join(folder, within))
     if (here.st_dev, here.st_ino) in above:
         raise utils.Error('%s leads to a folder that holds it: remove this link' % escape(os.path.join(folder, within)))
     for entry in sorted(os.scandir(os.path.join(folder, within)), key=lambda entry: entry.name):
-        path, why = os.path.join(within, entry.name), reason or _named(entry.name)
-        mode = _mode(entry)
+        path, why = os.path.join(within, entry.name), reason or _judge_name(entry.name)
+        mode = _find_mode(entry)
         if mode is not None and stat.S_ISDIR(mode):
-            yield from _files(folder, path, (*above, (here.st_dev, here.st_ino)), why)
+            yield from _iterate_files(folder, path, (*above, (here.st_dev, here.st_ino)), why)
         else:
-            yield path, why or _kind(entry, mode)
+            yield path, why or _judge_file(entry, mode)
 
 
 def list_folders(folder):
     """Returns the names of the folders in a folder whose pictures `listed` takes, sorted."""
-    entries = [entry for entry in os.scandir(folder) if not _named(entry.name)]
-    return sorted(entry.name for entry in entries if stat.S_ISDIR(_mode(entry) or 0))
+    entries = [entry for entry in os.scandir(folder) if not _judge_name(entry.name)]
+    return sorted(entry.name for entry in entries if stat.S_ISDIR(_find_mode(entry) or 0))
 
 
-def _named(name):
+def _judge_name(name):
     """Returns the reason why files of a name, or in a folder of that name, are not taken, or ''."""
     if name.lower() in GENERATED:
         return SYSTEM
     return HIDDEN if name.startswith('.') else ''
 
 
-def _mode(entry):
+def _find_mode(entry):
     """Returns st_mode of what an os.DirEntry leads to, None where it leads nowhere."""
     try:
         return entry.stat().st_mode
@@ -114,33 +114,33 @@ def _mode(entry):
         raise
 
 
-def _kind(entry, mode):
+def _judge_file(entry, mode):
     """Returns the reason why a file is no picture that can be read, or ''."""
     if mode is None:
         return NOWHERE
     ending = os.path.splitext(entry.name)[1].lower()
     if not stat.S_ISREG(mode):
         return OTHER
-    if ending in _endings():
+    if ending in _list_endings():
         return ''
     if ending in FOREIGN:
         return UNKNOWN_FORMAT
-    return '' if not ending.strip('.0123456789') and _looks_like_a_picture(entry.path) else OTHER
+    return '' if not ending.strip('.0123456789') and _sniff(entry.path) else OTHER
 
 
 @functools.cache  # Every file asks.
-def _endings():
+def _list_endings():
     """Returns the endings of the files that can be read, as Pillow registers them: {'.png', ...}."""
-    read = {ending for ending, name in Image.registered_extensions().items() if name in _formats()}
+    read = {ending for ending, name in Image.registered_extensions().items() if name in _list_formats()}
     return read | {'.mpo'}  # Pictures of several views, which Pillow opens as JPEG.
 
 
-def _formats():
+def _list_formats():
     Image.init()
     return [name for name in Image.OPEN if name not in NOT_READ]
 
 
-def _looks_like_a_picture(path):
+def _sniff(path):
     with open(path, 'rb') as file:
         first = file.read(16)
     Image.init()
@@ -179,25 +179,25 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
     """
     with relaxing_limits(max_megapixels):
         try:
-            return _converted(source, size, colors, range)
+            return _convert(source, size, colors, range)
         except (TooDeep, MemoryError):
             raise
         except Image.DecompressionBombError as error:
             raise ValueError('claims more than %g megapixels, the limit' % max_megapixels) from error
         except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
             with contextlib.suppress(Exception):
-                return _converted(io.BytesIO(_without_metadata(source)), size, colors, range)
+                return _convert(io.BytesIO(_strip_metadata(source)), size, colors, range)
             raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _converted(source, size, colors, range):
+def _convert(source, size, colors, range):
     mode = {1: 'L', 3: 'RGB'}[colors]
-    with _opened(source) as image:
+    with _open(source) as image:
         whole = _draft(image, 2 * max(size), mode)
         with _LARGE if image.width * image.height > LARGE else contextlib.nullcontext():
-            pixels = _eight_bits(source, image, range)
-            turn = _turn(image)
-            small = fit(_opaque(pixels).convert(mode), size[::-1] if turn in TURNS and turn >= 5 else size, whole)
+            pixels = _reduce_depth(source, image, range)
+            turn = _find_turn(image)
+            small = fit(_make_opaque(pixels).convert(mode), size[::-1] if turn in TURNS and turn >= 5 else size, whole)
     small = small.transpose(TURNS[turn]) if turn in TURNS else small
     return np.asarray(small, np.uint8).reshape(*size, colors)
 
@@ -224,13 +224,13 @@ def fit(image, size, whole=None, method=Image.Resampling.LANCZOS):
     return image.resize((size[1], size[0]), method, (left + x, top + y, right - x, bottom - y))
 
 
-def _opened(source):
+def _open(source):
     if hasattr(source, 'seek'):
         source.seek(0)
-    return Image.open(source, formats=_formats())
+    return Image.open(source, formats=_list_formats())
 
 
-def _turn(image):
+def _find_turn(image):
     """Returns EXIF's orientation, 1 to 8, of a loaded picture; 1 where it cannot be told."""
     try:
         return image.getexif().get(0x0112, 1)
@@ -238,7 +238,7 @@ def _turn(image):
         return 1
 
 
-def _opaque(image):
+def _make_opaque(image):
     """Puts a transparent picture on white."""
     if 'A' in image.getbands() or 'a' in image.getbands() or 'transparency' in image.info:
         image = image.convert('RGBA')
@@ -249,11 +249,11 @@ def _opaque(image):
 # --- More than 8 bits ---
 
 
-def _eight_bits(source, image, range):
+def _reduce_depth(source, image, range):
     """Returns a picture, loaded, with 8 bits a value; deeper ones are mapped linearly from `range`."""
-    wide = _wide_mode(image)
+    wide = _find_wide_mode(image)
     if wide:
-        values = _sixteen_bits(source, image, wide)
+        values = _read_sixteen_bits(source, image, wide)
     else:
         image.load()
         if not image.mode.startswith(('I', 'F')):
@@ -280,7 +280,7 @@ def scale(values, range):
     return np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def _wide_mode(image):
+def _find_wide_mode(image):
     """Returns Pillow's name of the layout of a colour picture with 16 bits a value, or ''."""
     for tile in getattr(image, 'tile', ()):
         name = tile.args if isinstance(tile.args, str) else (tile.args or ('',))[0]
@@ -289,7 +289,7 @@ def _wide_mode(image):
     return ''
 
 
-def _sixteen_bits(source, image, name):
+def _read_sixteen_bits(source, image, name):
     """Returns uint16 [H, W, bands] of a picture with 16 bits a value.
 
     Pillow keeps the upper 8 of them. So the picture is decoded a second time, as if its bytes stood in the other order.
@@ -297,7 +297,7 @@ def _sixteen_bits(source, image, name):
     if name.startswith('LA'):
         raise ValueError('is grey with transparency and 16 bits a value: save it without transparency')
     swapped = name[:-1] + {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}[name[-1]]
-    with _opened(source) as second:
+    with _open(source) as second:
         for i, tile in enumerate(second.tile):
             args = swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])
             second.tile[i] = tile._replace(args=args)
@@ -309,7 +309,7 @@ def _sixteen_bits(source, image, name):
 # --- Metadata ---
 
 
-def _without_metadata(source):
+def _strip_metadata(source):
     """Returns the bytes of a PNG or JPEG file without what its pixels do not need; ValueError if it is neither."""
     if hasattr(source, 'seek'):
         source.seek(0)
@@ -317,13 +317,13 @@ def _without_metadata(source):
     else:
         content = pathlib.Path(source).read_bytes()
     if content.startswith(b'\x89PNG\r\n\x1a\n'):
-        return content[:8] + b''.join(_png_chunks(content))
+        return content[:8] + b''.join(_iterate_png_chunks(content))
     if content.startswith(b'\xff\xd8'):
-        return b'\xff\xd8' + b''.join(_jpeg_segments(content))
+        return b'\xff\xd8' + b''.join(_iterate_jpeg_segments(content))
     raise ValueError('neither PNG nor JPEG')
 
 
-def _png_chunks(content):
+def _iterate_png_chunks(content):
     at = 8
     while at + 12 <= len(content):
         length, kind = struct.unpack_from('>I4s', content, at)
@@ -332,7 +332,7 @@ def _png_chunks(content):
         at += 12 + length
 
 
-def _jpeg_segments(content):
+def _iterate_jpeg_segments(content):
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
