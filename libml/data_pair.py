@@ -21,6 +21,9 @@ UNUSED = 'Unused, kept so that old command lines run: images are drawn from memo
 OPTIONS = dict(  # Of scripts that read a dataset.
     data_dir=Option(None, 'Folder of the datasets; default: the environment variable ML_DATA.', type=str, path=True),
 )
+SIMILAR = Option(
+    False, 'Take names of classes for different ones that differ by capitals, width, spaces or zeros alone.'
+)
 TRAINING_OPTIONS = dict(
     dataset=Option('cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.'),
     **OPTIONS,

@@ -105,8 +105,7 @@ def check_family(family):
     for name, (is_right, allowed) in RIGHT.items():
         value = getattr(family, name)
         require(name, escape(shorten(repr(value))), is_right(family, value), allowed)
-    if len(set(family.classes)) < len(family.classes):
-        raise utils.Error('two classes have the same name')
+    _check_classes(family.classes)
     return family
 
 
@@ -119,9 +118,16 @@ def _is_range(value):
     return value == () or (numbers and -1e300 < value[0] < value[1] < 1e300)
 
 
-def _are_classes(value, nclass):
-    texts = isinstance(value, tuple) and len(value) == nclass and all(isinstance(name, str) for name in value)
-    return value == () or (texts and all(value) and not any(map(has_control, value)))
+def _are_texts(value):
+    return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+
+
+def _check_classes(names):
+    for name in names:
+        if not name or any(map(utils.is_control, name)):
+            raise utils.Error('the class %s is empty, or has characters that are no text' % escape(ascii(name)))
+    if len(set(names)) < len(names):
+        raise utils.Error('two classes have the same name')
 
 
 SIDE = (lambda _, value: _is_whole(value, 1, records.MAX_SIDE), 'a whole number from 1 to %d' % records.MAX_SIDE)
@@ -135,10 +141,7 @@ RIGHT = dict(  # By field: whether a Family's value is right, the fields before 
     parts=(lambda _, value: value in (('train',), ('train', 'unlabeled')), 'train, or train and unlabeled'),
     source=(lambda _, value: value == '', "empty: only a published dataset uses another one's records"),
     range=(lambda _, value: _is_range(value), 'two finite numbers, the lower one first'),
-    classes=(
-        lambda family, value: _are_classes(value, family.nclass),
-        'nclass texts, none empty or with control characters',
-    ),
+    classes=(lambda family, value: _are_texts(value) and len(value) in (0, family.nclass), 'nclass texts'),
 )
 
 
@@ -147,6 +150,8 @@ RIGHT = dict(  # By field: whether a Family's value is right, the fields before 
 
 LONGEST_NAME = 255  # Letters of a class: more cannot name a folder, and are probably a text from another column.
 COLUMN = 40  # Letters of a text that is shown beside others, at most.
+JOINERS = '\u200c\u200d'  # Invisible, but a part of words in some scripts.
+BLANK = re.compile('[\u034f\u115f\u1160\u180b-\u180f\ufe00-\ufe0f]')  # Nothing to see, though no format characters.
 
 
 def read_class(name, where):
@@ -154,18 +159,43 @@ def read_class(name, where):
 
     `where` is the folder or table that holds the name; utils.Error names it if this cannot be the name of a class.
     """
-    if has_control(name):
+    text = ''
+    if any(map(utils.is_control, name)):
         text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
-        raise utils.Error(text % (escape(where), escape(repr(name))))
+    elif any(unicodedata.category(c) == 'Cf' and c not in JOINERS for c in name):
+        text = '%s holds the class %s, whose name has an invisible character: rename it'
+    if text:
+        raise utils.Error(text % (escape(where), escape(ascii(shorten(name)))))
     if len(name) > LONGEST_NAME:
         text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
         raise utils.Error(text % (escape(where), len(name), LONGEST_NAME, escape(shorten(name))))
     return unicodedata.normalize('NFC', ' '.join(name.split()))
 
 
-def has_control(name):
-    """Returns whether a text has characters that are no visible part of it, see utils.is_control."""
-    return any(map(utils.is_control, name))
+def make_class_key(name):
+    """Returns what is the same for all names of classes that a person takes for one.
+
+    Capital letters, width, composed form, invisible characters, spaces, underscores and hyphens between words, zeros
+    before a number and the `.0` behind it make no difference.
+    """
+    text = ''.join(c for c in unicodedata.normalize('NFKC', name) if unicodedata.category(c) != 'Cf')
+    text = re.sub(r'(?<=\w)[\s_-]+(?=[^\W_])', ' ', BLANK.sub('', text).casefold())
+    return re.sub(r'(?<![\w.,])0+(?=\d)|(?<=\d)[.]0+(?![\w.])', '', text)
+
+
+def check_distinct(places):
+    """Raises utils.Error where a person takes two names of classes for one; places: {name: where it stands}."""
+    alike = {}
+    for name in places:
+        alike.setdefault(make_class_key(name), []).append(name)
+    pairs = [
+        ' and '.join('%s (%s)' % (escape(name), places[name]) for name in names)
+        for names in alike.values()
+        if names[1:]
+    ]
+    if pairs:
+        text = '%s: one class, or several? Write them alike, or give --similar_classes if they are meant to differ'
+        raise utils.Error(text % '; '.join(pairs[:4] + ['...'] * (len(pairs) > 4)))
 
 
 def shorten(text):

@@ -324,6 +324,7 @@ OWN = dict(  # Of the user's own pictures.
     colors=Option(3, 'Colours of the pictures: 1 (grey) or 3.', lambda n: n in (1, 3), '1 (grey) or 3'),
     range=Option('', 'LOW,HIGH: what becomes black and white in pictures with more than 8 bits a value.'),
     test_fraction=Option(None, 'Share of the training pictures to set aside, where none are for testing.', type=float),
+    similar_classes=data_pair.SIMILAR,
     skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
     max_megapixels=Option(float(pictures.MAX_MEGAPIXELS), 'A picture with more is refused.', Range(above=0)),
     seed=Option(0, 'Of the order of the pictures, and of what is set aside.', options.SEED),

@@ -16,16 +16,17 @@ import os
 from libml import data_pair, files, records, utils
 from libml.cli import script
 from libml.cli.options import Option
-from libml.family import Family, check_new_name, parse_augment, write_family
+from libml.family import Family, check_distinct, check_new_name, parse_augment, read_class, write_family
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
     augment=Option(None, "Augmentation, such as 'mirror,shift4' or ''. Default: mirror and shift.", type=str),
+    similar_classes=data_pair.SIMILAR,
     classes=Option('', 'Comma-separated names of the classes, in the order of their labels. Default: numbers.'),
 )
 
 
-def describe(name, augment=None, classes='', data_dir=None):
+def describe(name, augment=None, classes='', similar_classes=False, data_dir=None):
     """Writes the description of a dataset whose record files are there, and prints it.
 
     Args: see OPTIONS.
@@ -35,8 +36,11 @@ def describe(name, augment=None, classes='', data_dir=None):
     """
     data_dir = data_pair.find_data_dir(data_dir)
     check_new_name(name)
+    names = tuple(read_class(each, '--classes') for each in classes.split(',')) if classes else ()
+    if not similar_classes:
+        check_distinct({each: 'class %d' % label for label, each in enumerate(names)})
     with files.creating(data_pair.locate_family(data_dir, name)) as part:
-        family = describe_records(name, data_dir, augment, tuple(classes.split(',')) if classes else ())
+        family = describe_records(name, data_dir, augment, names)
         write_family(part, family)
     text = '%s: %d classes, %d x %d pixels, %d colors'
     print(text % (name, family.nclass, family.width, family.height, family.colors))

@@ -55,6 +55,8 @@ BAD = {  # What is wrong: what is written instead or besides, the arguments, wor
     'augmentation': ({}, dict(augment='turn'), 'augment=turn'),
     'too few names': ({}, dict(classes='a,b'), '3 names'),
     'the same name': ({}, dict(classes='a,b,a'), 'two classes have the same name'),
+    'similar names': ({}, dict(classes='a,b,A'), 'a .class 0. and A .class 2.: .*--similar_classes'),
+    'an invisible character': ({}, dict(classes='a,b,a\u200b'), 'invisible'),
     'an empty name': ({}, dict(classes='a,,c'), "'' is empty"),
 }
 

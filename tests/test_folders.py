@@ -17,7 +17,7 @@ from PIL import Image
 
 from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
-from libml.family import Family
+from libml.family import Family, check_distinct
 from libml.intake import folders, labels, pictures
 from libml.intake.folders import Item
 from scripts import create_datasets, create_split
@@ -240,11 +240,62 @@ def test_a_name_in_any_script_is_kept(tmp_path, name):
 def test_names_that_are_hardly_meant_are_told(tmp_path, capsys):
     folder = str(tmp_path / 'pictures')
     place(folder, *('train/%s/%d.png' % (name, i) for name in ('val', 'Cat', 'cat', 'nan') for i in range(3)))
-    run(folder, tmp_path / 'data', test_fraction=0.3)
+    run(folder, tmp_path / 'data', test_fraction=0.3, similar_classes=True)
     err = capsys.readouterr().err
     assert "Warning: 'val' is taken for the name of a class" in err
     assert "Warning: 'nan' is taken for the name of a class" in err
-    assert "Warning: 2 classes are named 'cat'" in err
+
+
+ALIKE = [  # Names of classes that a person takes for one.
+    *[('Car', 'car'), ('ABC', '\uff21\uff22\uff23'), ('True', 'TRUE'), ('007', '7'), ('1', '1.0'), ('x²', 'x2')],
+    *[
+        ('polar bear', 'polar_bear'),
+        ('polar bear', 'polar-bear'),
+        ('class 07', 'class_7'),
+        ('می\u200cخواهم', 'میخواهم'),
+    ],
+    *[('straße', 'STRASSE'), ('a\ufe0f', 'a')],
+]
+DIFFERENT = [
+    ('A', 'A-'),
+    ('1', '-1'),
+    ('12', '1-2'),
+    ('10', '1'),
+    ('0.5', '5'),
+    ('1.0.1', '1.1'),
+    ('x1', 'x01'),
+    ('é', 'e'),
+]
+
+
+@pytest.mark.parametrize(('one', 'other'), ALIKE)
+def test_classes_that_a_person_takes_for_one_stop_the_command(tmp_path, one, other):
+    table = write_csv(tmp_path / 'x.csv', [('%d.png' % i, (one, other, 'dog')[i % 3]) for i in range(9)])
+    place(tmp_path / 'pics', *('%d.png' % i for i in range(9)))
+    with pytest.raises(utils.Error, match=r'\(line 2 and 2 more\) and .* \(line 3 and 2 more\): .* --similar_classes'):
+        folders.plan_table(str(tmp_path / 'pics'), table, 0.3)
+    assert len(folders.plan_table(str(tmp_path / 'pics'), table, 0.3, similar=True).classes) == 3
+    place(tmp_path / 'tree', *('train/%s/%d.png' % (name, i) for name in (one, 'dog') for i in range(3)))
+    place(tmp_path / 'tree', *('test/%s/%d.png' % (name, i) for name in (other, 'dog') for i in range(3)))
+    with pytest.raises(utils.Error, match=r'tree/train/.* and .*tree/test/|tree/test/.* and .*tree/train/'):
+        folders.plan_folders(str(tmp_path / 'tree'))
+
+
+@pytest.mark.parametrize(('one', 'other'), DIFFERENT)
+def test_classes_that_a_person_tells_apart_are_two(one, other):
+    check_distinct({one: '', other: ''})
+
+
+@pytest.mark.parametrize('name', ['cat\u200b', '\ufeffcat', 'black-\u00adbear', 'a\u200eb', 'a\u2060b'])
+def test_invisible_characters_in_a_class_are_refused(tmp_path, name):
+    table = write_csv(tmp_path / 'x.csv', [('a.png', 'dog'), ('b.png', name)])
+    with pytest.raises(
+        utils.Error, match=r"x.csv, line 3 holds the class '.*\\.*', whose name has an invisible character"
+    ):
+        labels.read_labels(table)
+    place(tmp_path / 'pics', *('train/%s/%d.png' % (each, i) for each in (name, 'dog') for i in range(3)))
+    with pytest.raises(utils.Error, match=r'pics/train holds the class .* invisible'):
+        folders.plan_folders(str(tmp_path / 'pics'), 0.3)
 
 
 # --- Setting aside ---

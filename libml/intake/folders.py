@@ -18,6 +18,7 @@ import numpy as np
 from libml import data_pair, files, records, utils
 from libml.family import (
     Family,
+    check_distinct,
     check_new_name,
     parse_augment,
     parse_range,
@@ -67,13 +68,14 @@ class Plan:
 # --- Folders named after classes ---
 
 
-def plan_folders(folder, test_fraction=None, seed=0):
+def plan_folders(folder, test_fraction=None, seed=0, similar=False):
     """Plans a dataset whose pictures lie in folders named after their classes.
 
     Args:
         folder: PICTURES, laid out in one of the ways at the top of this module, without a table.
         test_fraction: share of each class set aside for testing: required without a folder `test`, forbidden with it.
         seed: of what is set aside.
+        similar: whether names of classes may differ by what a person overlooks, see family.make_class_key.
 
     Raises:
         utils.Error: the folder is laid out in another way; a class has no picture.
@@ -89,8 +91,11 @@ def plan_folders(folder, test_fraction=None, seed=0):
     parts = ('train', 'test') if 'test' in names else ('train',)
     places = {part: os.path.join(folder, part if nested else '') for part in parts}
     folders = {part: _find_class_folders(place) for part, place in places.items()}
+    classes = {own: escape(os.path.join(places[part], name)) for part in parts for name, own in folders[part].items()}
+    if not similar:
+        check_distinct(classes)
     _check_test_classes(folder, folders)
-    plan, numbers = _make_plan(escape(places['train']), folders['train'].values(), unused)
+    plan, numbers = _make_plan(escape(places['train']), classes, unused)
     for path in found:
         part, own = _place(path, nested)
         if part in UNLABELED:
@@ -153,14 +158,14 @@ def _place(path, nested):
     return 'train', head if rest else ''
 
 
-def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False):
+def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, similar=False):
     """Plans a dataset whose classes are in a table. Pictures without a row, or without a class, are unlabelled.
 
     Args:
         folder: PICTURES; laid out in any way.
         table: its path, see labels.read_labels. Its files are relative to PICTURES. A file without a folder is
             searched in all folders, with or without its ending; then only one picture may have that name.
-        test_fraction, seed: those of `plan_folders`; test_fraction is needed where the table names no test pictures.
+        test_fraction, seed, similar: see `plan_folders`; the first is needed where the table names no test pictures.
         skip_bad: pass over rows of files that cannot be read.
 
     Raises:
@@ -169,7 +174,10 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False):
     rows = labels.read_labels(table)
     found, unused = pictures.list_files(folder)
     by_path = labels.match_rows(table, folder, rows, found, unused, skip_bad)
-    plan, numbers = _make_plan(table, {row.label for row in rows if row.label}, unused)
+    classes = labels.find_classes(rows)
+    if not similar:
+        check_distinct(classes)
+    plan, numbers = _make_plan(table, classes, unused)
     has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
     _check_fraction(test_fraction, has_test, table + ' names test pictures', table + missing)
     for path in found:
@@ -191,16 +199,12 @@ def _make_plan(where, classes, unused):
 
     `where` names the source of the classes; utils.Error if they are fewer than two.
     """
-    classes = sorted(set(classes))
+    classes = sorted(classes)
     if len(classes) < 2:
         raise utils.Error('%s has %d classes; at least 2 are needed' % (where, len(classes)))
     for name in classes:
         if name.lower() in PARTS | NO_NAMES:
             utils.warn('%r is taken for the name of a class' % escape(name))
-    for name, times in collections.Counter(map(str.casefold, classes)).items():
-        if times > 1:
-            text = '%d classes are named %r, in capital and small letters: they are taken for different ones'
-            utils.warn(text % (times, escape(name)))
     parts = dict(train=[], test=[], unlabeled=[])
     return Plan(tuple(classes), parts, unused), {name: label for label, name in enumerate(classes)}
 
@@ -334,7 +338,19 @@ def check_free(data_dir, name):
 
 
 def make_dataset(
-    folder, name, data_dir, size, colors, augment, range, labels, test_fraction, seed, skip_bad, max_megapixels
+    folder,
+    name,
+    data_dir,
+    size,
+    colors,
+    augment,
+    range,
+    labels,
+    test_fraction,
+    seed,
+    skip_bad,
+    max_megapixels,
+    similar_classes,
 ):
     """Writes the records of a folder of pictures and `<name>.json`, which makes the name a dataset.
 
@@ -347,6 +363,7 @@ def make_dataset(
         test_fraction, seed: see `plan_folders`; seed also shuffles the records.
         skip_bad: leave unreadable pictures out rather than fail.
         max_megapixels: see pictures.convert.
+        similar_classes: see `plan_folders`.
 
     Raises:
         utils.Error: the folder is not laid out so; a picture cannot be read (each is listed on stderr); the dataset
@@ -356,9 +373,9 @@ def make_dataset(
     augment, range = parse_augment(augment, size), parse_range(range)
     check_free(data_dir, name)
     if labels:
-        plan = plan_table(folder, labels, test_fraction, seed, skip_bad)
+        plan = plan_table(folder, labels, test_fraction, seed, skip_bad, similar_classes)
     else:
-        plan = plan_folders(folder, test_fraction, seed)
+        plan = plan_folders(folder, test_fraction, seed, similar_classes)
     kept = tuple(part for part in plan.parts if part != 'test')
     for part in kept:  # Shuffles: files in order often show the same thing.
         order = np.random.RandomState(seed).permutation(len(plan.parts[part]))

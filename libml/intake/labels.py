@@ -58,7 +58,7 @@ def _read_row(path, line, columns, cells):
         raise utils.Error(text % (path, line))
     cell = collections.defaultdict(str, zip(columns, cells, strict=False))
     label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
-    row = Row(line, cell['file'], read_class(label, path), split.lower(), group)
+    row = Row(line, cell['file'], read_class(label, '%s, line %d' % (path, line)), split.lower(), group)
     if not row.file:
         raise utils.Error('%s, line %d: has no file' % (path, line))
     if row.split not in ('', 'train', 'test'):
@@ -66,6 +66,15 @@ def _read_row(path, line, columns, cells):
     if row.split == 'test' and not row.label:
         raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, escape(row.file)))
     return row
+
+
+def find_classes(rows):
+    """Returns {class: the lines where it stands, in words} of a list of Row."""
+    lines = collections.defaultdict(list)
+    for row in rows:
+        lines[row.label].append(row.line)
+    more = {name: ' and %d more' % (len(found) - 1) if found[1:] else '' for name, found in lines.items()}
+    return {name: 'line %d%s' % (found[0], more[name]) for name, found in lines.items() if name}
 
 
 def match_rows(table, folder, rows, found, unused, skip_bad):
