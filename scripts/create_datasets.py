@@ -244,6 +244,7 @@ def fetching(data_dir, source, verify):
     if source:
         yield fetch
         return
+    files.refuse_link(downloads)
     with archives.locking(os.path.join(data_dir, '.downloads.lock')):
         with files.making_folder(downloads):
             yield fetch

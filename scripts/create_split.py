@@ -237,14 +237,8 @@ def create(source, targets, size, seed):
     labeled = source.pick(size, seed)
     unlabeled = order_unlabeled(source.labels, source.stats, labeled)
     unlabeled, free = order_groups(unlabeled, source.labels, source.groups, labeled)
-    label, unlabel, map_file = map(files.creating, targets)
-    with (
-        files.making_folder(os.path.dirname(targets[0]) or '.'),
-        map_file as map_part,  # If nothing failed, all files are renamed at the end; the first entered is last.
-        unlabel as unlabel_part,
-        label as label_part,
-    ):
-        for part, positions in (label_part, labeled), (unlabel_part, unlabeled):
+    with files.making_folder(os.path.dirname(targets[0]) or '.'), files.creating(*targets) as (*parts, map_part):
+        for part, positions in zip(parts, (labeled, unlabeled), strict=True):
             records.write_part(part, source.serialized(positions), len(positions))
         with open(map_part, 'w', encoding='utf-8') as f:
             json.dump({'label': labeled, 'unlabel': unlabeled, 'source': source.fingerprints}, f)

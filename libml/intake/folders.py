@@ -6,7 +6,6 @@ PICTURES/**                  and a table of labels, a CSV file
 """
 
 import collections
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -393,12 +392,11 @@ def save(name, data_dir, family, parts):
 
     `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
-    with contextlib.ExitStack() as stack:  # If nothing failed, renames all files at its end; the first entered is last.
-        description = stack.enter_context(files.creating(data_pair.locate_family(data_dir, name)))
+    names = (*family.parts, 'test')
+    paths = [data_pair.locate_records(data_dir, name, part) for part in names]
+    with files.creating(*paths, data_pair.locate_family(data_dir, name)) as (*targets, description):
         for part, examples, total in parts:
-            path = data_pair.locate_records(data_dir, name, part)
-            target = stack.enter_context(files.creating(path))
-            records.write_part(target, examples, total)
+            records.write_part(targets[names.index(part)], examples, total)
         write_family(description, family)
 
 
