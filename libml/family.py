@@ -1,5 +1,6 @@
 """What a dataset of a name is: the published ones as rows, a user's own as NAME.json; what is allowed of both."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -176,8 +177,10 @@ def make_class_key(name):
     """Returns what is the same for all names of classes that a person takes for one.
 
     Capital letters, width, composed form, invisible characters, spaces, underscores and hyphens between words, zeros
-    before a number and the `.0` behind it make no difference.
+    before a number and the `.0` behind it make no difference; nor that a spreadsheet took UTF-8 for its own code page.
     """
+    with contextlib.suppress(UnicodeError):
+        name = name.encode('cp1252').decode('utf-8')
     text = ''.join(c for c in unicodedata.normalize('NFKC', name) if unicodedata.category(c) != 'Cf')
     text = re.sub(r'(?<=\w)[\s_-]+(?=[^\W_])', ' ', BLANK.sub('', text).casefold())
     return re.sub(r'(?<![\w.,])0+(?=\d)|(?<=\d)[.]0+(?![\w.])', '', text)

@@ -254,7 +254,7 @@ ALIKE = [  # Names of classes that a person takes for one.
         ('class 07', 'class_7'),
         ('می\u200cخواهم', 'میخواهم'),
     ],
-    *[('straße', 'STRASSE'), ('a\ufe0f', 'a')],
+    *[('straße', 'STRASSE'), ('Käfer', 'KÃ¤fer'), ('a\ufe0f', 'a')],
 ]
 DIFFERENT = [
     ('A', 'A-'),
@@ -483,7 +483,18 @@ def test_rows_without_a_file_are_listed_and_stop_the_command(tmp_path, kaggle, c
 
 @pytest.mark.parametrize(
     'name',
-    ['images/07.PNG', 'Images/07.png', '07.Png', 'pics/images/07.png', '/home/ann/07.png', 'C:\\ann\\07.png', '07.jpg'],
+    [
+        '7.png',
+        '7',
+        'images/007.png',
+        'images/07.PNG',
+        'Images/07.png',
+        '07.Png',
+        'pics/images/07.png',
+        '/home/ann/07.png',
+        'C:\\ann\\07.png',
+        '07.jpg',
+    ],
 )
 def test_a_row_that_nearly_names_a_file_says_which(kaggle, tmp_path, capsys, name):
     table = write_csv(tmp_path / 'x.csv', [(name, 'cat')])
@@ -512,7 +523,18 @@ BAD_TABLES = {  # Name: content, words of the line.
         b'id,class\n' + ROWS.encode(),
         "0 columns named 'file': its first line must be a header, such as file,class, and is 'id,class'",
     ),
-    'no class': (b'file,label\n' + ROWS.encode(), "0 columns named 'class'"),
+    'no class': (b'file,kind\n' + ROWS.encode(), "0 columns named 'class'"),
+    'two names for one': (b'file,label,category\n', "2 columns named 'class'"),
+    'other names': (
+        b'name;kind;set\n',
+        "is 'name,kind,set'; meant are file or filename or path or image, class or label or",
+    ),
+    'workbook': (b'PK\x03\x04' + ROWS.encode(), 'is a workbook, not a table of text: save it as "CSV UTF-8"'),
+    'old workbook': (b'\xd0\xcf\x11\xe0' + bytes(99), 'is a workbook'),
+    'json': (b' [{"file": "a.png", "class": "cat"}]', 'is JSON, not a table'),
+    'a list of classes': (b'file,class\na.png,"[""cat"", ""dog""]"\n', 'line 2: the class is a list, ["cat", "dog"]'),
+    'utf-16 without a mark': (('file,class\n' + ROWS).encode('utf-16-le'), "0 columns named 'file'"),
+    'utf-16 cut': (('file,class\n' + ROWS).encode('utf-16')[:-1], 'is not UTF-8'),
     'two files': (b'file,class,file\n', "2 columns named 'file'"),
     'contradiction': (
         b'file,class\na.png,cat\nb.png,dog\n./a.png,dog\n',
@@ -523,7 +545,6 @@ BAD_TABLES = {  # Name: content, words of the line.
     'one long line of cells': (b'a,b,' * 2_500_000, "0 columns named 'file'"),
     'one long cell': (b'file,class\na.png,' + b'x' * 10_000_000, 'line 2: field larger than field limit'),
     'latin-1': ('file,class\na.png,café\n'.encode('latin-1'), 'is not UTF-8: save it as'),
-    'utf-16': ('file,class\n' + ROWS).encode('utf-16'),
     'a picture': fakes.random_images(1, 30, 30, 3)[0].tobytes(),
     'zeros': (bytes(1000), "0 columns named 'file'"),
     'open quote': (b'file,class\n"a.png,cat\nb.png,dog\n', 'line 3: '),
@@ -575,6 +596,35 @@ def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, content):
         assert isinstance(labels.read_labels(path), list)
     except utils.Error as error:
         assert '\n' not in str(error)
+
+
+WRITTEN = {  # What spreadsheets and other programs write.
+    'semicolons, said': b'\xef\xbb\xbfsep=;\r\nfile;class\r\na.png;cat\r\nb.png;dog\r\n',
+    'commas, said': b'"sep=,"\nfile,class\na.png,cat\nb.png,dog\n',
+    'Unicode text': 'file\tclass\r\na.png\tcat\r\nb.png\tdog\r\n'.encode('utf-16'),
+    'empty columns and rows': b'file;class;;\na.png;cat;;\nb.png;dog\n;;;\n;;;\n',
+    'filename and label': b'filename;label;set\na.png;cat;1\nb.png;dog;2\n',
+    'path and category': b'Path,Category\n./a.png,cat\nb.png,dog\n',
+    'image and class': b'image,class,path\na.png,cat,\nb.png,dog,\n'.replace(b',path', b',note'),
+    'file before path': b'path,file,class\nx,a.png,cat\nx,b.png,dog\n',
+}
+
+
+@pytest.mark.parametrize('name', WRITTEN)
+def test_tables_are_read_as_programs_write_them(tmp_path, name):
+    place(tmp_path / 'pics', 'a.png', 'b.png', 'c.png', 'd.png')
+    (tmp_path / 'x.csv').write_bytes(WRITTEN[name])
+    found = labels.read_labels(str(tmp_path / 'x.csv'))
+    assert [(os.path.normpath(row.file), row.label) for row in found] == [('a.png', 'cat'), ('b.png', 'dog')]
+
+
+def test_a_file_that_could_be_a_formula_is_found(tmp_path):
+    place(tmp_path / 'pics', '=1.png', '+2.png')
+    rows = labels.read_labels(write_csv(tmp_path / 'x.csv', [('./=1.png', 'cat'), ('./+2.png', 'dog')]))
+    assert set(labels.match_rows('x.csv', str(tmp_path / 'pics'), rows, ['+2.png', '=1.png'], {}, False)) == {
+        '=1.png',
+        '+2.png',
+    }
 
 
 # --- Nothing is left out without a word ---

@@ -3,11 +3,12 @@
 import collections
 import csv
 import os
+import re
 import unicodedata
 from typing import NamedTuple
 
-from libml import utils
-from libml.family import read_class, shorten
+from libml import files, utils
+from libml.family import make_class_key, read_class, shorten
 from libml.intake import pictures
 from libml.utils import escape
 
@@ -22,33 +23,65 @@ class Row(NamedTuple):
     group: str
 
 
+COLUMNS = dict(  # What a column may be called.
+    file=('file', 'filename', 'path', 'image'),
+    **{'class': ('class', 'label', 'category')},
+    split=('split',),
+    group=('group',),
+)
+NO_TABLES = {
+    b'PK\x03\x04': 'a workbook',
+    b'\xd0\xcf\x11\xe0': 'a workbook',
+    b'[': 'JSON',
+    b'{': 'JSON',
+    b'%PDF': 'a PDF',
+}
+
+
 def read_labels(path):
     """Returns a list of Row: a CSV file with the columns `file` and `class`, perhaps `split` and `group`.
 
-    Commas, semicolons or tabs part the columns. Other columns are ignored.
+    Commas, semicolons or tabs part the columns, or what a first line such as `sep=;` says. The text is UTF-8 or, with a
+    byte-order mark, UTF-16. Other columns are ignored.
 
     Raises:
         utils.Error: it is no such file.
     """
+    with files.naming(path), open(path, 'rb') as file:
+        start = file.read(64)
+    for mark, what in NO_TABLES.items():
+        if start.lstrip().startswith(mark):
+            raise utils.Error('%s is %s, not a table of text: save it as "CSV UTF-8"' % (escape(path), what))
+    encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
+        with open(path, newline='', encoding=encoding) as file:
             first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(',;\t', key=first.count), strict=True, skipinitialspace=True)
-            columns = _find_columns(path, next(reader, []))
-            return [_read_row(path, reader.line_num, columns, cells) for cells in reader if any(cells)]
-    except UnicodeDecodeError as error:
-        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % path) from error
+            said = re.fullmatch(r'"?sep=(.)"?\s*', first)
+            if not said:
+                file.seek(0)
+            delimiter = said[1] if said else max(',;\t', key=first.count)
+            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+            columns, before = _find_columns(path, next(reader, [])), bool(said)
+            return [_read_row(path, before + reader.line_num, columns, cells) for cells in reader if any(cells)]
+    except UnicodeError as error:
+        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % escape(path)) from error
     except csv.Error as error:
-        raise utils.Error('%s, line %d: %s' % (path, reader.line_num, error)) from error
+        raise utils.Error('%s, line %d: %s' % (escape(path), reader.line_num, error)) from error
 
 
 def _find_columns(path, header):
+    """Returns the names of a table's columns, the known ones as the keys of COLUMNS."""
     columns = [name.strip().lower() for name in header]
-    for name in ('file', 'class', 'split', 'group'):
+    for name, others in COLUMNS.items():
+        if name not in columns:
+            columns = [name if column in others else column for column in columns]
         if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
-            text = '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s'
-            raise utils.Error(text % (path, columns.count(name), name, escape(repr(shorten(','.join(header))))))
+            text = (
+                '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s; meant are '
+            )
+            text += ', '.join(' or '.join(names) for names in COLUMNS.values())
+            shown = escape(repr(shorten(','.join(header))))
+            raise utils.Error(text % (escape(path), columns.count(name), name, shown))
     return columns
 
 
@@ -59,6 +92,9 @@ def _read_row(path, line, columns, cells):
     cell = collections.defaultdict(str, zip(columns, cells, strict=False))
     label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
     row = Row(line, cell['file'], read_class(label, '%s, line %d' % (path, line)), split.lower(), group)
+    if row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}'):
+        text = '%s, line %d: the class is a list, %s: give one class a row'
+        raise utils.Error(text % (path, line, escape(shorten(row.label))))
     if not row.file:
         raise utils.Error('%s, line %d: has no file' % (path, line))
     if row.split not in ('', 'train', 'test'):
@@ -114,8 +150,8 @@ class _Index:
         for path in found:
             for key in set(_list_names(path)):
                 self._loose[key].append(path)
-        self._similar = {name.casefold(): paths[0] for name, paths in self._loose.items()}
-        self._similar.update((_compose(path).casefold(), path) for path in found)
+        self._similar = {make_class_key(name): paths[0] for name, paths in self._loose.items()}
+        self._similar.update((make_class_key(path), path) for path in found)
 
     def find(self, file, unused):
         """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
@@ -134,7 +170,7 @@ class _Index:
         if several:
             return None, 'is the name of %d pictures: say in which folder' % len(several)
         for name in (path, *_list_names(path)):
-            if similar := self._similar.get(name.casefold()):
+            if similar := self._similar.get(make_class_key(name)):
                 return None, 'is not there, but %s is' % escape(similar)
         return None, 'is not there'
 
