@@ -130,7 +130,8 @@ def test_classes_may_lie_in_the_folder_itself(tmp_path, capsys):
     place(folder, *('%s/%d.png' % (name, i) for name in CLASSES for i in range(5)), 'unlabelled/x.png', 'loose.png')
     run(folder, tmp_path / 'data', test_fraction=0.4)
     counts, unused = table_of(capsys.readouterr().out.splitlines())
-    assert counts == {**{name: [3, 2] for name in CLASSES}, 'unlabelled': [1], 'all': [10, 6]}
+    assert {name: sum(counts[name]) for name in counts} == {**dict.fromkeys(CLASSES, 5), 'unlabelled': 1, 'all': 16}
+    assert all(min(counts[name]) > 0 for name in CLASSES)
     assert unused == {folders.BESIDE_CLASSES: 1}
 
 
@@ -301,14 +302,14 @@ def test_invisible_characters_in_a_class_are_refused(tmp_path, name):
 # --- Setting aside ---
 
 
-@pytest.mark.parametrize(('fraction', 'each'), [(0.2, 2), (0.5, 5), (0.01, 1)])
-def test_a_test_set_can_be_set_aside(tmp_path, fraction, each):
+@pytest.mark.parametrize('fraction', [0.2, 0.5, 0.01])
+def test_a_test_set_can_be_set_aside(tmp_path, fraction):
     folder = make_folder(tmp_path / 'pictures', each=10, test=0)
     found = []
     for i, seed in enumerate((1, 1, 2)):
         run(folder, tmp_path / str(i), test_fraction=fraction, seed=seed)
-        assert np.bincount(read(tmp_path / str(i), 'test')[1]).tolist() == [each] * 3
-        assert np.bincount(read(tmp_path / str(i), 'train')[1]).tolist() == [10 - each] * 3
+        train, test = (np.bincount(read(tmp_path / str(i), part)[1]) for part in ('train', 'test'))
+        assert (train + test).tolist() == [10] * 3 and min(train) > 0 and min(test) > 0
         found.append([data_pair.locate_records(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
     contents = [[list(records.RecordFile(path).raw()) for path in paths] for paths in found]
     assert contents[0] == contents[1] and contents[0] != contents[2]
@@ -320,7 +321,7 @@ def test_a_test_set_can_be_set_aside(tmp_path, fraction, each):
     fraction=st.floats(0.01, 0.6),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_setting_aside_is_stratified_and_loses_nothing(counts, fraction, seed):
+def test_setting_aside_leaves_each_class_on_both_sides_and_loses_nothing(counts, fraction, seed):
     items = [Item('%d/%d' % (label, i), label) for label, count in enumerate(counts) for i in range(count)]
     wanted = [max(1, round(fraction * count)) for count in counts]
     if any(want >= count for want, count in zip(wanted, counts, strict=True)):
@@ -329,7 +330,19 @@ def test_setting_aside_is_stratified_and_loses_nothing(counts, fraction, seed):
         return
     rest, aside = folders.take_test(items, 'abcde', fraction, seed)
     assert sorted(rest + aside) == sorted(items)
-    assert [sum(item.label == label for item in aside) for label in range(len(counts))] == wanted
+    assert {item.label for item in rest} == {item.label for item in aside} == set(range(len(counts)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), groups=st.sampled_from([None, 80]), turn=st.integers(0, 2))
+def test_a_picture_stays_on_its_side_when_others_are_added_or_its_class_changes(seed, groups, turn):
+    def split(numbers, turn):
+        items = [Item('%d.png' % i, (i + turn) % 3, groups and 'g%d' % (i % groups)) for i in numbers]
+        return [{item.path for item in side} for side in folders.take_test(items, 'abc', 0.4, seed)]
+
+    rest, aside = split(range(100, 300), 0)
+    more, further = split(range(400), turn)
+    assert rest <= more and aside <= further
 
 
 @settings(max_examples=100, deadline=None)
@@ -377,10 +390,9 @@ def kaggle(tmp_path):
 def test_one_folder_and_a_table_need_no_file_moved(tmp_path, kaggle, capsys):
     folder, table = kaggle
     run(folder, tmp_path / 'data', labels=table, test_fraction=0.2)
-    assert table_of(capsys.readouterr().out.splitlines()) == (
-        {'cat': [8, 2], 'dog': [8, 2], 'unlabelled': [10], 'all': [26, 4]},
-        {},
-    )
+    counts, unused = table_of(capsys.readouterr().out.splitlines())
+    assert {name: sum(counts[name]) for name in counts} == dict(cat=10, dog=10, unlabelled=10, all=30) and not unused
+    assert min(counts['cat'] + counts['dog']) > 0
 
 
 SPELLINGS = [
@@ -401,8 +413,8 @@ def test_a_file_is_found_by_what_people_call_it(tmp_path, kaggle, spelling, opti
     rows = [(spelling.format(folder=folder) % i, 'cat' if i % 2 else 'dog') for i in range(30)]
     table = write_csv(tmp_path / 'x.csv', rows, **options)
     plan = folders.plan_table(folder, table, 0.2)
-    assert {part: len(items) for part, items in plan.parts.items()} == {'train': 24, 'test': 6}
-    for item in plan.parts['train']:
+    assert len(plan.parts['train'] + plan.parts['test']) == 30 and set(plan.parts) == {'train', 'test'}
+    for item in plan.parts['train'] + plan.parts['test']:
         assert plan.classes[item.label] == ('cat' if int(item.path[-6:-4]) % 2 else 'dog')
 
 
@@ -424,7 +436,7 @@ def test_predictions_can_be_given_back(tmp_path, kaggle):
     table = write_csv(tmp_path / 'predictions.csv', rows, ('file', 'class', 'confidence', 'p:cat', 'p:dog'))
     run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.1)
     family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
-    assert family.classes == ('cat', 'dog') and len(read(tmp_path / 'data', 'train')[1]) == 26
+    assert family.classes == ('cat', 'dog') and all(len(read(tmp_path / 'data', part)[1]) for part in ('train', 'test'))
 
 
 def test_a_table_says_what_is_for_testing(tmp_path, kaggle):
@@ -454,14 +466,14 @@ def test_groups_are_kept_in_the_records(tmp_path, kaggle, capsys):
     rows = [('%02d.png' % i, 'cat' if i % 2 else 'dog', 'p%d' % (i // 4) if i < 16 else '') for i in range(20)]
     rows += [('%02d.png' % i, '', 'p%d' % (i % 4)) for i in range(20, 28)]  # Unlabelled, of the same patients.
     table = write_csv(tmp_path / 'x.csv', rows, ('file', 'class', 'group'))
-    run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2)
+    run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2, seed=6)
     counts, unused = table_of(capsys.readouterr().out.splitlines())
-    assert counts['all'] == [16 + 10 - unused[folders.OF_TEST_GROUPS], 4]
+    assert sum(counts['all']) == 30 - unused[folders.OF_TEST_GROUPS]
     train, unlabeled = groups_of(tmp_path / 'data', 'train'), groups_of(tmp_path / 'data', 'unlabeled')
     assert None in train and None in unlabeled  # Pictures that belong to no group.
     known = [group for group in train + unlabeled if group is not None]
-    assert set(np.bincount(known)) <= {4, 6} and len(set(known)) == 3  # A patient is in test; three are not.
-    assert groups_of(tmp_path / 'data', 'test') == [None] * 4
+    assert set(np.bincount(known)) == {6} and len(set(known)) == 3  # A patient is in test; three are not.
+    assert set(groups_of(tmp_path / 'data', 'test')) == {None}
 
 
 def test_without_groups_records_have_none(tmp_path, kaggle):

@@ -7,9 +7,11 @@ PICTURES/**                  and a table of labels, a CSV file
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 import os
 import sys
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
@@ -249,10 +251,12 @@ def _check_parts(plan, folder, parts):
 
 
 def take_test(items, classes, fraction, seed):
-    """Splits items in two, the second with about `fraction` of each class, at least one; a group stays together.
+    """Splits items in two, the second for testing, with about `fraction` of each class; a group stays together.
 
-    Without groups, round(fraction * n) of a class's n pictures are set aside, but at least one. Groups are taken in
-    random order, as long as they bring the classes' counts closer to that.
+    A hash of the seed and the path, or the name of the group, says on which side a picture is. So it stays there when
+    other pictures or labels are added; and of a class with n pictures, fraction * n are set aside only on average, give
+    or take the square root of that. Each class has a picture on either side: where the hash leaves none, the nearest
+    one crosses over.
 
     `items` is a list of Item, `classes` are the names by label. Returns (rest, aside), in the order of `items`.
 
@@ -262,40 +266,42 @@ def take_test(items, classes, fraction, seed):
     if not 0 < fraction < 1:
         raise utils.Error('test_fraction=%g: must be between 0 and 1' % fraction)
     counts = collections.Counter(item.label for item in items)
-    wanted = {label: max(1, round(fraction * count)) for label, count in counts.items()}
     for label, count in sorted(counts.items()):
-        if wanted[label] >= count:
+        if max(1, round(fraction * count)) >= count:
             text = 'class %s has %d pictures: too few to set a share of %g aside'
             raise utils.Error(text % (escape(classes[label]), count, fraction))
-    keys = [i if item.group is None else item.group for i, item in enumerate(items)]
-    brought, taken, have = collections.defaultdict(collections.Counter), set(), collections.Counter()
+    keys = [('file', item.path) if item.group is None else ('group', item.group) for item in items]
+    brought, have = collections.defaultdict(collections.Counter), collections.Counter()
     for key, item in zip(keys, items, strict=True):
         brought[key][item.label] += 1
-
-    def take(key):
-        taken.add(key)
+    places = {key: _hash(seed, *key) for key in brought}
+    order = sorted(brought, key=places.get)
+    taken = {key for key in order if places[key] < fraction}
+    for key in taken:
         have.update(brought[key])
-
-    order = dict.fromkeys(keys[i] for i in _shuffle_by_class(items, seed))
-    for key in order:
-        gain = sum(abs(wanted[x] - have[x]) - abs(wanted[x] - have[x] - n) for x, n in brought[key].items())
-        if gain > 0 and _leaves_some(brought[key], have, counts):
-            take(key)
-    for label in sorted(counts):  # A class may have nothing yet, if its groups are too large: take its smallest.
+    for label in sorted(counts):
+        if have[label] == counts[label]:  # All are for testing: the last of them goes back, if it can be spared.
+            able = [key for key in order if label in brought[key]]
+            key = max(able, key=lambda key: (all(have[x] > n for x, n in brought[key].items()), places[key]))
+            taken.remove(key)
+            have.subtract(brought[key])
+    for label in sorted(counts):
         if not have[label]:
             able = [key for key in order if label in brought[key] and _leaves_some(brought[key], have, counts)]
             if not able:
                 text = 'class %s has too few groups to set one aside for testing'
                 raise utils.Error(text % escape(classes[label]))
-            take(min(able, key=lambda key: brought[key].total()))
+            taken.add(able[0])
+            have.update(brought[able[0]])
     rest = [item for key, item in zip(keys, items, strict=True) if key not in taken]
     return rest, [item for key, item in zip(keys, items, strict=True) if key in taken]
 
 
-def _shuffle_by_class(items, seed):
-    random, labels = np.random.RandomState(seed), np.array([item.label for item in items])
-    shuffled = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return np.concatenate(shuffled).tolist()
+def _hash(seed, kind, name):
+    """Returns a number from 0 to 1 that depends on nothing else, on whatever system."""
+    name = unicodedata.normalize('NFC', name).replace(os.sep, '/')
+    digest = hashlib.sha256(('%d %s %s' % (seed, kind, name)).encode('utf-8', 'surrogateescape')).digest()
+    return int.from_bytes(digest[:8], 'big') / 2**64
 
 
 def _leaves_some(brought, have, counts):
