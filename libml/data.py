@@ -362,7 +362,7 @@ class DataSet:
             raise other_data_error(run, self.name, ', '.join(changed))
         if (args.get('classes') or list(self.family.classes)) != list(self.family.classes):
             text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
-            raise utils.Error(text % (run, ', '.join(args['classes']), self.name))
+            raise utils.Error(text % (run, utils.escape(', '.join(map(str, args['classes']))), self.name))
 
     def stream(self, name: str, batch: int, seed: int, start=0, part: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
         """Returns the endless shuffled batches of the training images `labeled` or `unlabeled`, see `make_stream`."""

@@ -13,9 +13,10 @@ import re
 
 import numpy as np
 
-from libml import data, records, utils
+from libml import data, files, records, utils
 from libml.cli.options import Option, Range
-from libml.family import FAMILIES, NAME, read_family
+from libml.family import FAMILIES, NAME, read_family, shorten
+from libml.utils import escape
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
 OPTIONS = dict(  # Of scripts that read a dataset.
@@ -92,7 +93,7 @@ def find_data_dir(data_dir=None, exists=True):
         raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
     if exists and not os.path.isdir(data_dir):
         raise utils.Error(
-            'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it' % data_dir
+            'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it' % escape(data_dir)
         )
     return data_dir
 
@@ -149,7 +150,7 @@ def find_family(data_dir, name):
         raise utils.Error('unknown dataset %r: %s' % (name, explain_description(name)))
     own = [own for own in _list_names(data_dir, '.json') if own not in FAMILIES and re.fullmatch(NAME, own)]
     known, splits = ', '.join([*FAMILIES, *own]), ', '.join(list_splits(data_dir)) or 'none'
-    raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, splits))
+    raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, escape(splits)))
 
 
 def look_up_family(data_dir, name):
@@ -184,11 +185,19 @@ def read_map(path):
         utils.Error: it is damaged.
     """
     try:
-        with open(path, encoding='utf-8') as f:
+        with files.naming(path), open(path, encoding='utf-8') as f:
             found = json.load(f)
-        _ = len(found['label']), len(found['unlabel']), dict(found.get('source', {}))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise utils.Error('%s is not the map of a split (%s): make the split again' % (path, error)) from error
+        utils.require('map', shorten(repr(found)), isinstance(found, dict), 'an object')
+        for part in ('label', 'unlabel'):
+            value = found.get(part)
+            valid = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+            utils.require(part, shorten(repr(value)), valid, 'a list of positions')
+        value = found.get('source', {})
+        valid = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+        utils.require('source', shorten(repr(value)), valid, 'names of files and their fingerprints')
+    except (ValueError, RecursionError) as error:
+        text = '%s is not the map of a split (%s): make the split again'
+        raise utils.Error(text % (escape(path), escape(utils.explain(error)))) from error
     return found
 
 
@@ -208,8 +217,8 @@ def check_source(split, data_dir, source, test):
         file = test if path == test.path else records.RecordFile(path)
         if file.fingerprint != fingerprint:
             text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
-            *files, _ = split.files(data_dir).values()
-            raise utils.Error(text % (split.stem, name, data_dir, ', '.join(files), split.command))
+            *targets, _ = split.files(data_dir).values()
+            raise utils.Error(text % (split.stem, escape(name), data_dir, ', '.join(targets), split.command))
 
 
 def open_split(split, data_dir):

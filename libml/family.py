@@ -126,9 +126,9 @@ def _are_texts(value):
 def _check_classes(names):
     for name in names:
         if not name or any(map(utils.is_control, name)):
-            raise utils.Error('the class %s is empty, or has characters that are no text' % escape(ascii(name)))
+            raise utils.Error('classes: %s is empty, or has characters that are no text' % escape(ascii(name)))
     if len(set(names)) < len(names):
-        raise utils.Error('two classes have the same name')
+        raise utils.Error('classes: two classes have the same name')
 
 
 SIDE = (lambda _, value: _is_whole(value, 1, records.MAX_SIDE), 'a whole number from 1 to %d' % records.MAX_SIDE)

@@ -27,6 +27,7 @@ DECODED = 128  # PNGs that one run of a graph decodes, an op for each: a loop in
 AHEAD = 4 << 20  # Bytes that the system is asked to read ahead. A file on disk is then walked five times as fast.
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 PNG_COLORS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # By PNG's color type: grey, RGB, palette, grey + alpha, RGB + alpha.
+PNG_ALPHA = (4, 6)
 NO_CLASS = -1  # The label of a record without a class.
 NO_GROUP = -1  # The group of a record that belongs to none.
 LABELS = 1 << 31  # Labels are below it: they are kept as int32.
@@ -336,6 +337,9 @@ def check_example(png, label, shape, nclass, unlabeled):
     found = read_png_shape(png)
     if found is None:
         raise ValueError('does not hold a grey or RGB picture in PNG format')
+    if png[24] == 16 or png[25] in PNG_ALPHA or b'tRNS' in png[33 : png.find(b'IDAT', 33)]:
+        text = 'is a picture with %s: save it with 8 bits a value, and without transparency'
+        raise ValueError(text % ('16 bits a value' if png[24] == 16 else 'transparent parts'))
     if shape and found != tuple(shape):
         raise ValueError('is a picture of %dx%dx%d' % found + ' (height, width, colors), not %dx%dx%d' % tuple(shape))
     if max(found[:2]) > MAX_SIDE:

@@ -32,6 +32,7 @@ def expand(path):
     """
     if not path:
         return path
+    path = os.fspath(path)
     found = os.path.expanduser(path)
     if re.match(r'[A-Za-z][\w+.-]+:/|[A-Za-z]:\\', path):
         raise Error(

@@ -428,6 +428,10 @@ BAD_FAMILIES = [
     dict(GOOD, range=[4095, 0]),
     dict(GOOD, range=[0, float('inf')]),
     dict(GOOD, range=5),
+    dict(GOOD, range=[0, 10**400]),
+    dict(GOOD, classes=[*'abcdefghi', '\x1b[31m']),
+    dict(GOOD, shift='\x1b[31m'),
+    {**GOOD, '\x1b[31m': 1},
     dict(GOOD, other=1),
     {},
     [],
@@ -442,6 +446,8 @@ def test_a_family_that_cannot_be_is_refused(tmp_path, fields):
     with pytest.raises(utils.Error, match=r'mine.json does not describe a dataset') as error:
         data_pair.find_family(str(tmp_path), 'mine')
     assert str(error.value).isprintable()
+    wrong = [name for name in fields or () if isinstance(fields, dict) and fields[name] != GOOD.get(name)]
+    assert all(utils.escape(name) in str(error.value) for name in wrong)
 
 
 def test_a_family_that_is_no_text_is_refused(tmp_path):
