@@ -5,17 +5,18 @@ exactly what it would have seen had it never stopped. Images stay uint8 on their
 are gathered.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from libml import records, utils
+from libml.family import Family, check_shift
 
 SETS = ('labeled', 'unlabeled', 'valid', 'test')  # The names of the four sets of images, everywhere.
 TRAINING = dict(labeled=0, unlabeled=1)  # The sets that are streamed, and the numbers of their streams.
@@ -35,7 +36,7 @@ class Images:
         shape: (H, W, C).
     """
 
-    def __init__(self, images, labels, groups=None):
+    def __init__(self, images: np.ndarray, labels: Sequence[int], groups: np.ndarray | None = None):
         """Takes images uint8 [n, H, W, C], labels [n] and groups [n] (None: no groups), without copying the images."""
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(labels):
             raise ValueError('needs uint8 [n, H, W, C] and n labels, got %s %s' % (images.dtype, images.shape))
@@ -44,18 +45,18 @@ class Images:
         self.groups = np.full(len(labels), records.NO_GROUP) if groups is None else groups
         self.shape = images.shape[1:]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def gather(self, indices):
+    def gather(self, indices: np.ndarray) -> np.ndarray:
         """Returns the images at `indices` (int [k]), uint8 [k, H, W, C]."""
         return self._images[indices]
 
-    def select(self, indices):
+    def select(self, indices: np.ndarray | slice) -> 'Images':
         """Returns the Images at `indices`; a slice shares the memory."""
         return Images(self._images[indices], self.labels[indices], self.groups[indices])
 
-    def batches(self, size):
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields (images uint8 [k, H, W, C], labels int32 [k]) once through, in order; the last k may be below size."""
         for start in range(0, len(self), size):
             indices = np.arange(start, min(start + size, len(self)))
@@ -107,11 +108,11 @@ def draw_order(start, count, n, seed, stream):
     """
     epoch, skipped = divmod(int(start), n)
     epochs = range(epoch, (start + count - 1) // n + 1)
-    return np.concatenate([_permutation(n, seed, stream, e) for e in epochs])[skipped : skipped + count]
+    return np.concatenate([_permute(n, seed, stream, e) for e in epochs])[skipped : skipped + count]
 
 
 @functools.lru_cache(maxsize=16)  # Enough for a chunk of both streams, unless a set has very few images.
-def _permutation(n, seed, stream, epoch):
+def _permute(n, seed, stream, epoch):
     # The legacy generator gives the same order in every version of NumPy. To make a generator takes ten times as long
     # as to seed one, which counts if an epoch has few images. So each thread keeps its generator.
     if not hasattr(_thread, 'random'):
@@ -157,7 +158,7 @@ def make_stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
 
     # Ends `size` early, so that position + size does not overflow.
     chunks = tf.data.Dataset.range(start, sys.maxsize - size, size)
-    return _arrays(chunks, draw, [size // whole, batch], images.shape).prefetch(1).unbatch()
+    return _call_for_each(chunks, draw, [size // whole, batch], images.shape).prefetch(1).unbatch()
 
 
 def make_view(images, batch):
@@ -167,7 +168,7 @@ def make_view(images, batch):
         indices = np.arange(start, min(start + batch, len(images)))
         return images.gather(indices), images.labels[indices]
 
-    return _arrays(tf.data.Dataset.range(0, len(images), batch), draw, [None], images.shape).prefetch(2)
+    return _call_for_each(tf.data.Dataset.range(0, len(images), batch), draw, [None], images.shape).prefetch(2)
 
 
 def iterate_equal_batches(sets, limit):
@@ -193,7 +194,7 @@ def iterate_equal_batches(sets, limit):
         )
 
 
-def _arrays(positions, draw, count, shape):
+def _call_for_each(positions, draw, count, shape):
     """Calls draw(position) for each position; returns a Dataset of dict(image [*count, *shape], label [*count])."""
 
     @tf.autograph.experimental.do_not_convert
@@ -239,7 +240,7 @@ def augment(images, seed, mirror, shift):
     if shift or mirror:
         draws = tf.random.stateless_uniform([tf.shape(images)[0], 3], seed)
         moves = tf.cast(draws * (2 * shift + 1), tf.int32)  # Where the crop begins in the padded image.
-        rows, columns = (_sources(moves[:, i : i + 1], size, shift) for i, size in enumerate((height, width)))
+        rows, columns = (_find_sources(moves[:, i : i + 1], size, shift) for i, size in enumerate((height, width)))
         if mirror:
             columns = tf.where_v2(draws[:, 2:] < 0.5, width - 1 - columns, columns)
         images = tf.gather(images, rows, axis=1, batch_dims=1)
@@ -247,13 +248,7 @@ def augment(images, seed, mirror, shift):
     return to_float(images)
 
 
-def check_shift(shift, height, width):
-    """Raises utils.Error unless images of that size can be padded by reflection."""
-    if not 0 <= shift < min(height, width):
-        raise utils.Error('images of %dx%d cannot be shifted by %d pixels: choose less' % (height, width, shift))
-
-
-def _sources(moves, size, shift):
+def _find_sources(moves, size, shift):
     """Returns where the pixels of a padded line's crops come from: int32 moves [n, 1] -> int32 [n, size]."""
     padded = np.pad(np.arange(size, dtype=np.int32), shift, 'reflect')
     return tf.gather(padded, moves + np.arange(size, dtype=np.int32))
@@ -311,41 +306,6 @@ def thin(images, weights):
     return images.select(np.flatnonzero(keep))
 
 
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What the datasets of one name have in common.
-
-    Attributes:
-        height, width, colors, nclass: ints.
-        mirror, shift: the augmentation, see `augment`.
-        parts: the record files that splits are made of, `<source>-<part>.tfrecord`. The test set is always
-            `<name>-test.tfrecord`.
-        source: the dataset whose record files are used, as svhn_noextra uses those of svhn; '': its own.
-        classes: names of the classes; () if they have none.
-        range: (lowest, highest) value of the pictures that were deeper than 8 bits; () if none was.
-    """
-
-    height: int
-    width: int
-    colors: int
-    nclass: int
-    mirror: bool
-    shift: int
-    parts: tuple = ('train',)
-    source: str = ''
-    classes: tuple = ()
-    range: tuple = ()
-
-    @property
-    def shape(self):
-        return self.height, self.width, self.colors
-
-    @property
-    def names(self):
-        """The names of the classes; their numbers if they have no names."""
-        return self.classes or tuple(map(str, range(self.nclass)))
-
-
 def other_data_error(run, name, parts):
     """Returns the utils.Error of a run that began with other data than its dataset holds now."""
     text = '%s was trained on other data than %s holds now (%s): give this data another --train_dir'
@@ -364,14 +324,25 @@ class DataSet:
         whiten, p_unlabeled: how the images are normalised and were chosen, for the record.
         fingerprints: dict(label, unlabel, test) of the fingerprints of the record files, see records.RecordFile; None
             if the images come from no files.
+        seed: int, of train_labeled and train_unlabeled.
 
     The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
     dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
     train_* are endless, shuffled and augmented; the others run once through.
     """
 
-    def __init__(self, name, family, sets, whiten=False, p_unlabeled='', seed=0, fingerprints=None):
-        """Takes the attributes of the same names, and the seed of train_labeled and train_unlabeled, an int."""
+    seed = 0
+
+    def __init__(
+        self,
+        name: str,
+        family: Family,
+        sets: dict[str, Images],
+        whiten: bool = False,
+        p_unlabeled: str = '',
+        fingerprints: dict[str, str] | None = None,
+    ):
+        """Takes the attributes of the same names."""
         self.name, self.family, self.sets = name, family, sets
         self.shape = self.height, self.width, self.colors = family.shape
         self.nclass = family.nclass
@@ -379,16 +350,15 @@ class DataSet:
         self.mean, self.std = np.zeros(self.colors, np.float32), np.ones(self.colors, np.float32)
         if whiten:
             self.mean, self.std = compute_mean_std(sets['labeled'], sets['unlabeled'])
-        self._seed = seed
 
-    def identity(self):
+    def identity(self) -> dict:
         """Returns what args.json keeps of the data: fingerprints, classes, and how images are normalised."""
         found = {'data': self.fingerprints, 'classes': list(self.family.classes)}
         if self.whiten:
             found.update(mean=self.mean.tolist(), std=self.std.tolist())
         return found
 
-    def check_identity(self, args, run):
+    def check_identity(self, args: dict, run: str) -> None:
         """Raises utils.Error if a run began with other data; args: its args.json. Older runs do not say so."""
         before = args.get('data') or {}
         changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
@@ -396,38 +366,38 @@ class DataSet:
             raise other_data_error(run, self.name, ', '.join(changed))
         if (args.get('classes') or list(self.family.classes)) != list(self.family.classes):
             text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
-            raise utils.Error(text % (run, ', '.join(args['classes']), self.name))
+            raise utils.Error(text % (run, utils.escape(', '.join(map(str, args['classes']))), self.name))
 
-    def stream(self, name, batch, seed, start=0, part=(0, 1)):
-        """Returns the endless shuffled batches of the training images `labeled` or `unlabeled`, see `stream` above."""
+    def stream(self, name: str, batch: int, seed: int, start=0, part: tuple[int, int] = (0, 1)) -> tf.data.Dataset:
+        """Returns the endless shuffled batches of the training images `labeled` or `unlabeled`, see `make_stream`."""
         return make_stream(self.sets[name], batch, seed, TRAINING[name], start, part)
 
-    def augment(self, images, seed):
+    def augment(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Augments [n, H, W, C] as this dataset's training images are, see `augment` above."""
         return augment(images, seed, self.family.mirror, self.family.shift)
 
     to_float = staticmethod(to_float)
     iterate_equal_batches = staticmethod(iterate_equal_batches)
 
-    def _endless(self, name):
+    def _make_endless(self, name):
         @tf.autograph.experimental.do_not_convert
         def augmented(number, batch):
-            image = self.augment(batch['image'], tf.stack([self._seed * 2 + TRAINING[name], number]))
+            image = self.augment(batch['image'], tf.stack([self.seed * 2 + TRAINING[name], number]))
             return {'image': image, 'label': tf.cast(batch['label'], tf.int64)}
 
         size = min(VIEW_BATCH, max(1, len(self.sets[name])))
-        return self.stream(name, size, self._seed).enumerate().map(augmented).unbatch()
+        return self.stream(name, size, self.seed).enumerate().map(augmented).unbatch()
 
-    def _once(self, name):
+    def _make_once(self, name):
         @tf.autograph.experimental.do_not_convert
         def scaled(batch):
             return {'image': to_float(batch['image']), 'label': tf.cast(batch['label'], tf.int64)}
 
         return make_view(self.sets[name], VIEW_BATCH).map(scaled).unbatch()
 
-    train_labeled = property(lambda self: self._endless('labeled'))
-    train_unlabeled = property(lambda self: self._endless('unlabeled'))
-    eval_labeled = property(lambda self: self._once('labeled'))
-    eval_unlabeled = property(lambda self: self._once('unlabeled'))
-    valid = property(lambda self: self._once('valid'))
-    test = property(lambda self: self._once('test'))
+    train_labeled = property(lambda self: self._make_endless('labeled'))
+    train_unlabeled = property(lambda self: self._make_endless('unlabeled'))
+    eval_labeled = property(lambda self: self._make_once('labeled'))
+    eval_unlabeled = property(lambda self: self._make_once('unlabeled'))
+    valid = property(lambda self: self._make_once('valid'))
+    test = property(lambda self: self._make_once('test'))

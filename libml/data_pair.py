@@ -1,6 +1,6 @@
 """The datasets by name: `DATASETS['cifar10.3@250-5000']()` reads one.
 
-Published datasets are rows of FAMILIES. A dataset of the user's own is described by <data_dir>/<name>.json.
+Published datasets are rows of family.FAMILIES. A dataset of the user's own is described by <data_dir>/<name>.json.
 Any split that is on disk can be read. Nothing is read, listed or checked at import.
 """
 
@@ -8,19 +8,22 @@ import dataclasses
 import functools
 import glob
 import json
-import math
 import os
 import re
 
 import numpy as np
 
-from libml import data, records, utils
+from libml import data, files, records, utils
 from libml.cli.options import Option, Range
-from libml.data import Family
+from libml.family import FAMILIES, NAME, read_family, shorten
+from libml.utils import escape
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
 OPTIONS = dict(  # Of scripts that read a dataset.
     data_dir=Option(None, 'Folder of the datasets; default: the environment variable ML_DATA.', type=str, path=True),
+)
+SIMILAR = Option(
+    False, 'Take names of classes for different ones that differ by capitals, width, spaces or zeros alone.'
 )
 TRAINING_OPTIONS = dict(
     dataset=Option('cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.'),
@@ -31,32 +34,6 @@ TRAINING_OPTIONS = dict(
     para_parse=Option(4, UNUSED, Range(low=1)),
     para_augment=Option(4, UNUSED, Range(low=1)),
 )
-
-
-CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
-CIFAR100 = tuple(  # The fine labels.
-    """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm
-    """.split()  # noqa: SIM905 (a list would take 100 lines.)
-)
-SVHN = tuple('1234567890')  # The archive counts from 1, and its class 10 is the digit 0.
-STL10 = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
-FAMILIES = {
-    'cifar10': Family(32, 32, 3, 10, mirror=True, shift=4, classes=CIFAR10),
-    'cifar100': Family(32, 32, 3, 100, mirror=True, shift=4, classes=CIFAR100),
-    'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra'), classes=SVHN),
-    'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn', classes=SVHN),
-    'stl10': Family(96, 96, 3, 10, mirror=True, shift=12, parts=('train', 'unlabeled'), classes=STL10),
-    'digits': Family(8, 8, 1, 10, mirror=False, shift=1),
-}
-
-NAME = r'[A-Za-z0-9_][A-Za-z0-9_-]*'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +93,7 @@ def find_data_dir(data_dir=None, exists=True):
         raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
     if exists and not os.path.isdir(data_dir):
         raise utils.Error(
-            'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it' % data_dir
+            'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it' % escape(data_dir)
         )
     return data_dir
 
@@ -150,10 +127,10 @@ def locate_stl10_folds(data_dir):
 
 def list_splits(data_dir):
     """Returns the names, such as 'digits.1@20', of the splits on disk, sorted."""
-    return _names(os.path.join(data_dir, 'SSL'), '-map.json')
+    return _list_names(os.path.join(data_dir, 'SSL'), '-map.json')
 
 
-def _names(folder, ending):
+def _list_names(folder, ending):
     """Returns the names of the files in a folder with an ending, without the ending, sorted."""
     return sorted(path.removesuffix(ending) for path in glob.glob('*' + ending, root_dir=folder))
 
@@ -171,9 +148,9 @@ def find_family(data_dir, name):
         return family
     if re.fullmatch(NAME, name) and os.path.isfile(locate_records(data_dir, name, 'train')):
         raise utils.Error('unknown dataset %r: %s' % (name, explain_description(name)))
-    own = [own for own in _names(data_dir, '.json') if own not in FAMILIES and re.fullmatch(NAME, own)]
+    own = [own for own in _list_names(data_dir, '.json') if own not in FAMILIES and re.fullmatch(NAME, own)]
     known, splits = ', '.join([*FAMILIES, *own]), ', '.join(list_splits(data_dir)) or 'none'
-    raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, splits))
+    raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, escape(splits)))
 
 
 def look_up_family(data_dir, name):
@@ -190,76 +167,12 @@ def explain_description(name):
     return (text + ' reads %s-train.tfrecord and writes it') % (name, name, name)
 
 
-def read_family(path):
-    """Reads the Family in a .json file that write_family wrote.
-
-    Raises:
-        utils.Error: it is damaged or says what cannot be.
-    """
-    try:
-        with open(path, encoding='utf-8') as f:
-            found = json.load(f)
-        return check_family(Family(**found))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        text = '%s does not describe a dataset (%s): make the dataset again'
-        raise utils.Error(text % (path, utils.explain(error))) from error
-
-
-def check_family(family):
-    """Returns a Family, its lists as tuples, or raises ValueError or TypeError where it says what cannot be."""
-    numbers = (family.height, family.width, family.colors, family.nclass, family.shift)
-    if not all(type(x) is int for x in numbers) or type(family.mirror) is not bool:
-        raise TypeError('a number or truth value is of another type')
-    if not all(1 <= side <= records.MAX_SIDE for side in (family.height, family.width)):
-        raise ValueError('height and width must be 1 to %d' % records.MAX_SIDE)
-    if family.colors not in (1, 3) or family.nclass < 2 or len(family.classes) not in (0, family.nclass):
-        raise ValueError('colors must be 1 or 3; nclass must be at least 2, and the number of names in classes')
-    if tuple(family.parts) not in (('train',), ('train', 'unlabeled')):
-        raise ValueError('parts must be train, or train and unlabeled')
-    if family.source:
-        raise ValueError('source must be empty: only a published dataset uses the records of another one')
-    data.check_shift(family.shift, family.height, family.width)
-    check_classes(family.classes)
-    if family.range:
-        low, high = family.range
-        if not {type(low), type(high)} <= {int, float} or not -math.inf < low < high < math.inf:
-            raise ValueError('range must be two finite numbers, the lower one first')
-    classes, parts, pair = map(tuple, (family.classes, family.parts, family.range))
-    return dataclasses.replace(family, classes=classes, parts=parts, range=pair)
-
-
-def check_classes(names):
-    """Raises ValueError unless some names of classes are texts that can be written, printed and told apart."""
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise ValueError('classes must be a list of texts')
-    for name in names:
-        if not name or any(map(utils.is_control, name)):
-            raise ValueError('the class %a is empty, or has characters that are no text' % name)
-    if len(set(names)) < len(names):
-        raise ValueError('two classes have the same name')
-
-
 def check_gaps(name, labels, nclass):
     """Raises utils.Error unless each of nclass classes has a record. labels: int [n]; name: for the error's text."""
     # nclass may be enormous: len(labels) + 1 classes suffice to find a gap.
     missing = np.setdiff1d(np.arange(min(nclass, len(labels) + 1)), labels)
     if len(missing):
         raise utils.Error('%s has no record of class %d of %d' % (name, missing[0], nclass))
-
-
-def write_family(path, family):
-    """Writes what read_family reads.
-
-    Raises:
-        utils.Error: the Family says what cannot be.
-    """
-    try:
-        check_family(family)
-    except (ValueError, TypeError) as error:
-        raise utils.Error('the dataset cannot be described: %s' % error) from error
-    fields = {key: value for key, value in dataclasses.asdict(family).items() if key != 'source'}
-    with open(path, 'w', encoding='utf-8') as f:
-        json.dump(fields, f, indent=2)
 
 
 # --- Reading a dataset ---
@@ -272,11 +185,19 @@ def read_map(path):
         utils.Error: it is damaged.
     """
     try:
-        with open(path, encoding='utf-8') as f:
+        with files.naming(path), open(path, encoding='utf-8') as f:
             found = json.load(f)
-        _ = len(found['label']), len(found['unlabel']), dict(found.get('source', {}))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise utils.Error('%s is not the map of a split (%s): make the split again' % (path, error)) from error
+        utils.require('map', shorten(repr(found)), isinstance(found, dict), 'an object')
+        for part in ('label', 'unlabel'):
+            value = found.get(part)
+            valid = isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+            utils.require(part, shorten(repr(value)), valid, 'a list of positions')
+        value = found.get('source', {})
+        valid = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+        utils.require('source', shorten(repr(value)), valid, 'names of files and their fingerprints')
+    except (ValueError, RecursionError) as error:
+        text = '%s is not the map of a split (%s): make the split again'
+        raise utils.Error(text % (escape(path), escape(utils.explain(error)))) from error
     return found
 
 
@@ -296,8 +217,8 @@ def check_source(split, data_dir, source, test):
         file = test if path == test.path else records.RecordFile(path)
         if file.fingerprint != fingerprint:
             text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
-            *files, _ = split.files(data_dir).values()
-            raise utils.Error(text % (split.stem, name, data_dir, ', '.join(files), split.command))
+            *targets, _ = split.files(data_dir).values()
+            raise utils.Error(text % (split.stem, escape(name), data_dir, ', '.join(targets), split.command))
 
 
 def open_split(split, data_dir):
@@ -340,7 +261,7 @@ def check_unchanged(split, data_dir, fingerprints, run):
             raise data.other_data_error(run, split, part)
 
 
-def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, needs_unlabeled=True):
+def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', needs_unlabeled=True):
     """Reads a dataset. Warns on stderr of what may be a mistake, a line for each.
 
     Args:
@@ -348,7 +269,6 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, nee
         data_dir: folder of the datasets; None: $ML_DATA.
         whiten: see data.DataSet.
         p_unlabeled: text, the weights of the classes among the unlabelled images; '': keep all.
-        seed: int, of the shuffling and augmentation in the properties of data.DataSet.
         needs_unlabeled: False if the unlabelled loss has no weight: if no unlabelled images are left, labelled ones
             take their place.
 
@@ -377,7 +297,7 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', seed=0, nee
         unlabeled = labeled
     sets = dict(labeled=labeled, unlabeled=unlabeled, valid=valid, test=load(files['test']))
     fingerprints = {part: file.fingerprint for part, file in files.items()}
-    return data.DataSet(str(split), family, sets, whiten, p_unlabeled, seed, fingerprints)
+    return data.DataSet(str(split), family, sets, whiten, p_unlabeled, fingerprints)
 
 
 def take_validation(split, labeled, rest):
@@ -427,10 +347,19 @@ class Registry:
     def __getitem__(self, name):
         """Returns a callable (data_dir=None, whiten=False, p_unlabeled='', seed=0) -> data.DataSet.
 
+        seed: int, of the shuffling and augmentation in the properties of the DataSet.
+
         Raises:
             utils.Error: the name is not of the form `<name>.<seed>@<size>-<valid>`.
         """
-        return functools.partial(read_dataset, parse(name))
+        split = parse(name)
+
+        def read(*args, seed=0, **kwargs):
+            dataset = read_dataset(split, *args, **kwargs)
+            dataset.seed = seed
+            return dataset
+
+        return read
 
 
 DATASETS = Registry()

@@ -1,16 +1,18 @@
 """New files and folders, whole or not at all; JSON files."""
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
+import platform
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import uuid
 
-from libml.utils import Error
+from libml.utils import Error, escape
 
 
 @contextlib.contextmanager
@@ -53,33 +55,104 @@ def replacing(path):
     """Gives the name of a new file or folder beside `path`, to be renamed to `path` at the end.
 
     On an exception (Ctrl-C too) it is removed. A process that is killed leaves at most a *.part-<pid>-<random>, which
-    nothing reads. No two processes share one, on whatever hosts they run.
+    nothing reads; the next call for the same path removes it. No two processes share one, on whatever hosts they run.
     """
-    part = '%s.part-%d-%s' % (path, os.getpid(), uuid.uuid4().hex[:12])  # Containers may share a pid.
-    try:
+    with _making_part(path) as part:
         yield part
         os.replace(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.remove(part)
-        raise
 
 
 @contextlib.contextmanager
-def creating(path):
-    """As `replacing`, if nothing has the name `path` yet; what is written is on the disk at the end.
+def creating(*paths):
+    """As `replacing`, if nothing has the names `paths` yet, for one file or folder, or for files that belong together.
+
+    What is written is on the disk at the end. The files get their names in order, all or none.
+
+    Yields:
+        the name of the new file, or a list of them if there are several paths.
 
     Raises:
-        Error: `path` exists already: nothing is overwritten.
+        utils.Error: one of the paths exists already, at the beginning or at the end: nothing is overwritten.
     """
-    if os.path.lexists(path):
-        raise Error('%s exists already and is never overwritten: remove it first, or choose another name' % path)
-    with replacing(os.path.abspath(path)) as part:
+    paths = [os.path.abspath(path) for path in paths]
+    for path in paths:
+        if os.path.lexists(path):
+            raise _taken_error(path)
+    with contextlib.ExitStack() as stack:
+        parts = [stack.enter_context(_making_part(path)) for path in paths]
+        yield parts if parts[1:] else parts[0]
+        for part in parts:
+            file = os.open(part, os.O_RDONLY)  # Of a folder, too.
+            os.fsync(file)
+            os.close(file)
+        with contextlib.ExitStack() as undo:
+            for part, path in zip(parts, paths, strict=True):
+                _move(part, path)
+                undo.callback(os.remove, path)
+            undo.pop_all()
+
+
+def _taken_error(path):
+    text = '%s exists already and is never overwritten: remove it first, or choose another name'
+    return Error(text % escape(path))
+
+
+def _move(part, path):
+    """Renames a file or folder, and never replaces what has got the name meanwhile; then utils.Error is raised."""
+    try:
+        if os.path.isdir(part):
+            os.mkdir(path)
+            os.rename(part, path)  # Takes the place of an empty folder alone.
+        else:
+            os.link(part, path)
+            os.remove(part)
+    except FileExistsError as error:
+        raise _taken_error(path) from error
+    except OSError as error:
+        if os.path.isdir(part):
+            raise
+        if os.path.lexists(path):  # The file system has no hard links: then there is no better way to look.
+            raise _taken_error(path) from error
+        os.rename(part, path)
+
+
+@contextlib.contextmanager
+def _making_part(path):
+    folder, name = os.path.split(os.path.abspath(path))
+    with contextlib.suppress(OSError):
+        for found in os.listdir(folder):
+            match = re.fullmatch(r'%s\.part-([0-9]{1,9})-%s[0-9a-f]{6}' % (re.escape(name), _tag_machine()), found)
+            if match and not is_running(int(match[1])):
+                _remove(os.path.join(folder, found))
+    part = '%s.part-%d-%s%s' % (path, os.getpid(), _tag_machine(), uuid.uuid4().hex[:6])
+    try:
         yield part
-        file = os.open(part, os.O_RDONLY)  # Of a folder, too.
-        os.fsync(file)
-        os.close(file)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+@functools.cache
+def _tag_machine():
+    """Returns six digits that stand for this machine, or for a container on it, whose processes have their own ids."""
+    try:
+        space = os.readlink('/proc/self/ns/pid')
+    except OSError:
+        space = ''
+    return hashlib.sha256((platform.node() + space).encode()).hexdigest()[:6]
+
+
+def _remove(path):
+    """Removes a file, a folder or a link, if it is there and can be removed."""
+    shutil.rmtree(path, ignore_errors=True)  # Not through a link.
+    with contextlib.suppress(OSError):
+        os.remove(path)
+
+
+def refuse_link(path):
+    """Raises utils.Error where a path that this program writes to, or removes, is a link to something else."""
+    if os.path.islink(path):
+        raise Error('%s is a link, and nothing is written through it: remove it' % escape(path))
 
 
 @contextlib.contextmanager
@@ -96,18 +169,15 @@ def making_folder(folder):
         raise
 
 
-TEMPORARY = re.compile(r'mixmatch-(.+)-(\d+)-\w+')
-
-
 @contextlib.contextmanager
 def making_temporary():
     """Makes a folder for temporary files, and removes it in the end; and those that killed processes have left."""
-    place, host = tempfile.gettempdir(), socket.gethostname()
-    for name in os.listdir(place):
-        match = TEMPORARY.fullmatch(name)
-        if match and match[1] == host and not is_running(int(match[2])):
-            shutil.rmtree(os.path.join(place, name), ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix='mixmatch-%s-%d-' % (host, os.getpid())) as folder:
+    own = 'mixmatch-%s' % _tag_machine()
+    for name in os.listdir(tempfile.gettempdir()):
+        match = re.fullmatch(r'%s-([0-9]{1,9})-\w+' % own, name)
+        if match and not is_running(int(match[1])):
+            _remove(os.path.join(tempfile.gettempdir(), name))
+    with tempfile.TemporaryDirectory(prefix='%s-%d-' % (own, os.getpid())) as folder:
         yield folder
 
 

@@ -27,6 +27,7 @@ DECODED = 128  # PNGs that one run of a graph decodes, an op for each: a loop in
 AHEAD = 4 << 20  # Bytes that the system is asked to read ahead. A file on disk is then walked five times as fast.
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 PNG_COLORS = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}  # By PNG's color type: grey, RGB, palette, grey + alpha, RGB + alpha.
+PNG_ALPHA = (4, 6)
 NO_CLASS = -1  # The label of a record without a class.
 NO_GROUP = -1  # The group of a record that belongs to none.
 LABELS = 1 << 31  # Labels are below it: they are kept as int32.
@@ -45,7 +46,7 @@ def read_png_shape(png):
     return (height, width, colors) if colors and height and width else None
 
 
-def _session(graph):
+def _make_session(graph):
     """A CPU session on threads of this module, so that it can run inside a Python function of another session."""
     config = utils.get_config()
     config.device_count['GPU'] = 0
@@ -54,20 +55,20 @@ def _session(graph):
 
 
 @functools.lru_cache(maxsize=8)
-def _encoder(shape):
+def _make_encoder(shape):
     with tf.Graph().as_default() as graph:
         images = tf.placeholder(tf.uint8, [None, *shape])
         # Stored, not compressed: a third more bytes of a small photograph, which is read in half the time.
-        return _session(graph).make_callable(tf.image.encode_png(images, compression=0), [images])
+        return _make_session(graph).make_callable(tf.image.encode_png(images, compression=0), [images])
 
 
 @functools.lru_cache(maxsize=32)
-def _decoder(shape, count):
+def _make_decoder(shape, count):
     with tf.Graph().as_default() as graph:
         pngs = tf.placeholder(tf.string, [count])
         images = [tf.image.decode_png(png, channels=shape[-1]) for png in tf.unstack(pngs)]
         images = tf.stack([tf.ensure_shape(image, shape) for image in images])
-        return _session(graph).make_callable(images, [pngs])
+        return _make_session(graph).make_callable(images, [pngs])
 
 
 def encode(images):
@@ -76,7 +77,7 @@ def encode(images):
     All together take far less time than one by one.
     """
     images = np.asarray(images, np.uint8)
-    return list(_encoder(images.shape[1:])(images)) if len(images) else []
+    return list(_make_encoder(images.shape[1:])(images)) if len(images) else []
 
 
 def decode(pngs, shape):
@@ -89,7 +90,7 @@ def decode(pngs, shape):
     begin = 0
     while left := len(pngs) - begin:
         size = min(DECODED, 1 << (left.bit_length() - 1))  # A power of two: few graphs serve every number.
-        images[begin : begin + size] = _decoder(tuple(shape), size)(pngs[begin : begin + size])
+        images[begin : begin + size] = _make_decoder(tuple(shape), size)(pngs[begin : begin + size])
         begin += size
     return images
 
@@ -150,7 +151,9 @@ def write_part(part, examples, total=None):
 # --- Reading ---
 
 
-def read(path, nclass=None, shape=None, unlabeled=False):
+def read(
+    path: str, nclass: int | None = None, shape: tuple[int, int, int] | None = None, unlabeled: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns (images uint8 [n, H, W, C], labels int32 [n]) of a file. Arguments: see RecordFile.examples."""
     return RecordFile(path).read(nclass, shape, unlabeled)[:2]
 
@@ -334,6 +337,9 @@ def check_example(png, label, shape, nclass, unlabeled):
     found = read_png_shape(png)
     if found is None:
         raise ValueError('does not hold a grey or RGB picture in PNG format')
+    if png[24] == 16 or png[25] in PNG_ALPHA or b'tRNS' in png[33 : png.find(b'IDAT', 33)]:
+        text = 'is a picture with %s: save it with 8 bits a value, and without transparency'
+        raise ValueError(text % ('16 bits a value' if png[24] == 16 else 'transparent parts'))
     if shape and found != tuple(shape):
         raise ValueError('is a picture of %dx%dx%d' % found + ' (height, width, colors), not %dx%dx%d' % tuple(shape))
     if max(found[:2]) > MAX_SIDE:

@@ -24,8 +24,25 @@ def require(name, value, valid, allowed):
 
 
 def expand(path):
-    """Returns a path with its leading ~ or ~user replaced by that home; None and '' as they are."""
-    return os.path.expanduser(path) if path else path
+    """Returns a path with its leading ~ or ~user replaced by that home; None and '' as they are.
+
+    Raises:
+        Error: it is an address of other than this machine's files, a user who does not exist, or ends in what is no
+            part of a name, such as the carriage return of a file that was written on Windows.
+    """
+    if not path:
+        return path
+    path = os.fspath(path)
+    found = os.path.expanduser(path)
+    if re.match(r'[A-Za-z][\w+.-]+:/|[A-Za-z]:\\', path):
+        raise Error(
+            '%s is no path of this machine: only local folders and files can be read and written' % escape(path)
+        )
+    if path.startswith('~') and found == path and not os.path.lexists(path):
+        raise Error('%s: there is no such user: write the whole path' % escape(path))
+    if any(c != ' ' and (c.isspace() or unicodedata.category(c) in ('Cc', 'Cf')) for c in (path[0], path[-1])):
+        raise Error('%s begins or ends with a character that cannot be seen: remove it' % ascii(path))
+    return found
 
 
 def is_control(character):

@@ -22,13 +22,13 @@ OPTIONS = data_pair.OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.
 
 
-def hashes(images):
+def hash_all(images):
     """Returns the 16-byte hash of the pixels of each of some data.Images."""
     pixels = (image.tobytes() for batch, _ in images.batches(1024) for image in batch)
     return [hashlib.blake2b(content, digest_size=16).digest() for content in pixels]
 
 
-def overlaps(sets):
+def count_overlaps(sets):
     """Returns int [k, k]: how many elements of list i are in list j too; on the diagonal, how many repeat another."""
     unique = [set(elements) for elements in sets]
     matrix = [[sum(e in other for e in elements) for other in unique] for elements in sets]
@@ -37,7 +37,7 @@ def overlaps(sets):
     return np.array(matrix)
 
 
-def conflicts(hashed, labels):
+def find_conflicts(hashed, labels):
     """Finds the pictures that stand under two classes or more.
 
     Args:
@@ -66,15 +66,15 @@ def check_split(name, data_dir=None):
         utils.Error: the dataset cannot be read.
     """
     dataset = data_pair.DATASETS[name](data_dir)
-    hashed = {name: hashes(images) for name, images in dataset.sets.items()}
-    matrix = overlaps(list(hashed.values()))
+    hashed = {name: hash_all(images) for name, images in dataset.sets.items()}
+    matrix = count_overlaps(list(hashed.values()))
     print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in hashed))
     for (name, elements), row in zip(hashed.items(), matrix, strict=True):
         print('%-12s %9d          ' % (name, len(elements)) + ''.join('%12d' % count for count in row))
     shared = matrix.sum() - np.trace(matrix)
     print('No two sets share a picture.' if not shared else 'Some sets share pictures: see off the diagonal.')
 
-    found = conflicts(hashed, {name: images.labels for name, images in dataset.sets.items()})
+    found = find_conflicts(hashed, {name: images.labels for name, images in dataset.sets.items()})
     print('%s under two classes or more.' % ('No picture stands' if not found else '%d pictures stand' % len(found)))
     for classes in found[:EXAMPLES]:
         places = ['%s as picture %d of %s' % (dataset.family.names[k], n, name) for k, (name, n) in classes.items()]

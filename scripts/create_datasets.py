@@ -28,9 +28,10 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from libml import data, data_pair, files, records, utils
+from libml import data_pair, files, records, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
+from libml.family import Family, parse_augment, parse_size
 from libml.intake import archives, folders, pictures
 from libml.intake.archives import Archive
 
@@ -243,6 +244,7 @@ def fetching(data_dir, source, verify):
     if source:
         yield fetch
         return
+    files.refuse_link(downloads)
     with archives.locking(os.path.join(data_dir, '.downloads.lock')):
         with files.making_folder(downloads):
             yield fetch
@@ -262,15 +264,15 @@ def resize(source, name, data_dir, size, augment=None):
         source: name of the dataset, whose records are in data_dir.
         name: of the new one, which gets a <name>.json as a dataset of the user's own has.
         size: text, WIDTHxHEIGHT. The centre is cropped to that aspect.
-        augment: text, see folders.parse_augment; None: as the source, its shift scaled.
+        augment: text, see parse_augment; None: as the source, its shift scaled.
 
     Raises:
         utils.Error: the name cannot be, or is taken; a record is damaged.
     """
     folders.check_free(data_dir, name)
-    size, family = folders.parse_size(size), data_pair.find_family(data_dir, source)
+    size, family = parse_size(size), data_pair.find_family(data_dir, source)
     shift = round(family.shift * min(size) / min(family.height, family.width))
-    mirror, shift = (family.mirror, shift) if augment is None else folders.parse_augment(augment, size)
+    mirror, shift = (family.mirror, shift) if augment is None else parse_augment(augment, size)
     train, unlabeled = (
         data_pair.locate_train_files(data_dir, source),
         data_pair.locate_records(data_dir, source, 'unlabeled'),
@@ -281,9 +283,9 @@ def resize(source, name, data_dir, size, augment=None):
         unlabeled=[path for path in train if path == unlabeled],
     )
     kept = tuple(part for part in ('train', 'unlabeled') if parts[part])
-    new = data.Family(*size, family.colors, family.nclass, mirror, shift, parts=kept, classes=family.classes)
+    new = Family(*size, family.colors, family.nclass, mirror, shift, parts=kept, classes=family.classes)
 
-    def made():
+    def make_parts():
         for part in ('train', 'test', *kept[1:]):
             files = [records.RecordFile(path) for path in parts[part]]
             total = sum(map(len, files))
@@ -294,7 +296,7 @@ def resize(source, name, data_dir, size, augment=None):
             )
             print('%s: %d pictures' % (data_pair.locate_records(data_dir, name, part), total))
 
-    folders.save(name, data_dir, new, made())
+    folders.save(name, data_dir, new, make_parts())
 
 
 def iterate_resized(files, shape, size):
@@ -323,6 +325,7 @@ OWN = dict(  # Of the user's own pictures.
     colors=Option(3, 'Colours of the pictures: 1 (grey) or 3.', lambda n: n in (1, 3), '1 (grey) or 3'),
     range=Option('', 'LOW,HIGH: what becomes black and white in pictures with more than 8 bits a value.'),
     test_fraction=Option(None, 'Share of the training pictures to set aside, where none are for testing.', type=float),
+    similar_classes=data_pair.SIMILAR,
     skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
     max_megapixels=Option(float(pictures.MAX_MEGAPIXELS), 'A picture with more is refused.', Range(above=0)),
     seed=Option(0, 'Of the order of the pictures, and of what is set aside.', options.SEED),
@@ -391,7 +394,7 @@ def check_arguments(names, chosen):
     if any(chosen[name] != option.default for name, option in NEW.items()):
         if len(names) != 1 or not (chosen['name'] and chosen['size']):
             raise utils.Error('to resize, give one dataset, --size and --name: cifar10 --size 16x16 --name cifar10-16')
-        folders.parse_size(chosen['size'])
+        parse_size(chosen['size'])
 
 
 if __name__ == '__main__':

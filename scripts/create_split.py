@@ -47,17 +47,17 @@ STL10_FOLD = 1000  # Labels in each of the ten folds that stl10's archive publis
 # --- The rule ---
 
 
-def shares(labels, nclass):
+def compute_shares(labels, nclass):
     """Returns each class's share of the records, divided by the largest share: float64 [nclass]."""
     counts = np.bincount(labels, minlength=nclass).astype(np.float64)
     return counts / counts.max()
 
 
-def next_class(stats, counts):
+def choose_class(stats, counts):
     """Returns the class to pick next: the one furthest behind its share; of several, the lowest.
 
     Args:
-        stats: float64 [nclass], see `shares`.
+        stats: float64 [nclass], see `compute_shares`.
         counts: int [nclass], how many were picked of each class.
     """
     return int(np.argmax(stats - counts / max(counts.max(), 1)))
@@ -68,7 +68,7 @@ def pick_labeled(labels, stats, size, seed):
 
     Args:
         labels: int [n], the class of each record; records.NO_CLASS where it has none: such are not picked.
-        stats: float64 [nclass], see `shares`.
+        stats: float64 [nclass], see `compute_shares`.
         size: how many to pick.
         seed: int; 0: no shuffling.
 
@@ -85,7 +85,7 @@ def pick_labeled(labels, stats, size, seed):
             random.shuffle(positions)
     counts, picked = np.zeros(len(stats), np.int64), []
     for _ in range(size):
-        label = next_class(stats, counts)
+        label = choose_class(stats, counts)
         if counts[label] == len(members[label]):
             text = 'size=%d: the %d pictures of class %d are used up after %d labels: choose a smaller size'
             raise utils.Error(text % (size, len(members[label]), label, len(picked)))
@@ -109,7 +109,7 @@ def order_unlabeled(labels, stats, labeled):
     labeled = set(labeled)
     queues = [collections.deque() for _ in stats]
     counts, ordered = np.zeros(len(stats), np.int64), []
-    label = next_class(stats, counts)
+    label = choose_class(stats, counts)
     for position, own in enumerate(np.maximum(labels, 0).tolist()):
         if position in labeled:
             continue
@@ -117,11 +117,11 @@ def order_unlabeled(labels, stats, labeled):
         while queues[label]:
             ordered.append(queues[label].popleft())
             counts[label] += 1
-            label = next_class(stats, counts)
+            label = choose_class(stats, counts)
     return ordered + list(itertools.chain(*queues))
 
 
-def whole_groups(positions, labels, groups, labeled):
+def order_groups(positions, labels, groups, labeled):
     """Reorders unlabelled records so that the first ones can validate: they share no group with a labelled one.
 
     The groups that hold no labelled record come first, group by group; of these, the groups with a class before those
@@ -158,10 +158,10 @@ class Source:
 
     Attributes:
         name: of the dataset.
-        family: data.Family; None where the name is unknown.
+        family: Family; None where the name is unknown.
         labels: int32 [n]; records.NO_CLASS where a record has none.
         groups: int64 [n]; records.NO_GROUP where a record has none.
-        stats: float64 [nclass], see `shares`.
+        stats: float64 [nclass], see `compute_shares`.
         fingerprints: dict from the names of the files, and of the test set's where there is one, to their fingerprints.
     """
 
@@ -184,7 +184,7 @@ class Source:
         if found > nclass:
             raise utils.Error('%s has %d classes, but a record has class %d' % (name, nclass, found - 1))
         data_pair.check_gaps(name, self.labels, nclass)
-        self.stats = np.ones(nclass) if name == 'stl10' else shares(self.labels[self.labels >= 0], nclass)
+        self.stats = np.ones(nclass) if name == 'stl10' else compute_shares(self.labels[self.labels >= 0], nclass)
         test = data_pair.locate_records(self._folder, name, 'test')
         known = self._files + ([records.RecordFile(test)] if os.path.isfile(test) else [])
         self.fingerprints = {os.path.basename(file.path): file.fingerprint for file in known}
@@ -236,15 +236,9 @@ def create(source, targets, size, seed):
         raise utils.Error(text % (existing[0], ', '.join(existing)))
     labeled = source.pick(size, seed)
     unlabeled = order_unlabeled(source.labels, source.stats, labeled)
-    unlabeled, free = whole_groups(unlabeled, source.labels, source.groups, labeled)
-    label, unlabel, map_file = map(files.creating, targets)
-    with (
-        files.making_folder(os.path.dirname(targets[0]) or '.'),
-        map_file as map_part,  # If nothing failed, all files are renamed at the end; the first entered is last.
-        unlabel as unlabel_part,
-        label as label_part,
-    ):
-        for part, positions in (label_part, labeled), (unlabel_part, unlabeled):
+    unlabeled, free = order_groups(unlabeled, source.labels, source.groups, labeled)
+    with files.making_folder(os.path.dirname(targets[0]) or '.'), files.creating(*targets) as (*parts, map_part):
+        for part, positions in zip(parts, (labeled, unlabeled), strict=True):
             records.write_part(part, source.serialized(positions), len(positions))
         with open(map_part, 'w', encoding='utf-8') as f:
             json.dump({'label': labeled, 'unlabel': unlabeled, 'source': source.fingerprints}, f)

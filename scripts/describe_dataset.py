@@ -13,19 +13,20 @@ if __name__ == '__main__':
 
 import os
 
-from libml import data, data_pair, files, records, utils
+from libml import data_pair, files, records, utils
 from libml.cli import script
 from libml.cli.options import Option
-from libml.intake import folders
+from libml.family import Family, check_distinct, check_new_name, parse_augment, read_class, write_family
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
     augment=Option(None, "Augmentation, such as 'mirror,shift4' or ''. Default: mirror and shift.", type=str),
+    similar_classes=data_pair.SIMILAR,
     classes=Option('', 'Comma-separated names of the classes, in the order of their labels. Default: numbers.'),
 )
 
 
-def describe(name, augment=None, classes='', data_dir=None):
+def describe(name, augment=None, classes='', similar_classes=False, data_dir=None):
     """Writes the description of a dataset whose record files are there, and prints it.
 
     Args: see OPTIONS.
@@ -34,16 +35,19 @@ def describe(name, augment=None, classes='', data_dir=None):
         utils.Error: the name or the records are not what a dataset needs, or NAME.json is there already.
     """
     data_dir = data_pair.find_data_dir(data_dir)
-    folders.check_new_name(name)
+    check_new_name(name)
+    names = tuple(read_class(each, '--classes') for each in classes.split(',')) if classes else ()
+    if not similar_classes:
+        check_distinct({each: 'class %d' % label for label, each in enumerate(names)})
     with files.creating(data_pair.locate_family(data_dir, name)) as part:
-        family = describe_records(name, data_dir, augment, tuple(classes.split(',')) if classes else ())
-        data_pair.write_family(part, family)
+        family = describe_records(name, data_dir, augment, names)
+        write_family(part, family)
     text = '%s: %d classes, %d x %d pixels, %d colors'
     print(text % (name, family.nclass, family.width, family.height, family.colors))
 
 
 def describe_records(name, data_dir, augment, classes):
-    """Returns the data.Family of record files. See `describe` for the arguments and for what is raised."""
+    """Returns the Family of record files. See `describe` for the arguments and for what is raised."""
     train = records.RecordFile(data_pair.locate_records(data_dir, name, 'train'))
     unlabeled = os.path.isfile(data_pair.locate_records(data_dir, name, 'unlabeled'))
     parts = ('train', 'unlabeled') if unlabeled else ('train',)
@@ -56,8 +60,8 @@ def describe_records(name, data_dir, augment, classes):
     if nclass < 2:
         raise utils.Error('%s has records of one class only: at least 2 are needed' % train.path)
     utils.require('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
-    mirror, shift = folders.parse_augment(augment, shape[:2])
-    return data.Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
+    mirror, shift = parse_augment(augment, shape[:2])
+    return Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
 
 
 if __name__ == '__main__':

@@ -32,7 +32,7 @@ MARGIN = 96  # For the names of the classes.
 # --- Numbers ---
 
 
-def counts(dataset):
+def count_classes(dataset):
     """Returns int [4, nclass + 1]: pictures of each class in each of data.SETS; last, those without a class."""
     sets = [dataset.sets[name].labels for name in data.SETS]
     labels = [np.where(labels < 0, dataset.nclass, labels) for labels in sets]
@@ -40,8 +40,8 @@ def counts(dataset):
 
 
 def print_counts(dataset):
-    """Prints the table of `counts`."""
-    table = counts(dataset)
+    """Prints the table of `count_classes`."""
+    table = count_classes(dataset)
     rows = [('class', data.SETS), *zip(dataset.family.names, table.T, strict=False)]
     if table[:, -1].any():
         rows.append(('without a class', table[:, -1]))
@@ -49,7 +49,7 @@ def print_counts(dataset):
         print('%-20s' % name + ''.join('%12s' % cell for cell in cells))
 
 
-def pixel_range(images):
+def find_pixel_range(images):
     """Returns the smallest and the largest pixel of some data.Images."""
     ranges = [(batch.min(), batch.max()) for batch, _ in images.batches(1024)]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -58,7 +58,7 @@ def pixel_range(images):
 def print_pixels(dataset):
     """Prints range, mean and standard deviation of the training pictures' pixels."""
     sets = dataset.sets['labeled'], dataset.sets['unlabeled']
-    low, high = zip(*[pixel_range(images) for images in sets if len(images)], strict=True)
+    low, high = zip(*[find_pixel_range(images) for images in sets if len(images)], strict=True)
     print('pixels from %d to %d of 255; on the scale from -1 to 1, for each color:' % (min(low), max(high)))
     for name, values in zip(('mean', 'deviation'), data.compute_mean_std(*sets), strict=True):
         print('%-20s' % name + ' '.join('%.4f' % value for value in values))
@@ -67,7 +67,7 @@ def print_pixels(dataset):
 # --- The sheet ---
 
 
-def labeled_rows(dataset):
+def take_labeled_rows(dataset):
     """Returns uint8 [nclass, COLUMNS, H, W, C]: labelled pictures of each class, white where there are no more."""
     rows = np.full([dataset.nclass, COLUMNS, *dataset.sets['labeled'].shape], 255, np.uint8)
     for label in range(dataset.nclass):
@@ -76,7 +76,7 @@ def labeled_rows(dataset):
     return rows
 
 
-def augmented_rows(dataset):
+def make_augmented_rows(dataset):
     """Returns uint8 [k, COLUMNS, H, W, C]: unlabelled pictures, each as it is and then augmented."""
     first = dataset.sets['unlabeled'].gather(np.arange(min(AUGMENTED_ROWS, len(dataset.sets['unlabeled']))))
     with tf.Graph().as_default(), tf.Session(config=utils.get_config()) as session:
@@ -106,8 +106,8 @@ def draw(rows, names):
 
 def save_sheet(path, dataset):
     """Writes the sheet of a dataset; an existing file is replaced once the new one is whole."""
-    augmented = augmented_rows(dataset)
-    rows = np.concatenate([labeled_rows(dataset), augmented])
+    augmented = make_augmented_rows(dataset)
+    rows = np.concatenate([take_labeled_rows(dataset), augmented])
     sheet = draw(rows, [name[:15] for name in dataset.family.names] + ['augmented'] * len(augmented))
     with files.naming(path), files.replacing(path) as part:
         sheet.save(part, 'PNG')

@@ -98,7 +98,19 @@ def write(path, content):
 
 
 HARMS = (fakes.cut, fakes.flip, fakes.empty, rubbish, folder, os.remove)
-MAPS = ('', '{', '[]', '3', '{"label": [], "unlabel": []}', '{"label": 3}', '[' * 100000, '\udcff')
+MAPS = (
+    '',
+    '{',
+    '[]',
+    '3',
+    '{"label": [0.5], "unlabel": []}',
+    '{"label": [1], "unlabel": [], "source": []}',
+    '{"label": [1], "unlabel": [], "source": {"\x1b[31m": 3}}',
+    '{"label": [], "unlabel": []}',
+    '{"label": 3}',
+    '[' * 100000,
+    '\udcff',
+)
 EXAMPLES = {  # What is wrong with the last record of the labelled ones: (PNG, label).
     'label -1': (np.zeros([8, 8, 1]), -1),
     'label 10': (np.zeros([8, 8, 1]), 10),

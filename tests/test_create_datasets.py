@@ -15,8 +15,9 @@ import pytest
 from conftest import assert_one_line_error, command
 from scipy.io import savemat
 
-from libml import data, data_pair, records, utils
+from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
+from libml.family import FAMILIES, Family
 from libml.intake import archives
 from scripts import create_datasets, create_split
 
@@ -444,6 +445,20 @@ def test_downloads_go_on_where_there_are_no_locks(server, archive, tmp_path, mon
     assert 'No locks available' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('name', ['.downloads.lock', 'downloads', 'downloads/x.bin.download'])
+def test_nothing_is_written_through_a_link(server, archive, tmp_path, name):
+    victim, data_dir = tmp_path / 'victim', tmp_path / 'data'
+    os.makedirs(data_dir / os.path.dirname(name))
+    victim.write_text('kept') if 'x' in name or '.' in name else victim.mkdir()
+    os.symlink(victim, data_dir / name)
+    with (
+        pytest.raises(utils.Error, match='is a link, and nothing is written through it'),
+        create_datasets.fetching(str(data_dir), '', True) as fetch,
+    ):
+        fetch(archive)
+    assert victim.read_text() == 'kept' if victim.is_file() else not os.listdir(victim)
+
+
 # --- Resized ---
 
 
@@ -457,8 +472,8 @@ def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, capsys):
         found = records.read(data_pair.locate_records(install.data, 'cifar10-16', part))
         assert np.abs(found[0] - images).max() <= 1 and (found[1] == labels).all()
     family = data_pair.find_family(install.data, 'cifar10-16')
-    cifar10 = data_pair.FAMILIES['cifar10']
-    assert family == data.Family(16, 16, 3, 10, True, 2, classes=cifar10.classes)
+    cifar10 = FAMILIES['cifar10']
+    assert family == Family(16, 16, 3, 10, True, 2, classes=cifar10.classes)
     assert split(install.data, 'cifar10-16', 1, 20).height == 16
     with pytest.raises(utils.Error, match=r'cifar10-16.json exists already'):
         install('cifar10', size='8x8', name='cifar10-16')
@@ -537,21 +552,28 @@ def test_the_command_line(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
-def test_ctrl_c_is_one_line_and_leaves_nothing(tmp_path):
+@pytest.mark.parametrize(('name', 'code'), [('SIGINT', 130), ('SIGTERM', 143), ('SIGHUP', 129)])
+def test_a_signal_leaves_nothing(tmp_path, name, code):
     fakes.cifar10(str(tmp_path))
-    code = """
+    script = (
+        """
 import os, runpy, signal, sys
 from libml import records
 encode, calls = records.encode, []
 def interrupted(images):
     calls.append(1)
     if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.%s)
     return encode(images)
 records.encode = interrupted
 runpy.run_path('scripts/create_datasets.py', run_name='__main__')
 """
+        % name
+    )
     env = dict(os.environ, PYTHONPATH=os.getcwd())
     args = '--data_dir', tmp_path / 'data', '--source', tmp_path, '--noverify', 'cifar10'
-    assert_one_line_error(command('-c', code, *args, env=env), 'interrupted', codes=(130,))
+    done = command('-c', script, *args, env=env)
+    if name == 'SIGINT':
+        assert_one_line_error(done, 'interrupted', codes=(130,))
+    assert done.returncode == code
     assert_nothing_installed(tmp_path / 'data')

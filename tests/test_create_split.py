@@ -80,7 +80,7 @@ def test_picks_follow_the_rule(data):
     labels = list(range(nclass)) + data.draw(st.lists(st.integers(0, nclass - 1), max_size=60))
     labels = data.draw(st.permutations(labels))
     size, seed = data.draw(st.integers(1, len(labels))), data.draw(st.integers(0, 2**32 - 1))
-    stats = create_split.shares(np.array(labels), nclass)
+    stats = create_split.compute_shares(np.array(labels), nclass)
     try:
         expected = rule(labels, size, seed)
     except IndexError:  # A class is used up.
@@ -95,7 +95,7 @@ def test_picks_follow_the_rule(data):
 def test_a_hand_made_example():
     # Shares 1, 1/2, 1/2; the order of the picks worked out by hand: 0 1 2, then behind by 0, -1/2, -1/2: 0, then ties.
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
-    stats = create_split.shares(labels, 3)
+    stats = create_split.compute_shares(labels, 3)
     assert stats.tolist() == [1, 0.5, 0.5]
     assert create_split.pick_labeled(labels, stats, 4, seed=0) == [0, 4, 6, 1]
     assert create_split.order_unlabeled(labels, stats, [0, 4, 6, 1]) == [2, 5, 7, 3]
@@ -114,7 +114,7 @@ def test_groups_without_a_labelled_picture_come_first_and_whole(data):
     groups = np.array(data.draw(st.lists(st.integers(NO_GROUP, 4), min_size=count, max_size=count)))
     labeled = data.draw(st.sets(st.integers(0, count - 1), max_size=count))
     positions = data.draw(st.permutations(sorted(set(range(count)) - labeled)))
-    order, free = create_split.whole_groups(positions, labels, groups, sorted(labeled))
+    order, free = create_split.order_groups(positions, labels, groups, sorted(labeled))
     assert sorted(order) == sorted(positions)
     if (groups == NO_GROUP).all():
         assert order == positions and free == len(positions)
@@ -347,7 +347,7 @@ def test_the_home_is_known(digits):
 def test_pictures_under_two_classes_are_found():
     hashed = dict(labeled=['a', 'b'], unlabeled=['a', 'c', 'c', 'd'], test=['d', 'b', 'e', 'e'])
     labels = dict(labeled=[0, 1], unlabeled=[2, 1, 0, NO_CLASS], test=[1, 1, 2, 2])
-    found = check_split.conflicts(hashed, {name: np.array(values) for name, values in labels.items()})
+    found = check_split.find_conflicts(hashed, {name: np.array(values) for name, values in labels.items()})
     assert found == [
         {0: ('labeled', 0), 2: ('unlabeled', 0)},
         {1: ('unlabeled', 1), 0: ('unlabeled', 2)},
@@ -355,7 +355,7 @@ def test_pictures_under_two_classes_are_found():
 
 
 def test_overlaps_are_counted(tmp_path, capsys):
-    assert check_split.overlaps([[1, 2, 2], [2, 3], [], [9, 1, 3]]).tolist() == [
+    assert check_split.count_overlaps([[1, 2, 2], [2, 3], [], [9, 1, 3]]).tolist() == [
         [1, 2, 0, 1],
         [1, 0, 0, 1],
         [0, 0, 0, 0],
@@ -371,8 +371,8 @@ def test_overlaps_are_counted(tmp_path, capsys):
     test = np.concatenate([train[chosen], fakes.random_images(6, *shape, seed=9)])
     records.write(str(tmp_path / 'digits-test.tfrecord'), zip(records.encode(test), range(10), strict=False))
     dataset = DATASETS['digits.1@20-10'](str(tmp_path))
-    sets = [check_split.hashes(dataset.sets[name]) for name in data.SETS]
-    assert check_split.overlaps(sets).tolist() == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 1], [1, 3, 1, 1]]
+    sets = [check_split.hash_all(dataset.sets[name]) for name in data.SETS]
+    assert check_split.count_overlaps(sets).tolist() == [[0, 0, 0, 1], [0, 0, 0, 2], [0, 0, 0, 1], [1, 3, 1, 1]]
     check_split.check_split('digits.1@20-10', str(tmp_path))
     printed = capsys.readouterr().out
     assert 'Some sets share pictures' in printed and 'pictures stand under two classes or more' in printed

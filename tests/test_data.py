@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libml import data, records, utils
+from libml.family import Family
 
 few = settings(max_examples=30, deadline=None)
-FAMILY = data.Family(6, 5, 3, 4, mirror=True, shift=1)
+FAMILY = Family(6, 5, 3, 4, mirror=True, shift=1)
 
 
 def make_images(n=20, height=6, width=5, colors=3, nclass=4, seed=0):

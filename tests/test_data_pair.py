@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
+from libml.family import FAMILIES, Family, write_family
 from scripts import create_split
 
 NAMES = st.from_regex(r'[A-Za-z0-9_][A-Za-z0-9_-]{0,9}', fullmatch=True)
@@ -196,8 +197,8 @@ def test_a_split_renamed_to_another_size_is_refused(folder):
 
 @pytest.mark.parametrize('nclass,shape', [(10, (8, 9, 1)), (10, (8, 8, 3)), (2, SHAPE)])
 def test_records_of_another_kind_are_refused(folder, nclass, shape):
-    family = data.Family(*shape, nclass, mirror=False, shift=0)
-    data_pair.write_family(os.path.join(folder, 'mine.json'), family)
+    family = Family(*shape, nclass, mirror=False, shift=0)
+    write_family(os.path.join(folder, 'mine.json'), family)
     for name in [*FILES, 'digits-test.tfrecord']:
         shutil.copy(os.path.join(folder, name), os.path.join(folder, name.replace('digits', 'mine')))
     with pytest.raises(utils.Error, match=r'record \d+ (is a picture of 8x8x1|has label)'):
@@ -269,14 +270,14 @@ def test_an_index_is_walked_once(installed, monkeypatch):
 
 
 def test_the_classes_of_cifar100_are_the_sorted_fine_labels():
-    classes = data_pair.FAMILIES['cifar100'].classes
+    classes = FAMILIES['cifar100'].classes
     assert len(set(classes)) == 100 and list(classes) == sorted(classes)
     assert (classes[0], classes[1], classes[50], classes[99]) == ('apple', 'aquarium_fish', 'mouse', 'worm')
 
 
 def test_a_run_from_before_its_classes_had_names_continues():
     pictures = data.Images(fakes.random_images(2, 32, 32, 3), [0, 99])
-    dataset = data.DataSet('cifar100.1@1-1', data_pair.FAMILIES['cifar100'], dict.fromkeys(data.SETS, pictures))
+    dataset = data.DataSet('cifar100.1@1-1', FAMILIES['cifar100'], dict.fromkeys(data.SETS, pictures))
     for args in {}, dict(classes=[]), dict(classes=list(dataset.family.classes)):
         dataset.check_identity(args, 'run')
     with pytest.raises(utils.Error, match='was trained on classes of other names'):
@@ -296,8 +297,8 @@ def own(folder, train, unlabeled=(), nclass=3, size=6):
         path = data_pair.locate_records(folder, 'own', part)
         records.write(path, [records.Example(next(pictures), *example) for example in examples])
     kept = tuple(part for part in parts if part != 'test')
-    family = data.Family(*SHAPE, nclass, mirror=True, shift=1, parts=kept)
-    data_pair.write_family(data_pair.locate_family(folder, 'own'), family)
+    family = Family(*SHAPE, nclass, mirror=True, shift=1, parts=kept)
+    write_family(data_pair.locate_family(folder, 'own'), family)
     create_split.make('own', size=size, seed=1, data_dir=folder)
     return folder
 
@@ -379,8 +380,8 @@ def test_groups_stay_on_one_side(tmp_path, capsys):
 
 
 def test_a_family_is_read_as_written(folder):
-    family = data.Family(*SHAPE, 10, mirror=True, shift=2, classes=tuple('abcdefghij'), range=(0, 4095.5))
-    data_pair.write_family(data_pair.locate_family(folder, 'mine'), family)
+    family = Family(*SHAPE, 10, mirror=True, shift=2, classes=tuple('abcdefghij'), range=(0, 4095.5))
+    write_family(data_pair.locate_family(folder, 'mine'), family)
     assert data_pair.find_family(folder, 'mine') == family
     for name in [*FILES, 'digits-test.tfrecord']:
         shutil.copy(os.path.join(folder, name), os.path.join(folder, name.replace('digits', 'mine')))
@@ -427,6 +428,10 @@ BAD_FAMILIES = [
     dict(GOOD, range=[4095, 0]),
     dict(GOOD, range=[0, float('inf')]),
     dict(GOOD, range=5),
+    dict(GOOD, range=[0, 10**400]),
+    dict(GOOD, classes=[*'abcdefghi', '\x1b[31m']),
+    dict(GOOD, shift='\x1b[31m'),
+    {**GOOD, '\x1b[31m': 1},
     dict(GOOD, other=1),
     {},
     [],
@@ -441,6 +446,8 @@ def test_a_family_that_cannot_be_is_refused(tmp_path, fields):
     with pytest.raises(utils.Error, match=r'mine.json does not describe a dataset') as error:
         data_pair.find_family(str(tmp_path), 'mine')
     assert str(error.value).isprintable()
+    wrong = [name for name in fields or () if isinstance(fields, dict) and fields[name] != GOOD.get(name)]
+    assert all(utils.escape(name) in str(error.value) for name in wrong)
 
 
 def test_a_family_that_is_no_text_is_refused(tmp_path):

@@ -6,8 +6,9 @@ import fakes
 import pytest
 from conftest import assert_one_line_error, command
 
-from libml import data, data_pair, records, utils
+from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
+from libml.family import Family
 from scripts import create_split, describe_dataset
 
 SHAPE = (9, 8, 3)
@@ -31,7 +32,7 @@ def test_described_records_can_be_split_and_read(folder, capsys):
     create_split.make('mine', size=6, seed=1, data_dir=str(folder))
     dataset = DATASETS['mine.1@6-4'](str(folder))
     assert [len(images) for images in dataset.sets.values()] == [6, 8, 4, 3]
-    assert dataset.family == data.Family(*SHAPE, 3, mirror=True, shift=1)
+    assert dataset.family == Family(*SHAPE, 3, mirror=True, shift=1)
 
 
 def test_a_description_takes_names_augmentation_and_unlabelled_pictures(folder):
@@ -54,6 +55,8 @@ BAD = {  # What is wrong: what is written instead or besides, the arguments, wor
     'augmentation': ({}, dict(augment='turn'), 'augment=turn'),
     'too few names': ({}, dict(classes='a,b'), '3 names'),
     'the same name': ({}, dict(classes='a,b,a'), 'two classes have the same name'),
+    'similar names': ({}, dict(classes='a,b,A'), 'a .class 0. and A .class 2.: .*--similar_classes'),
+    'an invisible character': ({}, dict(classes='a,b,a\u200b'), 'invisible'),
     'an empty name': ({}, dict(classes='a,,c'), "'' is empty"),
 }
 

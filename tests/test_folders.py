@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from libml import data, data_pair, records, utils
+from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
-from libml.intake import folders, pictures
+from libml.family import Family, check_distinct
+from libml.intake import folders, labels, pictures
 from libml.intake.folders import Item
 from scripts import create_datasets, create_split
 
@@ -78,7 +79,7 @@ def test_a_folder_becomes_a_dataset(tmp_path, capsys):
             f.write('no picture')
     run(folder, tmp_path / 'data', size='10x12', augment='mirror,shift2')
     family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
-    assert family == data.Family(12, 10, 3, 3, True, 2, parts=('train', 'unlabeled'), classes=tuple(CLASSES))
+    assert family == Family(12, 10, 3, 3, True, 2, parts=('train', 'unlabeled'), classes=tuple(CLASSES))
     for part, each in (('train', 6), ('test', 2)):
         images, labels = read(tmp_path / 'data', part)
         assert images.shape == (3 * each, 12, 10, 3)
@@ -129,7 +130,8 @@ def test_classes_may_lie_in_the_folder_itself(tmp_path, capsys):
     place(folder, *('%s/%d.png' % (name, i) for name in CLASSES for i in range(5)), 'unlabelled/x.png', 'loose.png')
     run(folder, tmp_path / 'data', test_fraction=0.4)
     counts, unused = table_of(capsys.readouterr().out.splitlines())
-    assert counts == {**{name: [3, 2] for name in CLASSES}, 'unlabelled': [1], 'all': [10, 6]}
+    assert {name: sum(counts[name]) for name in counts} == {**dict.fromkeys(CLASSES, 5), 'unlabelled': 1, 'all': 16}
+    assert all(min(counts[name]) > 0 for name in CLASSES)
     assert unused == {folders.BESIDE_CLASSES: 1}
 
 
@@ -239,24 +241,75 @@ def test_a_name_in_any_script_is_kept(tmp_path, name):
 def test_names_that_are_hardly_meant_are_told(tmp_path, capsys):
     folder = str(tmp_path / 'pictures')
     place(folder, *('train/%s/%d.png' % (name, i) for name in ('val', 'Cat', 'cat', 'nan') for i in range(3)))
-    run(folder, tmp_path / 'data', test_fraction=0.3)
+    run(folder, tmp_path / 'data', test_fraction=0.3, similar_classes=True)
     err = capsys.readouterr().err
     assert "Warning: 'val' is taken for the name of a class" in err
     assert "Warning: 'nan' is taken for the name of a class" in err
-    assert "Warning: 2 classes are named 'cat'" in err
+
+
+ALIKE = [  # Names of classes that a person takes for one.
+    *[('Car', 'car'), ('ABC', '\uff21\uff22\uff23'), ('True', 'TRUE'), ('007', '7'), ('1', '1.0'), ('x²', 'x2')],
+    *[
+        ('polar bear', 'polar_bear'),
+        ('polar bear', 'polar-bear'),
+        ('class 07', 'class_7'),
+        ('می\u200cخواهم', 'میخواهم'),
+    ],
+    *[('straße', 'STRASSE'), ('Käfer', 'KÃ¤fer'), ('a\ufe0f', 'a')],
+]
+DIFFERENT = [
+    ('A', 'A-'),
+    ('1', '-1'),
+    ('12', '1-2'),
+    ('10', '1'),
+    ('0.5', '5'),
+    ('1.0.1', '1.1'),
+    ('x1', 'x01'),
+    ('é', 'e'),
+]
+
+
+@pytest.mark.parametrize(('one', 'other'), ALIKE)
+def test_classes_that_a_person_takes_for_one_stop_the_command(tmp_path, one, other):
+    table = write_csv(tmp_path / 'x.csv', [('%d.png' % i, (one, other, 'dog')[i % 3]) for i in range(9)])
+    place(tmp_path / 'pics', *('%d.png' % i for i in range(9)))
+    with pytest.raises(utils.Error, match=r'\(line 2 and 2 more\) and .* \(line 3 and 2 more\): .* --similar_classes'):
+        folders.plan_table(str(tmp_path / 'pics'), table, 0.3)
+    assert len(folders.plan_table(str(tmp_path / 'pics'), table, 0.3, similar=True).classes) == 3
+    place(tmp_path / 'tree', *('train/%s/%d.png' % (name, i) for name in (one, 'dog') for i in range(3)))
+    place(tmp_path / 'tree', *('test/%s/%d.png' % (name, i) for name in (other, 'dog') for i in range(3)))
+    with pytest.raises(utils.Error, match=r'tree/train/.* and .*tree/test/|tree/test/.* and .*tree/train/'):
+        folders.plan_folders(str(tmp_path / 'tree'))
+
+
+@pytest.mark.parametrize(('one', 'other'), DIFFERENT)
+def test_classes_that_a_person_tells_apart_are_two(one, other):
+    check_distinct({one: '', other: ''})
+
+
+@pytest.mark.parametrize('name', ['cat\u200b', '\ufeffcat', 'black-\u00adbear', 'a\u200eb', 'a\u2060b'])
+def test_invisible_characters_in_a_class_are_refused(tmp_path, name):
+    table = write_csv(tmp_path / 'x.csv', [('a.png', 'dog'), ('b.png', name)])
+    with pytest.raises(
+        utils.Error, match=r"x.csv, line 3 holds the class '.*\\.*', whose name has an invisible character"
+    ):
+        labels.read_labels(table)
+    place(tmp_path / 'pics', *('train/%s/%d.png' % (each, i) for each in (name, 'dog') for i in range(3)))
+    with pytest.raises(utils.Error, match=r'pics/train holds the class .* invisible'):
+        folders.plan_folders(str(tmp_path / 'pics'), 0.3)
 
 
 # --- Setting aside ---
 
 
-@pytest.mark.parametrize(('fraction', 'each'), [(0.2, 2), (0.5, 5), (0.01, 1)])
-def test_a_test_set_can_be_set_aside(tmp_path, fraction, each):
+@pytest.mark.parametrize('fraction', [0.2, 0.5, 0.01])
+def test_a_test_set_can_be_set_aside(tmp_path, fraction):
     folder = make_folder(tmp_path / 'pictures', each=10, test=0)
     found = []
     for i, seed in enumerate((1, 1, 2)):
         run(folder, tmp_path / str(i), test_fraction=fraction, seed=seed)
-        assert np.bincount(read(tmp_path / str(i), 'test')[1]).tolist() == [each] * 3
-        assert np.bincount(read(tmp_path / str(i), 'train')[1]).tolist() == [10 - each] * 3
+        train, test = (np.bincount(read(tmp_path / str(i), part)[1]) for part in ('train', 'test'))
+        assert (train + test).tolist() == [10] * 3 and min(train) > 0 and min(test) > 0
         found.append([data_pair.locate_records(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
     contents = [[list(records.RecordFile(path).raw()) for path in paths] for paths in found]
     assert contents[0] == contents[1] and contents[0] != contents[2]
@@ -268,7 +321,7 @@ def test_a_test_set_can_be_set_aside(tmp_path, fraction, each):
     fraction=st.floats(0.01, 0.6),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_setting_aside_is_stratified_and_loses_nothing(counts, fraction, seed):
+def test_setting_aside_leaves_each_class_on_both_sides_and_loses_nothing(counts, fraction, seed):
     items = [Item('%d/%d' % (label, i), label) for label, count in enumerate(counts) for i in range(count)]
     wanted = [max(1, round(fraction * count)) for count in counts]
     if any(want >= count for want, count in zip(wanted, counts, strict=True)):
@@ -277,7 +330,19 @@ def test_setting_aside_is_stratified_and_loses_nothing(counts, fraction, seed):
         return
     rest, aside = folders.take_test(items, 'abcde', fraction, seed)
     assert sorted(rest + aside) == sorted(items)
-    assert [sum(item.label == label for item in aside) for label in range(len(counts))] == wanted
+    assert {item.label for item in rest} == {item.label for item in aside} == set(range(len(counts)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), groups=st.sampled_from([None, 80]), turn=st.integers(0, 2))
+def test_a_picture_stays_on_its_side_when_others_are_added_or_its_class_changes(seed, groups, turn):
+    def split(numbers, turn):
+        items = [Item('%d.png' % i, (i + turn) % 3, groups and 'g%d' % (i % groups)) for i in numbers]
+        return [{item.path for item in side} for side in folders.take_test(items, 'abc', 0.4, seed)]
+
+    rest, aside = split(range(100, 300), 0)
+    more, further = split(range(400), turn)
+    assert rest <= more and aside <= further
 
 
 @settings(max_examples=100, deadline=None)
@@ -325,10 +390,9 @@ def kaggle(tmp_path):
 def test_one_folder_and_a_table_need_no_file_moved(tmp_path, kaggle, capsys):
     folder, table = kaggle
     run(folder, tmp_path / 'data', labels=table, test_fraction=0.2)
-    assert table_of(capsys.readouterr().out.splitlines()) == (
-        {'cat': [8, 2], 'dog': [8, 2], 'unlabelled': [10], 'all': [26, 4]},
-        {},
-    )
+    counts, unused = table_of(capsys.readouterr().out.splitlines())
+    assert {name: sum(counts[name]) for name in counts} == dict(cat=10, dog=10, unlabelled=10, all=30) and not unused
+    assert min(counts['cat'] + counts['dog']) > 0
 
 
 SPELLINGS = [
@@ -349,8 +413,8 @@ def test_a_file_is_found_by_what_people_call_it(tmp_path, kaggle, spelling, opti
     rows = [(spelling.format(folder=folder) % i, 'cat' if i % 2 else 'dog') for i in range(30)]
     table = write_csv(tmp_path / 'x.csv', rows, **options)
     plan = folders.plan_table(folder, table, 0.2)
-    assert {part: len(items) for part, items in plan.parts.items()} == {'train': 24, 'test': 6}
-    for item in plan.parts['train']:
+    assert len(plan.parts['train'] + plan.parts['test']) == 30 and set(plan.parts) == {'train', 'test'}
+    for item in plan.parts['train'] + plan.parts['test']:
         assert plan.classes[item.label] == ('cat' if int(item.path[-6:-4]) % 2 else 'dog')
 
 
@@ -372,7 +436,7 @@ def test_predictions_can_be_given_back(tmp_path, kaggle):
     table = write_csv(tmp_path / 'predictions.csv', rows, ('file', 'class', 'confidence', 'p:cat', 'p:dog'))
     run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.1)
     family = data_pair.find_family(str(tmp_path / 'data'), 'birds')
-    assert family.classes == ('cat', 'dog') and len(read(tmp_path / 'data', 'train')[1]) == 26
+    assert family.classes == ('cat', 'dog') and all(len(read(tmp_path / 'data', part)[1]) for part in ('train', 'test'))
 
 
 def test_a_table_says_what_is_for_testing(tmp_path, kaggle):
@@ -402,14 +466,14 @@ def test_groups_are_kept_in_the_records(tmp_path, kaggle, capsys):
     rows = [('%02d.png' % i, 'cat' if i % 2 else 'dog', 'p%d' % (i // 4) if i < 16 else '') for i in range(20)]
     rows += [('%02d.png' % i, '', 'p%d' % (i % 4)) for i in range(20, 28)]  # Unlabelled, of the same patients.
     table = write_csv(tmp_path / 'x.csv', rows, ('file', 'class', 'group'))
-    run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2)
+    run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2, seed=6)
     counts, unused = table_of(capsys.readouterr().out.splitlines())
-    assert counts['all'] == [16 + 10 - unused[folders.OF_TEST_GROUPS], 4]
+    assert sum(counts['all']) == 30 - unused[folders.OF_TEST_GROUPS]
     train, unlabeled = groups_of(tmp_path / 'data', 'train'), groups_of(tmp_path / 'data', 'unlabeled')
     assert None in train and None in unlabeled  # Pictures that belong to no group.
     known = [group for group in train + unlabeled if group is not None]
-    assert set(np.bincount(known)) <= {4, 6} and len(set(known)) == 3  # A patient is in test; three are not.
-    assert groups_of(tmp_path / 'data', 'test') == [None] * 4
+    assert set(np.bincount(known)) == {6} and len(set(known)) == 3  # A patient is in test; three are not.
+    assert set(groups_of(tmp_path / 'data', 'test')) == {None}
 
 
 def test_without_groups_records_have_none(tmp_path, kaggle):
@@ -431,7 +495,18 @@ def test_rows_without_a_file_are_listed_and_stop_the_command(tmp_path, kaggle, c
 
 @pytest.mark.parametrize(
     'name',
-    ['images/07.PNG', 'Images/07.png', '07.Png', 'pics/images/07.png', '/home/ann/07.png', 'C:\\ann\\07.png', '07.jpg'],
+    [
+        '7.png',
+        '7',
+        'images/007.png',
+        'images/07.PNG',
+        'Images/07.png',
+        '07.Png',
+        'pics/images/07.png',
+        '/home/ann/07.png',
+        'C:\\ann\\07.png',
+        '07.jpg',
+    ],
 )
 def test_a_row_that_nearly_names_a_file_says_which(kaggle, tmp_path, capsys, name):
     table = write_csv(tmp_path / 'x.csv', [(name, 'cat')])
@@ -460,7 +535,18 @@ BAD_TABLES = {  # Name: content, words of the line.
         b'id,class\n' + ROWS.encode(),
         "0 columns named 'file': its first line must be a header, such as file,class, and is 'id,class'",
     ),
-    'no class': (b'file,label\n' + ROWS.encode(), "0 columns named 'class'"),
+    'no class': (b'file,kind\n' + ROWS.encode(), "0 columns named 'class'"),
+    'two names for one': (b'file,label,category\n', "2 columns named 'class'"),
+    'other names': (
+        b'name;kind;set\n',
+        "is 'name,kind,set'; meant are file or filename or path or image, class or label or",
+    ),
+    'workbook': (b'PK\x03\x04' + ROWS.encode(), 'is a workbook, not a table of text: save it as "CSV UTF-8"'),
+    'old workbook': (b'\xd0\xcf\x11\xe0' + bytes(99), 'is a workbook'),
+    'json': (b' [{"file": "a.png", "class": "cat"}]', 'is JSON, not a table'),
+    'a list of classes': (b'file,class\na.png,"[""cat"", ""dog""]"\n', 'line 2: the class is a list, ["cat", "dog"]'),
+    'utf-16 without a mark': (('file,class\n' + ROWS).encode('utf-16-le'), "0 columns named 'file'"),
+    'utf-16 cut': (('file,class\n' + ROWS).encode('utf-16')[:-1], 'is not UTF-8'),
     'two files': (b'file,class,file\n', "2 columns named 'file'"),
     'contradiction': (
         b'file,class\na.png,cat\nb.png,dog\n./a.png,dog\n',
@@ -471,7 +557,6 @@ BAD_TABLES = {  # Name: content, words of the line.
     'one long line of cells': (b'a,b,' * 2_500_000, "0 columns named 'file'"),
     'one long cell': (b'file,class\na.png,' + b'x' * 10_000_000, 'line 2: field larger than field limit'),
     'latin-1': ('file,class\na.png,café\n'.encode('latin-1'), 'is not UTF-8: save it as'),
-    'utf-16': ('file,class\n' + ROWS).encode('utf-16'),
     'a picture': fakes.random_images(1, 30, 30, 3)[0].tobytes(),
     'zeros': (bytes(1000), "0 columns named 'file'"),
     'open quote': (b'file,class\n"a.png,cat\nb.png,dog\n', 'line 3: '),
@@ -520,9 +605,38 @@ def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, content):
     with open(path, 'wb') as file:
         file.write(content)
     try:
-        assert isinstance(folders.read_labels(path), list)
+        assert isinstance(labels.read_labels(path), list)
     except utils.Error as error:
         assert '\n' not in str(error)
+
+
+WRITTEN = {  # What spreadsheets and other programs write.
+    'semicolons, said': b'\xef\xbb\xbfsep=;\r\nfile;class\r\na.png;cat\r\nb.png;dog\r\n',
+    'commas, said': b'"sep=,"\nfile,class\na.png,cat\nb.png,dog\n',
+    'Unicode text': 'file\tclass\r\na.png\tcat\r\nb.png\tdog\r\n'.encode('utf-16'),
+    'empty columns and rows': b'file;class;;\na.png;cat;;\nb.png;dog\n;;;\n;;;\n',
+    'filename and label': b'filename;label;set\na.png;cat;1\nb.png;dog;2\n',
+    'path and category': b'Path,Category\n./a.png,cat\nb.png,dog\n',
+    'image and class': b'image,class,path\na.png,cat,\nb.png,dog,\n'.replace(b',path', b',note'),
+    'file before path': b'path,file,class\nx,a.png,cat\nx,b.png,dog\n',
+}
+
+
+@pytest.mark.parametrize('name', WRITTEN)
+def test_tables_are_read_as_programs_write_them(tmp_path, name):
+    place(tmp_path / 'pics', 'a.png', 'b.png', 'c.png', 'd.png')
+    (tmp_path / 'x.csv').write_bytes(WRITTEN[name])
+    found = labels.read_labels(str(tmp_path / 'x.csv'))
+    assert [(os.path.normpath(row.file), row.label) for row in found] == [('a.png', 'cat'), ('b.png', 'dog')]
+
+
+def test_a_file_that_could_be_a_formula_is_found(tmp_path):
+    place(tmp_path / 'pics', '=1.png', '+2.png')
+    rows = labels.read_labels(write_csv(tmp_path / 'x.csv', [('./=1.png', 'cat'), ('./+2.png', 'dog')]))
+    assert set(labels.match_rows('x.csv', str(tmp_path / 'pics'), rows, ['+2.png', '=1.png'], {}, False)) == {
+        '=1.png',
+        '+2.png',
+    }
 
 
 # --- Nothing is left out without a word ---

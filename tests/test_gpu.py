@@ -12,6 +12,7 @@ from conftest import fitting, make_model
 from tensorflow.python.framework import kernels
 
 from libml import networks, trained, utils
+from libml.running import hardware
 
 GPUS = ['/device:GPU:0', '/device:GPU:1']
 

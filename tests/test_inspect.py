@@ -10,6 +10,7 @@ from conftest import assert_one_line_error
 from PIL import Image
 
 from libml import data, data_pair, records, utils
+from libml.family import Family
 from scripts import create_split, inspect_dataset
 
 
@@ -32,13 +33,13 @@ def make_dataset(shape=(8, 10, 3), nclass=3, classless=2):
 
     unlabeled = [0, 1, 1, 1, 2] + [-1] * classless
     sets = images([0, 0, 2], 1), images(unlabeled, 2), images([1], 3), images([2, 2], 4)
-    family = data.Family(*shape, nclass, mirror=True, shift=1)
+    family = Family(*shape, nclass, mirror=True, shift=1)
     return data.DataSet('x.1@3-1', family, dict(zip(data.SETS, sets, strict=True)))
 
 
 def test_pictures_are_counted():
     expected = [[2, 0, 1, 0], [1, 3, 1, 2], [0, 1, 0, 0], [0, 0, 2, 0]]
-    assert inspect_dataset.counts(make_dataset()).tolist() == expected
+    assert inspect_dataset.count_classes(make_dataset()).tolist() == expected
 
 
 def test_the_tables_are_printed(folder, capsys):

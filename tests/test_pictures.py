@@ -1,6 +1,9 @@
 """Pictures of any format: which files of a folder they are, and their pixels."""
 
+import contextlib
+import errno
 import io
+import json
 import os
 import stat
 import struct
@@ -12,12 +15,13 @@ import zlib
 import fakes
 import numpy as np
 import pytest
+from conftest import command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from libml import utils
-from libml.intake import pictures
+from libml.intake import decoding, pictures
 
 
 def convert(tmp_path, image, size=(8, 8), colors=3, name='x.png', range=(), **options):
@@ -154,7 +158,7 @@ def test_several_threads_share_pillows_limit():
     inside, leave = threading.Barrier(3), threading.Event()
 
     def stay():
-        with pictures.relaxing_limits(9):
+        with decoding.relaxing_limits(9):
             inside.wait()
             leave.wait()
 
@@ -162,7 +166,7 @@ def test_several_threads_share_pillows_limit():
     for thread in threads:
         thread.start()
     inside.wait()
-    with pictures.relaxing_limits(9):
+    with decoding.relaxing_limits(9):
         pass
     assert Image.MAX_IMAGE_PIXELS == 4_500_000
     leave.set()
@@ -327,6 +331,102 @@ def test_an_unreadable_picture_says_why(tmp_path, name):
         pictures.convert(str(tmp_path / 'x.jpg'), (8, 8), 3)
 
 
+def iptc(content):
+    """Returns an IPTC file that claims to hold a JPEG."""
+    fields = (3, 20, b'\0\x09'), (3, 30, b'\0\x09'), (3, 60, b'\1\0'), (3, 120, b'\5'), (8, 10, content)
+    return b''.join(struct.pack('>BBBH', 0x1C, *which, len(data)) + data for *which, data in fields) + bytes(5)
+
+
+WATCHED = """
+import json, sys
+from libml.intake import pictures
+folder, seen = sys.argv[1], []
+pictures.convert(folder + '/a-L.png', (8, 8), 3)  # Imports whatever Pillow needs.
+sys.addaudithook(lambda event, args: event.startswith(('open', 'subproc', 'os.')) and seen.append((event, args[0])))
+for path in pictures.list_files(folder)[0]:
+    try:
+        pictures.convert(folder + '/' + path, (8, 8), 3)
+    except ValueError:
+        pass
+seen = [(event, str(path)) for event, path in seen if event not in ('os.listdir', 'os.scandir')]
+print(json.dumps(seen))
+"""
+
+
+def test_no_picture_starts_a_program_or_opens_another_file(tmp_path):
+    Image.init()
+    for ending, kind in Image.registered_extensions().items():
+        for mode in ('RGB', 'L', '1', 'P') if kind in Image.SAVE else ():
+            with contextlib.suppress(Exception):  # Not every format takes every mode.
+                Image.new(mode, (64, 64)).save(tmp_path / ('a-%s%s' % (mode, ending)))
+    for i, content in enumerate((BAD['postscript'], iptc(BAD['postscript']), iptc(png_header(9, 9)))):
+        for ending in ('', *Image.registered_extensions()):
+            (tmp_path / ('%d%s' % (i, ending))).write_bytes(content)
+    done = command('-c', WATCHED, tmp_path)
+    opened = json.loads(done.stdout)
+    assert {event for event, _ in opened} == {'open'} and len(opened) > 100
+    assert {os.path.dirname(path) for _, path in opened} == {str(tmp_path)}
+
+
+def test_a_large_picture_takes_little_more_memory_than_its_pixels(tmp_path):
+    """A palette, transparent: in full colours it would take 16 times as much."""
+    image = Image.new('P', (8000, 8000))
+    image.putpalette([10, 200, 30] * 256)
+    image.save(tmp_path / 'x.png', transparency=5, compress_level=1)
+    code = """if True:
+        import resource, sys
+        from libml.intake import pictures
+        def peak():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        pictures.convert(sys.argv[1], (8, 8), 3, max_megapixels=99)
+        print(peak())"""
+    small = tmp_path / 'y.png'
+    image.crop((0, 0, 8, 8)).save(small)
+    base, large = (int(command('-c', code, path).stdout) for path in (small, tmp_path / 'x.png'))
+    assert large - base < 64 + 150
+
+
+@pytest.mark.parametrize(
+    ('mode', 'name'), [('RGB', 'x.png'), ('LA', 'x.png'), ('L', 'x.tif'), ('F', 'x.tif'), ('RGB', 'x.jpg')]
+)
+def test_a_large_picture_looks_like_one_that_is_not(tmp_path, monkeypatch, mode, name):
+    grey = np.asarray(photo(500, 400).convert('L'))
+    image = Image.fromarray(grey.astype(np.float32)) if mode == 'F' else Image.fromarray(grey).convert(mode)
+    whole = convert(tmp_path, image, (24, 20), name=name, range=(0, 255)).astype(int)
+    monkeypatch.setattr(pictures, 'STRIP', 7000)
+    strips = convert(tmp_path, image, (24, 20), name=name, range=(0, 255))
+    assert (strips == whole).all()
+    monkeypatch.setattr(pictures, 'LARGE', 1000)
+    smaller = convert(tmp_path, image, (24, 20), name=name, range=(0, 255)).astype(int)
+    assert np.abs(smaller - whole).max() < 12
+
+
+def test_a_picture_that_takes_too_much_memory_is_refused(tmp_path):
+    Image.new('RGB', (4000, 4000)).save(tmp_path / 'x.webp')
+    with pytest.raises(ValueError, match=r'takes 0.32 GB of memory to decode, more than 0.13: give a larger --max_meg'):
+        pictures.convert(str(tmp_path / 'x.webp'), (8, 8), 3, max_megapixels=20)
+    pictures.convert(str(tmp_path / 'x.webp'), (8, 8), 3, max_megapixels=90)
+
+
+REFUSALS = ['EACCES', 'EIO', 'ESTALE', 'EMFILE', 'ENOMEM']
+
+
+@pytest.mark.parametrize('name', REFUSALS)
+@pytest.mark.parametrize('late', [False, True])
+def test_what_the_system_refuses_to_read_is_not_called_damaged(tmp_path, monkeypatch, name, late):
+    fakes.save_picture(str(tmp_path / 'a.png'), np.zeros([8, 8, 3], np.uint8))
+    number = getattr(errno, name)
+
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(*(('PIL.ImageFile.ImageFile.load', refuse) if late else ('builtins.open', refuse)))
+    with pytest.raises(
+        utils.Error, match=r'a.png may be whole, but the system does not let it be read now \(%s' % os.strerror(number)
+    ):
+        list(pictures.convert_all([str(tmp_path / 'a.png')], (8, 8), 3))
+
+
 # --- Many ---
 
 
@@ -442,6 +542,18 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe').st_mode)
     assert pictures.list_files(str(tmp_path)) == ([], dict.fromkeys(['pipe', 'pipe.png'], pictures.OTHER))
+
+
+def test_folders_may_be_deep(tmp_path):
+    folders = [str(tmp_path) + '/d' * depth for depth in range(1, 1201)]
+    for folder in folders:
+        os.mkdir(folder)
+    touch(folders[-1], 'x.png')
+    (found,), unused = pictures.list_files(str(tmp_path))
+    assert found == 'd/' * 1200 + 'x.png' and not unused
+    os.remove(folders[-1] + '/x.png')
+    for folder in reversed(folders):  # What clears up after the tests would go too deep.
+        os.rmdir(folder)
 
 
 def test_any_name_can_be_shown(tmp_path):

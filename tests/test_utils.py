@@ -93,12 +93,12 @@ def run(main, *args):
     """Returns the exit code of script.run."""
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(SystemExit) as stop:
         patch.setattr(sys, 'argv', ['script.py', *args])
-        script.run(main)
+        script.run(main, {})
     return stop.value.code or 0
 
 
 def failing(error):
-    def main(argv):
+    def main(*words):
         raise error
 
     return main
@@ -126,10 +126,33 @@ def test_run_refuses_a_bad_flag(args, capsys):
     assert args[0].split('=')[0].strip('-') in err
 
 
-def test_run_returns_what_main_returns_and_hands_over_what_is_no_flag():
-    assert run(lambda argv: None) == 0
-    assert run(lambda argv: 3) == 3
-    assert run(lambda argv: argv != ['script.py', 'a'] or not flags.FLAGS.debug, 'a', '--debug') == 0
+def test_run_hands_over_what_is_no_flag():
+    seen = []
+    assert run(lambda *words: seen.append((words, flags.FLAGS.debug)), 'a', '--debug') == 0
+    assert seen == [(('a',), True)]
+
+
+NO_PATHS = {
+    **dict.fromkeys(
+        ['gs://b/x', 's3://b', 'hdfs://h/x', 'file:///tmp/x', 'dbfs:/x', 'C:\\x'], 'is no path of this machine'
+    ),
+    '~nobody-of-that-name/x': 'there is no such user',
+    **dict.fromkeys(['x\r', 'x\n', 'x\xa0', '\ufeffx', 'x\u200b', 'x\t'], 'a character that cannot be seen'),
+}
+
+
+@pytest.mark.parametrize('path', NO_PATHS)
+def test_what_is_no_path_of_this_machine_is_refused(path):
+    with pytest.raises(utils.Error, match=NO_PATHS[path]) as error:
+        utils.expand(path)
+    assert str(error.value).isprintable()
+
+
+def test_paths_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '~backup.png').write_text('')
+    for path in ('', None, 'a b ', 'a:b', 'x:/y', '/a/gs:/b', '~backup.png', 'é\r.png'):
+        assert utils.expand(path) == path
 
 
 def test_run_when_interrupted(capsys):
@@ -141,4 +164,4 @@ def test_run_shows_a_traceback_of_faults_of_its_own_and_when_asked_to():
     for error, *args in (ZeroDivisionError(),), (utils.Error('x'), '--debug'):
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(type(error)):
             patch.setattr(sys, 'argv', ['script.py', *args])
-            script.run(failing(error))
+            script.run(failing(error), {})

@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import inspect
 import os
+import signal
 import sys
 
 import tensorflow.compat.v1 as tf
@@ -18,7 +19,7 @@ def run(function, table, usage=''):
     """Runs a script: calls `function` with the words of its command line and the values of its flags.
 
     An error becomes one line on stderr and a non-zero exit code: 1 an error, 2 a bad flag, 130 interrupted. --debug
-    shows the traceback.
+    shows the traceback. SIGTERM and SIGHUP end it as an exception does, so that nothing half-written stays.
 
     Args:
         function: takes the words by position, ~ expanded, and the options by name, filled and checked.
@@ -31,6 +32,9 @@ def run(function, table, usage=''):
     for name in (*table, 'debug'):  # Else --help would list those alone that are defined in the script's own file.
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     utils.setup_tf()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
     def parse(argv):

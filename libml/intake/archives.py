@@ -17,7 +17,7 @@ import zlib
 import filelock
 from tqdm import tqdm
 
-from libml import utils
+from libml import files, utils
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # Seconds without an answer.
@@ -49,7 +49,7 @@ def take(archive, folder, verify=True):
     if not os.path.isfile(path):
         raise utils.Error('%s is missing: get it from %s' % (path, archive.url))
     if verify:
-        verify(archive, path)
+        verify_archive(archive, path)
     return path
 
 
@@ -63,10 +63,11 @@ def download(archive, folder, verify=True):
     if os.path.isfile(path):
         return take(archive, folder, verify)
     part = path + '.download'
+    files.refuse_link(part)
     sha = _download(archive, part)
     if verify:
         try:
-            verify(archive, part, sha)
+            verify_archive(archive, part, sha)
         except utils.Error:
             os.remove(part)  # Or the next try would go on from what is wrong.
             raise
@@ -80,6 +81,7 @@ def locking(path):
 
     Where the file system has no locks, a line on stderr says so, and nothing is locked.
     """
+    files.refuse_link(path)
     lock = filelock.FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -139,7 +141,7 @@ def compute_digest(path):
     return sha
 
 
-def verify(archive, path, sha=None):
+def verify_archive(archive, path, sha=None):
     """Raises utils.Error unless the file at `path` is the published one; `sha` is its hashlib object, where known."""
     text = '%s has the %s %s, not the published %s: it is damaged or another file (--noverify accepts it all the same)'
     size = os.path.getsize(path)

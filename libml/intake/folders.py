@@ -6,21 +6,29 @@ PICTURES/**                  and a table of labels, a CSV file
 """
 
 import collections
-import contextlib
-import csv
 import dataclasses
+import hashlib
 import itertools
-import math
 import os
-import re
 import sys
 import unicodedata
 from typing import NamedTuple
 
 import numpy as np
 
-from libml import data, data_pair, files, records, utils
-from libml.intake import pictures
+from libml import data_pair, files, records, utils
+from libml.family import (
+    Family,
+    check_distinct,
+    check_new_name,
+    parse_augment,
+    parse_range,
+    parse_size,
+    read_class,
+    shorten,
+    write_family,
+)
+from libml.intake import labels, pictures
 from libml.utils import escape
 
 UNLABELED = ('unlabeled', 'unlabelled')
@@ -28,8 +36,6 @@ UNLABELED = ('unlabeled', 'unlabelled')
 PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', *UNLABELED})
 NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # What people write where there is no class.
 BATCH = 256  # Pictures encoded at a time, at most.
-LONGEST_NAME = 255  # Letters of a class: more cannot name a folder, and are probably a text from another column.
-COLUMN = 40  # Letters of a class's name in a table, at most.
 
 BESIDE_LAYOUT = 'beside train, in no folder of the layout'
 BESIDE_CLASSES = 'beside the class folders'
@@ -63,13 +69,14 @@ class Plan:
 # --- Folders named after classes ---
 
 
-def plan_folders(folder, test_fraction=None, seed=0):
+def plan_folders(folder, test_fraction=None, seed=0, similar=False):
     """Plans a dataset whose pictures lie in folders named after their classes.
 
     Args:
         folder: PICTURES, laid out in one of the ways at the top of this module, without a table.
         test_fraction: share of each class set aside for testing: required without a folder `test`, forbidden with it.
         seed: of what is set aside.
+        similar: whether names of classes may differ by what a person overlooks, see family.make_class_key.
 
     Raises:
         utils.Error: the folder is laid out in another way; a class has no picture.
@@ -84,18 +91,21 @@ def plan_folders(folder, test_fraction=None, seed=0):
         _check_flat(folder, names, test_fraction)
     parts = ('train', 'test') if 'test' in names else ('train',)
     places = {part: os.path.join(folder, part if nested else '') for part in parts}
-    folders = {part: _class_folders(place) for part, place in places.items()}
+    folders = {part: _find_class_folders(place) for part, place in places.items()}
+    classes = {own: escape(os.path.join(places[part], name)) for part in parts for name, own in folders[part].items()}
+    if not similar:
+        check_distinct(classes)
     _check_test_classes(folder, folders)
-    plan, labels = _new_plan(escape(places['train']), folders['train'].values(), unused)
+    plan, numbers = _make_plan(escape(places['train']), classes, unused)
     for path in found:
         part, own = _place(path, nested)
         if part in UNLABELED:
             plan.parts['unlabeled'].append(Item(path, records.NO_CLASS))
         elif own in folders.get(part, ()):
-            plan.parts[part].append(Item(path, labels[folders[part][own]]))
+            plan.parts[part].append(Item(path, numbers[folders[part][own]]))
         else:
             unused[path] = BESIDE_CLASSES if part in folders else BESIDE_LAYOUT
-    return _finished(plan, folder, test_fraction, seed)
+    return _finish(plan, folder, test_fraction, seed)
 
 
 def _check_flat(folder, names, test_fraction):
@@ -119,27 +129,9 @@ def _check_fraction(test_fraction, has_test, found, missing):
         raise utils.Error(missing + ': give --test_fraction=.2, say, to set training pictures aside')
 
 
-def _class_folders(folder):
+def _find_class_folders(folder):
     """Returns {name of a folder: name of its class}."""
-    return {name: _class_name(name, folder) for name in pictures.list_folders(folder) if name not in UNLABELED}
-
-
-def _class_name(name, where):
-    """Returns a class's name in Unicode's composed form (NFC).
-
-    `where` is the folder or table that holds the name; utils.Error names it if this cannot be the name of a class.
-    """
-    if any(map(utils.is_control, name)):
-        text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
-        raise utils.Error(text % (escape(where), escape(repr(name))))
-    if len(name) > LONGEST_NAME:
-        text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
-        raise utils.Error(text % (escape(where), len(name), LONGEST_NAME, escape(_shortened(name))))
-    return unicodedata.normalize('NFC', ' '.join(name.split()))
-
-
-def _shortened(name):
-    return name if len(name) <= COLUMN else name[: COLUMN // 2] + '…' + name[1 - COLUMN // 2 :]
+    return {name: read_class(name, folder) for name in pictures.list_folders(folder) if name not in UNLABELED}
 
 
 def _check_test_classes(folder, folders):
@@ -167,179 +159,58 @@ def _place(path, nested):
     return 'train', head if rest else ''
 
 
-# --- A table of labels ---
-
-
-class Row(NamedTuple):
-    """A row of a table of labels: the line where it ends, and its cells; '' where there is none."""
-
-    line: int
-    file: str
-    label: str
-    split: str
-    group: str
-
-
-def read_labels(path):
-    """Returns a list of Row: a CSV file with the columns `file` and `class`, perhaps `split` and `group`.
-
-    Commas, semicolons or tabs part the columns. Other columns are ignored.
-
-    Raises:
-        utils.Error: it is no such file.
-    """
-    try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(',;\t', key=first.count), strict=True, skipinitialspace=True)
-            columns = _columns(path, next(reader, []))
-            return [_row(path, reader.line_num, columns, cells) for cells in reader if any(cells)]
-    except UnicodeDecodeError as error:
-        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % path) from error
-    except csv.Error as error:
-        raise utils.Error('%s, line %d: %s' % (path, reader.line_num, error)) from error
-
-
-def _columns(path, header):
-    columns = [name.strip().lower() for name in header]
-    for name in ('file', 'class', 'split', 'group'):
-        if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
-            text = '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s'
-            raise utils.Error(text % (path, columns.count(name), name, escape(repr(_shortened(','.join(header))))))
-    return columns
-
-
-def _row(path, line, columns, cells):
-    if any(cells[len(columns) :]):
-        text = '%s, line %d: has more cells than the header: a comma inside a cell needs quotes around the cell'
-        raise utils.Error(text % (path, line))
-    cell = collections.defaultdict(str, zip(columns, cells, strict=False))
-    label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
-    row = Row(line, cell['file'], _class_name(label, path), split.lower(), group)
-    if not row.file:
-        raise utils.Error('%s, line %d: has no file' % (path, line))
-    if row.split not in ('', 'train', 'test'):
-        raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, escape(repr(row.split))))
-    if row.split == 'test' and not row.label:
-        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, escape(row.file)))
-    return row
-
-
-def plan_table(folder, labels, test_fraction=None, seed=0, skip_bad=False):
+def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, similar=False):
     """Plans a dataset whose classes are in a table. Pictures without a row, or without a class, are unlabelled.
 
     Args:
         folder: PICTURES; laid out in any way.
-        labels: path of the table, see `read_labels`. Its files are relative to PICTURES. A file without a folder is
+        table: its path, see labels.read_labels. Its files are relative to PICTURES. A file without a folder is
             searched in all folders, with or without its ending; then only one picture may have that name.
-        test_fraction, seed: those of `plan_folders`; test_fraction is needed where the table names no test pictures.
+        test_fraction, seed, similar: see `plan_folders`; the first is needed where the table names no test pictures.
         skip_bad: pass over rows of files that cannot be read.
 
     Raises:
         utils.Error: the table is not right, or rows name files that are not there (they are listed on stderr).
     """
-    rows = read_labels(labels)
+    rows = labels.read_labels(table)
     found, unused = pictures.list_files(folder)
-    by_path = _matched(labels, folder, rows, found, unused, skip_bad)
-    plan, numbers = _new_plan(labels, {row.label for row in rows if row.label}, unused)
+    by_path = labels.match_rows(table, folder, rows, found, unused, skip_bad)
+    classes = labels.find_classes(rows)
+    if not similar:
+        check_distinct(classes)
+    plan, numbers = _make_plan(table, classes, unused)
     has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
-    _check_fraction(test_fraction, has_test, labels + ' names test pictures', labels + missing)
+    _check_fraction(test_fraction, has_test, table + ' names test pictures', table + missing)
     for path in found:
-        row = by_path.get(path) or Row(0, path, '', '', '')
+        row = by_path.get(path) or labels.Row(0, path, '', '', '')
         part = (row.split or 'train') if row.label else 'unlabeled'
         plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
-        raise utils.Error(text % (labels, escape(repr(min(torn)))))
-    return _finished(plan, folder, test_fraction, seed)
-
-
-def _matched(labels, folder, rows, found, unused, skip_bad):
-    """Returns {path of a picture: its Row}; raises what `plan_table` raises."""
-    index, by_path, wrong = _Index(folder, found), {}, []
-    for row in rows:
-        path, reason = index.find(row.file, unused)
-        if path is None or (path in unused and not skip_bad):
-            wrong.append('%s, line %d: %s %s' % (labels, row.line, escape(row.file), reason))
-        elif path not in unused and by_path.setdefault(path, row)[2:] != row[2:]:
-            text = '%s: lines %d and %d contradict each other on %s'
-            raise utils.Error(text % (labels, by_path[path].line, row.line, escape(path)))
-    utils.print_list(wrong)
-    if wrong:
-        raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), labels, escape(folder)))
-    return by_path
-
-
-class _Index:
-    """Finds the pictures in a folder by what a table calls them."""
-
-    def __init__(self, folder, found):
-        self._folder = os.path.abspath(folder)
-        self._exact = {_composed(path): path for path in found} | {path: path for path in found}
-        self._loose = collections.defaultdict(list)  # By the file's name, and by that without its ending.
-        for path in found:
-            for key in set(_names(path)):
-                self._loose[key].append(path)
-        self._similar = {name.casefold(): paths[0] for name, paths in self._loose.items()}
-        self._similar.update((_composed(path).casefold(), path) for path in found)
-
-    def find(self, file, unused):
-        """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
-        for spelling in (file, file.strip(), file.strip().replace('\\', '/')):
-            if os.path.isabs(spelling):
-                spelling = os.path.relpath(spelling, self._folder)
-            path = os.path.normpath(spelling)
-            path = path if path in self._exact else _composed(path)
-            if path in self._exact:
-                return self._exact[path], ''
-            if path in unused:
-                return path, ('lies ' if unused[path] == pictures.SYSTEM else 'is ') + unused[path]
-        several = self._loose.get(path, ()) if os.sep not in path else ()
-        if len(several) == 1:
-            return several[0], ''
-        if several:
-            return None, 'is the name of %d pictures: say in which folder' % len(several)
-        for name in (path, *_names(path)):
-            if similar := self._similar.get(name.casefold()):
-                return None, 'is not there, but %s is' % escape(similar)
-        return None, 'is not there'
-
-
-def _names(path):
-    """Returns the name of a file, and its name without its ending."""
-    name = _composed(os.path.basename(path))
-    return name, os.path.splitext(name)[0]
-
-
-def _composed(path):
-    return unicodedata.normalize('NFC', path)
+        raise utils.Error(text % (table, escape(repr(min(torn)))))
+    return _finish(plan, folder, test_fraction, seed)
 
 
 # --- What all layouts share ---
 
 
-def _new_plan(where, classes, unused):
+def _make_plan(where, classes, unused):
     """Returns a Plan without pictures, and {class: label}; warns of names that are probably a mistake.
 
     `where` names the source of the classes; utils.Error if they are fewer than two.
     """
-    classes = sorted(set(classes))
+    classes = sorted(classes)
     if len(classes) < 2:
         raise utils.Error('%s has %d classes; at least 2 are needed' % (where, len(classes)))
     for name in classes:
         if name.lower() in PARTS | NO_NAMES:
             utils.warn('%r is taken for the name of a class' % escape(name))
-    for name, times in collections.Counter(map(str.casefold, classes)).items():
-        if times > 1:
-            text = '%d classes are named %r, in capital and small letters: they are taken for different ones'
-            utils.warn(text % (times, escape(name)))
     parts = dict(train=[], test=[], unlabeled=[])
     return Plan(tuple(classes), parts, unused), {name: label for label, name in enumerate(classes)}
 
 
-def _finished(plan, folder, test_fraction, seed):
+def _finish(plan, folder, test_fraction, seed):
     """Sets test pictures aside if asked, checks the classes, leaves out unlabelled pictures of test groups, warns."""
     if test_fraction is not None:
         _check_parts(plan, folder, ['train'])
@@ -356,15 +227,15 @@ def _finished(plan, folder, test_fraction, seed):
 
 def _warn_of_shared_files(plan, folder):
     """Warns on stderr of files that links bring both into test and into training."""
-    tests = {_identity(folder, item): item.path for item in plan.parts['test']}
+    tests = {_identify(folder, item): item.path for item in plan.parts['test']}
     others = [item for part in set(plan.parts) - {'test'} for item in plan.parts[part]]
-    pairs = [(item.path, tests[file]) for item in others if (file := _identity(folder, item)) in tests]
+    pairs = [(item.path, tests[file]) for item in others if (file := _identify(folder, item)) in tests]
     if pairs:
         text = '%d test pictures train as well, through links: %s and %s are one file, for example'
         utils.warn(text % (len(pairs), *map(escape, min(pairs))))
 
 
-def _identity(folder, item):
+def _identify(folder, item):
     found = os.stat(os.path.join(folder, item.path))
     return found.st_dev, found.st_ino
 
@@ -380,10 +251,12 @@ def _check_parts(plan, folder, parts):
 
 
 def take_test(items, classes, fraction, seed):
-    """Splits items in two, the second with about `fraction` of each class, at least one; a group stays together.
+    """Splits items in two, the second for testing, with about `fraction` of each class; a group stays together.
 
-    Without groups, round(fraction * n) of a class's n pictures are set aside, but at least one. Groups are taken in
-    random order, as long as they bring the classes' counts closer to that.
+    A hash of the seed and the path, or the name of the group, says on which side a picture is. So it stays there when
+    other pictures or labels are added; and of a class with n pictures, fraction * n are set aside only on average, give
+    or take the square root of that. Each class has a picture on either side: where the hash leaves none, the nearest
+    one crosses over.
 
     `items` is a list of Item, `classes` are the names by label. Returns (rest, aside), in the order of `items`.
 
@@ -393,40 +266,42 @@ def take_test(items, classes, fraction, seed):
     if not 0 < fraction < 1:
         raise utils.Error('test_fraction=%g: must be between 0 and 1' % fraction)
     counts = collections.Counter(item.label for item in items)
-    wanted = {label: max(1, round(fraction * count)) for label, count in counts.items()}
     for label, count in sorted(counts.items()):
-        if wanted[label] >= count:
+        if max(1, round(fraction * count)) >= count:
             text = 'class %s has %d pictures: too few to set a share of %g aside'
             raise utils.Error(text % (escape(classes[label]), count, fraction))
-    keys = [i if item.group is None else item.group for i, item in enumerate(items)]
-    brought, taken, have = collections.defaultdict(collections.Counter), set(), collections.Counter()
+    keys = [('file', item.path) if item.group is None else ('group', item.group) for item in items]
+    brought, have = collections.defaultdict(collections.Counter), collections.Counter()
     for key, item in zip(keys, items, strict=True):
         brought[key][item.label] += 1
-
-    def take(key):
-        taken.add(key)
+    places = {key: _hash(seed, *key) for key in brought}
+    order = sorted(brought, key=places.get)
+    taken = {key for key in order if places[key] < fraction}
+    for key in taken:
         have.update(brought[key])
-
-    order = dict.fromkeys(keys[i] for i in _shuffled_by_class(items, seed))
-    for key in order:
-        gain = sum(abs(wanted[x] - have[x]) - abs(wanted[x] - have[x] - n) for x, n in brought[key].items())
-        if gain > 0 and _leaves_some(brought[key], have, counts):
-            take(key)
-    for label in sorted(counts):  # A class may have nothing yet, if its groups are too large: take its smallest.
+    for label in sorted(counts):
+        if have[label] == counts[label]:  # All are for testing: the last of them goes back, if it can be spared.
+            able = [key for key in order if label in brought[key]]
+            key = max(able, key=lambda key: (all(have[x] > n for x, n in brought[key].items()), places[key]))
+            taken.remove(key)
+            have.subtract(brought[key])
+    for label in sorted(counts):
         if not have[label]:
             able = [key for key in order if label in brought[key] and _leaves_some(brought[key], have, counts)]
             if not able:
                 text = 'class %s has too few groups to set one aside for testing'
                 raise utils.Error(text % escape(classes[label]))
-            take(min(able, key=lambda key: brought[key].total()))
+            taken.add(able[0])
+            have.update(brought[able[0]])
     rest = [item for key, item in zip(keys, items, strict=True) if key not in taken]
     return rest, [item for key, item in zip(keys, items, strict=True) if key in taken]
 
 
-def _shuffled_by_class(items, seed):
-    random, labels = np.random.RandomState(seed), np.array([item.label for item in items])
-    shuffled = [random.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return np.concatenate(shuffled).tolist()
+def _hash(seed, kind, name):
+    """Returns a number from 0 to 1 that depends on nothing else, on whatever system."""
+    name = unicodedata.normalize('NFC', name).replace(os.sep, '/')
+    digest = hashlib.sha256(('%d %s %s' % (seed, kind, name)).encode('utf-8', 'surrogateescape')).digest()
+    return int.from_bytes(digest[:8], 'big') / 2**64
 
 
 def _leaves_some(brought, have, counts):
@@ -438,7 +313,7 @@ def format_plan(plan):
     """Yields the lines that tell what became of every file in PICTURES."""
     parts = [plan.parts.get(part, ()) for part in ('train', 'test', 'unlabeled')]
     train, test, unlabeled = (collections.Counter(item.label for item in items) for items in parts)
-    names = [escape(_shortened(name)) for name in plan.classes]
+    names = [escape(shorten(name)) for name in plan.classes]
     rows = [('class', 'train', 'test'), *((name, train[label], test[label]) for label, name in enumerate(names))]
     if 'unlabeled' in plan.parts:
         rows.append(('unlabelled', unlabeled.total(), ''))
@@ -451,52 +326,6 @@ def format_plan(plan):
     for reason, count in collections.Counter(plan.unused.values()).items():
         example = next(path for path, why in plan.unused.items() if why == reason)
         yield '%8d %s, such as %s' % (count, reason, escape(example))
-
-
-# --- What is asked for ---
-
-
-def parse_size(text):
-    """Returns (height, width) of a text such as '48x32', which names the width first."""
-    match = re.fullmatch(r'([0-9]{1,4})x([0-9]{1,4})', text)
-    if not match or not all(1 <= int(side) <= records.MAX_SIDE for side in match.groups()):
-        raise utils.Error('size=%s: give WIDTHxHEIGHT, such as 32x32, at most %d a side' % (text, records.MAX_SIDE))
-    return int(match[2]), int(match[1])
-
-
-def parse_augment(text, size):
-    """Returns (mirror, shift) of a text such as 'mirror,shift4' or '', checked against size = (height, width).
-
-    None: mirror, and a shift by an eighth of the smaller side, as for CIFAR and STL-10.
-    """
-    if text is None:
-        return True, min(size) // 8
-    match = re.fullmatch(r'(mirror)?,?(?:shift([0-9]{1,4}))?', text)
-    if not match:
-        raise utils.Error("augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''" % text)
-    mirror, shift = bool(match[1]), int(match[2] or 0)
-    data.check_shift(shift, *size)
-    return mirror, shift
-
-
-def parse_range(text):
-    """Returns (low, high) of a text such as '0,4095'; () of ''."""
-    if not text:
-        return ()
-    try:
-        low, high = map(float, text.split(','))
-    except ValueError:
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise utils.Error('range=%s: give LOW,HIGH, such as 0,4095: the values that become black and white' % text)
-    return low, high
-
-
-def check_new_name(name):
-    """Raises utils.Error unless a dataset of the user's own can bear a name: well-formed, not of the published ones."""
-    if name in data_pair.FAMILIES or not re.fullmatch(data_pair.NAME, name):
-        text = 'name=%s is not allowed: take letters, digits, _ and - (not first), and none of %s'
-        raise utils.Error(text % (escape(name), ', '.join(data_pair.FAMILIES)))
 
 
 def check_free(data_dir, name):
@@ -514,7 +343,19 @@ def check_free(data_dir, name):
 
 
 def make_dataset(
-    folder, name, data_dir, size, colors, augment, range, labels, test_fraction, seed, skip_bad, max_megapixels
+    folder,
+    name,
+    data_dir,
+    size,
+    colors,
+    augment,
+    range,
+    labels,
+    test_fraction,
+    seed,
+    skip_bad,
+    max_megapixels,
+    similar_classes,
 ):
     """Writes the records of a folder of pictures and `<name>.json`, which makes the name a dataset.
 
@@ -527,6 +368,7 @@ def make_dataset(
         test_fraction, seed: see `plan_folders`; seed also shuffles the records.
         skip_bad: leave unreadable pictures out rather than fail.
         max_megapixels: see pictures.convert.
+        similar_classes: see `plan_folders`.
 
     Raises:
         utils.Error: the folder is not laid out so; a picture cannot be read (each is listed on stderr); the dataset
@@ -536,52 +378,51 @@ def make_dataset(
     augment, range = parse_augment(augment, size), parse_range(range)
     check_free(data_dir, name)
     if labels:
-        plan = plan_table(folder, labels, test_fraction, seed, skip_bad)
+        plan = plan_table(folder, labels, test_fraction, seed, skip_bad, similar_classes)
     else:
-        plan = plan_folders(folder, test_fraction, seed)
+        plan = plan_folders(folder, test_fraction, seed, similar_classes)
     kept = tuple(part for part in plan.parts if part != 'test')
     for part in kept:  # Shuffles: files in order often show the same thing.
         order = np.random.RandomState(seed).permutation(len(plan.parts[part]))
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
-    family = data.Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
-    save(name, data_dir, family, _converted(plan, folder, family, max_megapixels, skip_bad))
+    family = Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
+    save(name, data_dir, family, _convert(plan, folder, family, max_megapixels, skip_bad))
     for line in format_plan(plan):
         print(line)
     print('%s is in %s' % (name, escape(data_dir)))
 
 
 def save(name, data_dir, family, parts):
-    """Writes the record files of a new dataset and its description, a data.Family, all or nothing.
+    """Writes the record files of a new dataset and its description, a Family, all or nothing.
 
     `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
-    with contextlib.ExitStack() as stack:  # If nothing failed, renames all files at its end; the first entered is last.
-        description = stack.enter_context(files.creating(data_pair.locate_family(data_dir, name)))
+    names = (*family.parts, 'test')
+    paths = [data_pair.locate_records(data_dir, name, part) for part in names]
+    with files.creating(*paths, data_pair.locate_family(data_dir, name)) as (*targets, description):
         for part, examples, total in parts:
-            path = data_pair.locate_records(data_dir, name, part)
-            target = stack.enter_context(files.creating(path))
-            records.write_part(target, examples, total)
-        data_pair.write_family(description, family)
+            records.write_part(targets[names.index(part)], examples, total)
+        write_family(description, family)
 
 
-def _converted(plan, folder, family, max_megapixels, skip_bad):
+def _convert(plan, folder, family, max_megapixels, skip_bad):
     """Yields the parts of a Plan as `save` takes them; at the end, removes unreadable pictures from the Plan."""
-    bad, groups = {}, _group_numbers(plan)
+    bad, groups = {}, _number_groups(plan)
     for part, items in plan.parts.items():
         paths = (os.path.join(folder, item.path) for item in items)
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, max_megapixels)
-        yield part, _examples(items, images, family.shape, bad, groups), len(items)
+        yield part, _serialize_all(items, images, family.shape, bad, groups), len(items)
     _leave_out(plan, folder, bad, skip_bad)
 
 
-def _group_numbers(plan):
+def _number_groups(plan):
     """Returns {group: number} of the groups in training: records of test need none."""
     groups = {item.group for part, items in plan.parts.items() if part != 'test' for item in items} - {None}
     return {group: number for number, group in enumerate(sorted(groups))}
 
 
-def _examples(items, images, shape, bad, groups):
+def _serialize_all(items, images, shape, bad, groups):
     """Yields the serialized examples of items; notes {path: ValueError} of those that cannot be read in `bad`."""
     pairs = zip(items, images, strict=True)
     while batch := list(itertools.islice(pairs, min(BATCH, records.choose_batch_size(shape)))):

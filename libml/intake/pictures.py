@@ -5,32 +5,38 @@ Nothing here knows of datasets: what brings pictures in and what classifies them
 
 import collections
 import concurrent.futures
-import contextlib
 import errno
 import functools
 import io
 import os
-import pathlib
 import stat
-import struct
-import sys
-import threading
-import warnings
 
 import numpy as np
 from PIL import Image
 
 from libml import utils
+from libml.intake.decoding import (
+    MAX_MEGAPIXELS,
+    STRIP,
+    TooDeep,
+    TooLarge,
+    count_bytes,
+    list_formats,
+    load,
+    open_picture,
+    relaxing_limits,
+    sharing_memory,
+    strip_metadata,
+)
 from libml.utils import escape
 
-MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
-LARGE = 1 << 25  # Pixels. Of larger pictures one is decoded at a time: one for each core would fill the memory.
-# Pillow opens EPS by running Ghostscript on it, and of the others reads the header alone.
-NOT_READ = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
+LARGE = 1 << 25  # Pixels. Larger pictures are made smaller by averages, before they are resized.
+# The system's answers that a file's content, or its absence, explains. Others say that it cannot be read now.
+CONTENT = {errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EOVERFLOW}
 # Formats that a file without an ending is tested for, by its first bytes. Those of other formats are too short.
 SNIFFED = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'TIFF', 'WEBP')
 FOREIGN = frozenset(  # Endings of pictures that Pillow does not read.
-    ('.heic', '.heif', '.hif', '.jxl', '.svg', '.eps', '.ps', '.wmf', '.emf', '.psb', '.xcf', '.dcm')
+    ('.heic', '.heif', '.hif', '.jxl', '.svg', '.eps', '.ps', '.wmf', '.emf', '.psb', '.xcf', '.dcm', '.iim')
     + ('.dng', '.cr2', '.cr3', '.nef', '.arw', '.orf', '.raf', '.rw2')  # Of cameras, unprocessed.
 )
 GENERATED = frozenset(  # Folders that systems make, in lower case.
@@ -71,38 +77,38 @@ def list_files(folder):
     """
     if not os.path.isdir(folder):
         raise utils.Error('%s is no folder: it must be one with pictures' % escape(folder))
-    found = dict(_files(folder, '', (), ''))
-    return sorted(path for path in found if not found[path]), {path: why for path, why in found.items() if why}
-
-
-def _files(folder, within, above, reason):
-    """Yields the (relative path, reason or '') of the files under folder/within; `above` identifies its parents."""
-    here = os.stat(os.path.join(folder, within))
-    if (here.st_dev, here.st_ino) in above:
-        raise utils.Error('%s leads to a folder that holds it: remove this link' % escape(os.path.join(folder, within)))
-    for entry in sorted(os.scandir(os.path.join(folder, within)), key=lambda entry: entry.name):
-        path, why = os.path.join(within, entry.name), reason or _named(entry.name)
-        mode = _mode(entry)
-        if mode is not None and stat.S_ISDIR(mode):
-            yield from _files(folder, path, (*above, (here.st_dev, here.st_ino)), why)
-        else:
-            yield path, why or _kind(entry, mode)
+    found, waiting = {}, [('', (), '')]
+    while waiting:  # Not by recursion, as folders may be deep.
+        within, above, reason = waiting.pop()
+        here = os.stat(os.path.join(folder, within))
+        above = (*above, (here.st_dev, here.st_ino))
+        if above[-1] in above[:-1]:
+            text = '%s leads to a folder that holds it: remove this link'
+            raise utils.Error(text % escape(os.path.join(folder, within)))
+        for entry in os.scandir(os.path.join(folder, within)):
+            path, why, mode = os.path.join(within, entry.name), reason or _judge_name(entry.name), _find_mode(entry)
+            if mode is not None and stat.S_ISDIR(mode):
+                waiting.append((path, above, why))
+            else:
+                found[path] = why or _judge_file(entry, mode)
+    found = {path: found[path] for path in sorted(found)}
+    return [path for path in found if not found[path]], {path: why for path, why in found.items() if why}
 
 
 def list_folders(folder):
     """Returns the names of the folders in a folder whose pictures `listed` takes, sorted."""
-    entries = [entry for entry in os.scandir(folder) if not _named(entry.name)]
-    return sorted(entry.name for entry in entries if stat.S_ISDIR(_mode(entry) or 0))
+    entries = [entry for entry in os.scandir(folder) if not _judge_name(entry.name)]
+    return sorted(entry.name for entry in entries if stat.S_ISDIR(_find_mode(entry) or 0))
 
 
-def _named(name):
+def _judge_name(name):
     """Returns the reason why files of a name, or in a folder of that name, are not taken, or ''."""
     if name.lower() in GENERATED:
         return SYSTEM
     return HIDDEN if name.startswith('.') else ''
 
 
-def _mode(entry):
+def _find_mode(entry):
     """Returns st_mode of what an os.DirEntry leads to, None where it leads nowhere."""
     try:
         return entry.stat().st_mode
@@ -114,33 +120,28 @@ def _mode(entry):
         raise
 
 
-def _kind(entry, mode):
+def _judge_file(entry, mode):
     """Returns the reason why a file is no picture that can be read, or ''."""
     if mode is None:
         return NOWHERE
     ending = os.path.splitext(entry.name)[1].lower()
     if not stat.S_ISREG(mode):
         return OTHER
-    if ending in _endings():
+    if ending in _list_endings():
         return ''
     if ending in FOREIGN:
         return UNKNOWN_FORMAT
-    return '' if not ending.strip('.0123456789') and _looks_like_a_picture(entry.path) else OTHER
+    return '' if not ending.strip('.0123456789') and _sniff(entry.path) else OTHER
 
 
 @functools.cache  # Every file asks.
-def _endings():
+def _list_endings():
     """Returns the endings of the files that can be read, as Pillow registers them: {'.png', ...}."""
-    read = {ending for ending, name in Image.registered_extensions().items() if name in _formats()}
+    read = {ending for ending, name in Image.registered_extensions().items() if name in list_formats()}
     return read | {'.mpo'}  # Pictures of several views, which Pillow opens as JPEG.
 
 
-def _formats():
-    Image.init()
-    return [name for name in Image.OPEN if name not in NOT_READ]
-
-
-def _looks_like_a_picture(path):
+def _sniff(path):
     with open(path, 'rb') as file:
         first = file.read(16)
     Image.init()
@@ -148,14 +149,6 @@ def _looks_like_a_picture(path):
 
 
 # --- One picture ---
-
-
-class TooDeep(ValueError):
-    """A picture has more than 8 bits a value, and no range was given. Attributes low, high: its extreme values."""
-
-    def __init__(self, low, high):
-        super().__init__('has values from %.9g to %.9g, more than 8 bits: give --range=LOW,HIGH' % (low, high))
-        self.low, self.high = low, high
 
 
 def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
@@ -176,30 +169,59 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
 
     Raises:
         ValueError: it cannot be read; the text says why. TooDeep: it needs a range.
+        OSError: the system refuses to read it now, whatever it holds.
     """
     with relaxing_limits(max_megapixels):
         try:
-            return _converted(source, size, colors, range)
-        except (TooDeep, MemoryError):
+            return _convert(source, size, colors, range, max_megapixels)
+        except (TooDeep, TooLarge, MemoryError):
             raise
         except Image.DecompressionBombError as error:
             raise ValueError('claims more than %g megapixels, the limit' % max_megapixels) from error
         except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
-            with contextlib.suppress(Exception):
-                return _converted(io.BytesIO(_without_metadata(source)), size, colors, range)
+            _check_refusal(error)
+            try:
+                return _convert(io.BytesIO(strip_metadata(source)), size, colors, range, max_megapixels)
+            except Exception as second:
+                _check_refusal(second)
             raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _converted(source, size, colors, range):
+def _check_refusal(error):
+    """Raises an error again if the system does not let a file be read now: no right to, a bad disk, no memory."""
+    if isinstance(error, OSError) and error.errno not in (None, *CONTENT):
+        raise error
+
+
+def _convert(source, size, colors, range, max_megapixels):
     mode = {1: 'L', 3: 'RGB'}[colors]
-    with _opened(source) as image:
+    with open_picture(source) as image:
+        full = image.size
         whole = _draft(image, 2 * max(size), mode)
-        with _LARGE if image.width * image.height > LARGE else contextlib.nullcontext():
-            pixels = _eight_bits(source, image, range)
-            turn = _turn(image)
-            small = fit(_opaque(pixels).convert(mode), size[::-1] if turn in TURNS and turn >= 5 else size, whole)
+        with sharing_memory(count_bytes(image, full), max_megapixels):
+            read_strip = load(source, image, range)
+            turn = _find_turn(image)
+            wanted = size[::-1] if turn in TURNS and turn >= 5 else size
+            large = image.width * image.height > LARGE
+            factor = max(1, min(image.width // wanted[1], image.height // wanted[0]) // 2) if large else 1
+            left, top, right, bottom = whole or (0, 0, *image.size)
+            box = [side / factor for side in (left, top, right, bottom)]
+            small = fit(_shrink(image, read_strip, mode, factor), wanted, box)
     small = small.transpose(TURNS[turn]) if turn in TURNS else small
     return np.asarray(small, np.uint8).reshape(*size, colors)
+
+
+def _shrink(image, read_strip, mode, factor):
+    """Returns a loaded picture in another mode, its sides divided by `factor`; made strip by strip."""
+    width, height = image.size
+    if factor == 1 and width * height <= STRIP:
+        return _make_opaque(read_strip((0, 0, width, height))).convert(mode)
+    rows = max(1, STRIP // width // factor) * factor
+    small = Image.new(mode, (-(-width // factor), -(-height // factor)))
+    for top in range(0, height, rows):
+        strip = _make_opaque(read_strip((0, top, width, min(top + rows, height)))).convert(mode)
+        small.paste(strip.reduce(factor) if factor > 1 else strip, (0, top // factor))
+    return small
 
 
 def _draft(image, side, mode):
@@ -224,13 +246,7 @@ def fit(image, size, whole=None, method=Image.Resampling.LANCZOS):
     return image.resize((size[1], size[0]), method, (left + x, top + y, right - x, bottom - y))
 
 
-def _opened(source):
-    if hasattr(source, 'seek'):
-        source.seek(0)
-    return Image.open(source, formats=_formats())
-
-
-def _turn(image):
+def _find_turn(image):
     """Returns EXIF's orientation, 1 to 8, of a loaded picture; 1 where it cannot be told."""
     try:
         return image.getexif().get(0x0112, 1)
@@ -238,7 +254,7 @@ def _turn(image):
         return 1
 
 
-def _opaque(image):
+def _make_opaque(image):
     """Puts a transparent picture on white."""
     if 'A' in image.getbands() or 'a' in image.getbands() or 'transparency' in image.info:
         image = image.convert('RGBA')
@@ -246,131 +262,7 @@ def _opaque(image):
     return image
 
 
-# --- More than 8 bits ---
-
-
-def _eight_bits(source, image, range):
-    """Returns a picture, loaded, with 8 bits a value; deeper ones are mapped linearly from `range`."""
-    wide = _wide_mode(image)
-    if wide:
-        values = _sixteen_bits(source, image, wide)
-    else:
-        image.load()
-        if not image.mode.startswith(('I', 'F')):
-            return image
-        values = np.asarray(image)
-    if image.mode != 'RGBA':
-        return Image.frombytes(image.mode if wide else 'L', image.size, scale(values, range).tobytes())
-    pixels = np.concatenate([scale(values[..., :3], range), (values[..., 3:] >> 8).astype(np.uint8)], -1)
-    return Image.frombytes('RGBA', image.size, pixels.tobytes())
-
-
-def scale(values, range):
-    """Returns numbers as uint8: range = (low, high) becomes 0 and 255, what lies beyond is clipped.
-
-    Raises:
-        TooDeep: range is ().
-    """
-    values = np.asarray(values, np.float64)
-    if not range:
-        finite = values[np.isfinite(values)]
-        raise TooDeep(*(finite.min(), finite.max()) if finite.size else (0, 0))
-    low, high = range
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    return np.rint((values.clip(low, high) - low) * (255 / (high - low))).astype(np.uint8)
-
-
-def _wide_mode(image):
-    """Returns Pillow's name of the layout of a colour picture with 16 bits a value, or ''."""
-    for tile in getattr(image, 'tile', ()):
-        name = tile.args if isinstance(tile.args, str) else (tile.args or ('',))[0]
-        if isinstance(name, str) and ';16' in name and not image.mode.startswith('I'):
-            return name
-    return ''
-
-
-def _sixteen_bits(source, image, name):
-    """Returns uint16 [H, W, bands] of a picture with 16 bits a value.
-
-    Pillow keeps the upper 8 of them. So the picture is decoded a second time, as if its bytes stood in the other order.
-    """
-    if name.startswith('LA'):
-        raise ValueError('is grey with transparency and 16 bits a value: save it without transparency')
-    swapped = name[:-1] + {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}[name[-1]]
-    with _opened(source) as second:
-        for i, tile in enumerate(second.tile):
-            args = swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])
-            second.tile[i] = tile._replace(args=args)
-        low = np.asarray(second, np.uint16)
-    image.load()
-    return (np.asarray(image, np.uint16) << 8) + low
-
-
-# --- Metadata ---
-
-
-def _without_metadata(source):
-    """Returns the bytes of a PNG or JPEG file without what its pixels do not need; ValueError if it is neither."""
-    if hasattr(source, 'seek'):
-        source.seek(0)
-        content = source.read()
-    else:
-        content = pathlib.Path(source).read_bytes()
-    if content.startswith(b'\x89PNG\r\n\x1a\n'):
-        return content[:8] + b''.join(_png_chunks(content))
-    if content.startswith(b'\xff\xd8'):
-        return b'\xff\xd8' + b''.join(_jpeg_segments(content))
-    raise ValueError('neither PNG nor JPEG')
-
-
-def _png_chunks(content):
-    at = 8
-    while at + 12 <= len(content):
-        length, kind = struct.unpack_from('>I4s', content, at)
-        if kind in (b'IHDR', b'PLTE', b'tRNS', b'eXIf', b'IDAT', b'IEND'):
-            yield content[at : at + 12 + length]
-        at += 12 + length
-
-
-def _jpeg_segments(content):
-    at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
-        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
-        if content[at + 1] not in (*range(0xE1, 0xEE), 0xEF, 0xFE):  # Leaves out APP1 to 15 (not Adobe's 14), comments.
-            yield content[at:end]
-        at = end
-    yield content[at:]
-
-
 # --- Many ---
-
-
-_LARGE = threading.Lock()
-_LENIENCE = threading.Lock()
-_lenient = dict(threads=0, undo=None)  # How many threads are in `lenient`; the ExitStack that undoes what it changed.
-
-
-@contextlib.contextmanager
-def relaxing_limits(max_megapixels=MAX_MEGAPIXELS):
-    """Lifts Pillow's limit on the size of pictures to `max_megapixels`, and silences its warnings of odd metadata.
-
-    Both belong to the whole process: the first of several threads sets them, and the last one puts them back.
-    """
-    with _LENIENCE:
-        if not _lenient['threads']:
-            undo = _lenient['undo'] = contextlib.ExitStack()
-            undo.enter_context(warnings.catch_warnings())
-            warnings.simplefilter('ignore')
-            undo.callback(setattr, Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
-            Image.MAX_IMAGE_PIXELS = max(1, int(max_megapixels * 1e6 / 2))  # Pillow refuses what has twice as many.
-        _lenient['threads'] += 1
-    try:
-        yield
-    finally:
-        with _LENIENCE:
-            _lenient['threads'] -= 1
-            if not _lenient['threads']:
-                _lenient['undo'].close()
 
 
 def convert_all(paths, *args, ahead=0, **kwargs):
@@ -383,6 +275,9 @@ def convert_all(paths, *args, ahead=0, **kwargs):
 
     Yields:
         for each path, in order: uint8 [height, width, colors], or the ValueError why it cannot be read.
+
+    Raises:
+        utils.Error: the system refuses to read one now, whatever it holds.
     """
 
     def attempt(path):
@@ -390,6 +285,9 @@ def convert_all(paths, *args, ahead=0, **kwargs):
             return convert(path, *args, **kwargs)
         except ValueError as error:
             return error
+        except OSError as error:
+            text = '%s may be whole, but the system does not let it be read now (%s)'
+            raise utils.Error(text % (escape(path), error.strerror)) from error
 
     workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     pool = concurrent.futures.ThreadPoolExecutor(workers)  # Pillow decodes and resizes outside Python's lock.

@@ -107,9 +107,7 @@ class Run:
     def refuse_links(self):
         """Raises utils.Error if what this program writes in the folder is a link: it may lead to another's files."""
         for name in ('lock', 'tf', 'args', 'stats', 'evaluation'):
-            path = os.path.join(self.folder, name)
-            if os.path.islink(path):
-                raise utils.Error('%s is a link, and nothing is written through it: remove it' % path)
+            files.refuse_link(os.path.join(self.folder, name))
 
     def remove_unfinished(self):
         """Removes what a killed or failed process left half-written; the run must be locked."""

@@ -1,0 +1,185 @@
+"""The table of labels: a CSV file that says which picture is of which class, and for what."""
+
+import collections
+import csv
+import os
+import re
+import unicodedata
+from typing import NamedTuple
+
+from libml import files, utils
+from libml.family import make_class_key, read_class, shorten
+from libml.intake import pictures
+from libml.utils import escape
+
+
+class Row(NamedTuple):
+    """A row of a table of labels: the line where it ends, and its cells; '' where there is none."""
+
+    line: int
+    file: str
+    label: str
+    split: str
+    group: str
+
+
+COLUMNS = dict(  # What a column may be called.
+    file=('file', 'filename', 'path', 'image'),
+    **{'class': ('class', 'label', 'category')},
+    split=('split',),
+    group=('group',),
+)
+NO_TABLES = {
+    b'PK\x03\x04': 'a workbook',
+    b'\xd0\xcf\x11\xe0': 'a workbook',
+    b'[': 'JSON',
+    b'{': 'JSON',
+    b'%PDF': 'a PDF',
+}
+
+
+def read_labels(path):
+    """Returns a list of Row: a CSV file with the columns `file` and `class`, perhaps `split` and `group`.
+
+    Commas, semicolons or tabs part the columns, or what a first line such as `sep=;` says. The text is UTF-8 or, with a
+    byte-order mark, UTF-16. Other columns are ignored.
+
+    Raises:
+        utils.Error: it is no such file.
+    """
+    with files.naming(path), open(path, 'rb') as file:
+        start = file.read(64)
+    for mark, what in NO_TABLES.items():
+        if start.lstrip().startswith(mark):
+            raise utils.Error('%s is %s, not a table of text: save it as "CSV UTF-8"' % (escape(path), what))
+    encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+    try:
+        with open(path, newline='', encoding=encoding) as file:
+            first = file.readline()
+            said = re.fullmatch(r'"?sep=(.)"?\s*', first)
+            if not said:
+                file.seek(0)
+            delimiter = said[1] if said else max(',;\t', key=first.count)
+            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+            columns, before = _find_columns(path, next(reader, [])), bool(said)
+            return [_read_row(path, before + reader.line_num, columns, cells) for cells in reader if any(cells)]
+    except UnicodeError as error:
+        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % escape(path)) from error
+    except csv.Error as error:
+        raise utils.Error('%s, line %d: %s' % (escape(path), reader.line_num, error)) from error
+
+
+def _find_columns(path, header):
+    """Returns the names of a table's columns, the known ones as the keys of COLUMNS."""
+    columns = [name.strip().lower() for name in header]
+    for name, others in COLUMNS.items():
+        if name not in columns:
+            columns = [name if column in others else column for column in columns]
+        if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
+            text = (
+                '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s; meant are '
+            )
+            text += ', '.join(' or '.join(names) for names in COLUMNS.values())
+            shown = escape(repr(shorten(','.join(header))))
+            raise utils.Error(text % (escape(path), columns.count(name), name, shown))
+    return columns
+
+
+def _read_row(path, line, columns, cells):
+    if any(cells[len(columns) :]):
+        text = '%s, line %d: has more cells than the header: a comma inside a cell needs quotes around the cell'
+        raise utils.Error(text % (path, line))
+    cell = collections.defaultdict(str, zip(columns, cells, strict=False))
+    label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
+    row = Row(line, cell['file'], read_class(label, '%s, line %d' % (path, line)), split.lower(), group)
+    if row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}'):
+        text = '%s, line %d: the class is a list, %s: give one class a row'
+        raise utils.Error(text % (path, line, escape(shorten(row.label))))
+    if not row.file:
+        raise utils.Error('%s, line %d: has no file' % (path, line))
+    if row.split not in ('', 'train', 'test'):
+        raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, escape(repr(row.split))))
+    if row.split == 'test' and not row.label:
+        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, escape(row.file)))
+    return row
+
+
+def find_classes(rows):
+    """Returns {class: the lines where it stands, in words} of a list of Row."""
+    lines = collections.defaultdict(list)
+    for row in rows:
+        lines[row.label].append(row.line)
+    more = {name: ' and %d more' % (len(found) - 1) if found[1:] else '' for name, found in lines.items()}
+    return {name: 'line %d%s' % (found[0], more[name]) for name, found in lines.items() if name}
+
+
+def match_rows(table, folder, rows, found, unused, skip_bad):
+    """Finds the pictures that the rows of a table name.
+
+    Args:
+        table, rows: path of the table and its list of Row; folder, found, unused: see pictures.list_files.
+        skip_bad: pass over rows of files that cannot be read.
+
+    Returns:
+        {path of a picture: its Row}.
+
+    Raises:
+        utils.Error: rows contradict each other, or name files that are not there (they are listed on stderr).
+    """
+    index, by_path, wrong = _Index(folder, found), {}, []
+    for row in rows:
+        path, reason = index.find(row.file, unused)
+        if path is None or (path in unused and not skip_bad):
+            wrong.append('%s, line %d: %s %s' % (table, row.line, escape(row.file), reason))
+        elif path not in unused and by_path.setdefault(path, row)[2:] != row[2:]:
+            text = '%s: lines %d and %d contradict each other on %s'
+            raise utils.Error(text % (table, by_path[path].line, row.line, escape(path)))
+    utils.print_list(wrong)
+    if wrong:
+        raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), table, escape(folder)))
+    return by_path
+
+
+class _Index:
+    """Finds the pictures in a folder by what a table calls them."""
+
+    def __init__(self, folder, found):
+        self._folder = os.path.abspath(folder)
+        self._exact = {_compose(path): path for path in found} | {path: path for path in found}
+        self._loose = collections.defaultdict(list)  # By the file's name, and by that without its ending.
+        for path in found:
+            for key in set(_list_names(path)):
+                self._loose[key].append(path)
+        self._similar = {make_class_key(name): paths[0] for name, paths in self._loose.items()}
+        self._similar.update((make_class_key(path), path) for path in found)
+
+    def find(self, file, unused):
+        """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
+        for spelling in (file, file.strip(), file.strip().replace('\\', '/')):
+            if os.path.isabs(spelling):
+                spelling = os.path.relpath(spelling, self._folder)
+            path = os.path.normpath(spelling)
+            path = path if path in self._exact else _compose(path)
+            if path in self._exact:
+                return self._exact[path], ''
+            if path in unused:
+                return path, ('lies ' if unused[path] == pictures.SYSTEM else 'is ') + unused[path]
+        several = self._loose.get(path, ()) if os.sep not in path else ()
+        if len(several) == 1:
+            return several[0], ''
+        if several:
+            return None, 'is the name of %d pictures: say in which folder' % len(several)
+        for name in (path, *_list_names(path)):
+            if similar := self._similar.get(make_class_key(name)):
+                return None, 'is not there, but %s is' % escape(similar)
+        return None, 'is not there'
+
+
+def _list_names(path):
+    """Returns the name of a file, and its name without its ending."""
+    name = _compose(os.path.basename(path))
+    return name, os.path.splitext(name)[0]
+
+
+def _compose(path):
+    return unicodedata.normalize('NFC', path)

@@ -1,0 +1,84 @@
+"""New files and folders: whole or not at all, never over another's, nothing left behind, nothing through a link."""
+
+import errno
+import os
+import pathlib
+
+import pytest
+
+from libml import files, utils
+
+
+def no_links(*args):
+    raise OSError(errno.EPERM, 'Operation not permitted')
+
+
+def write(path):
+    pathlib.Path(path).write_text('new')
+
+
+@pytest.fixture(params=['hard links', 'no hard links'], autouse=True)
+def links(request, monkeypatch):
+    if request.param == 'no hard links':
+        monkeypatch.setattr(os, 'link', no_links)
+
+
+@pytest.mark.parametrize('make', [write, os.mkdir])
+@pytest.mark.parametrize('other', [write, os.mkdir, lambda path: os.symlink('nowhere', path)])
+def test_what_gets_the_name_meanwhile_is_kept(tmp_path, make, other):
+    path = tmp_path / 'x'
+    with pytest.raises(utils.Error, match='x exists already and is never overwritten'), files.creating(path) as part:
+        make(part)
+        other(path)
+        before = os.lstat(path).st_ino
+    assert os.listdir(tmp_path) == ['x'] and os.lstat(path).st_ino == before
+
+
+@pytest.mark.parametrize('make', [write, os.mkdir])
+def test_what_is_made_has_its_name_at_the_end(tmp_path, make):
+    with files.creating(tmp_path / 'x') as part:
+        make(part)
+        assert not os.path.lexists(tmp_path / 'x')
+    assert os.listdir(tmp_path) == ['x'] and os.stat(tmp_path / 'x').st_nlink <= 2
+
+
+@pytest.mark.parametrize('taken', [None, 0, 1, 2])
+def test_files_that_belong_together_come_together_or_not_at_all(tmp_path, taken):
+    paths = [str(tmp_path / name) for name in 'abc']
+    try:
+        with files.creating(*paths) as parts:
+            for part in parts:
+                write(part)
+            if taken is not None:
+                pathlib.Path(paths[taken]).write_text('kept')
+    except utils.Error:
+        assert pathlib.Path(paths[taken]).read_text() == 'kept'
+    assert sorted(os.listdir(tmp_path)) == (['a', 'b', 'c'] if taken is None else ['abc'[taken]])
+
+
+@pytest.mark.parametrize('use', [files.creating, files.replacing])
+def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path, use):
+    if not os.fork():
+        with use(tmp_path / 'x') as part:
+            write(part)
+            os._exit(9)
+    pid, _ = os.wait()
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith('x.part-%d-' % pid)
+    (tmp_path / 'victim').write_text('kept')
+    tag = left.rsplit('-', 1)[1][:6]
+    os.symlink('victim', tmp_path / ('x.part-%d-%s000000' % (pid, tag)))
+    os.mkdir(tmp_path / ('x.part-%d-%s000001' % (pid, tag)))
+    others = [
+        'x.part-%d-%s000000' % (os.getppid(), tag),  # Of a process that runs.
+        'x.part-%d-%s000000' % (pid, 'abcdef' if tag != 'abcdef' else '012345'),  # Of another machine.
+        'x.part-%d-%s00' % (pid, tag),
+        'x.part-mine',
+        'yx.part-%d-%s000000' % (pid, tag),
+    ]
+    for name in others:
+        write(tmp_path / name)
+    with use(tmp_path / 'x') as part:
+        write(part)
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, 'victim', 'x'])
+    assert (tmp_path / 'victim').read_text() == 'kept'
