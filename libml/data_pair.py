@@ -15,7 +15,7 @@ import numpy as np
 
 from libml import data, files, records, utils
 from libml.cli.options import Option, Range
-from libml.family import FAMILIES, NAME, read_family, shorten
+from libml.family import FAMILIES, NAME, read_family, shorten, write_family  # noqa: F401  write_family: a public name.
 from libml.utils import escape
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
@@ -106,6 +106,9 @@ def locate_records(data_dir, name, part):
 def locate_family(data_dir, name):
     """Returns the path of the description of a dataset of the user's own."""
     return os.path.join(data_dir, name + '.json')
+
+
+record_file, family_file = locate_records, locate_family  # The names that other people's scripts use.
 
 
 def locate_train_files(data_dir, name):
