@@ -3,9 +3,13 @@
 python ablation/ab_mixmatch.py --dataset=cifar10.3@250-5000 --mixmode=xxy.yxy
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import functools

@@ -1,5 +1,14 @@
 """The Pi-Model (Laine and Aila 2017), an example of another method. docs/methods.md shows and explains this file."""
 
+import os
+import sys
+
+if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
+
 import tensorflow.compat.v1 as tf
 
 from libml import experiment, layers, models, utils

@@ -91,10 +91,12 @@ def check_origin(decided, dataset, evaluates):
     Raises:
         utils.Error: it was made on other data, or on classes of other names.
     """
-    source = runs.Run(runs.find_folder(decided.held.ckpt))
+    folder = runs.find_folder(decided.held.ckpt)
+    is_own = folder == os.path.abspath(decided.run.folder)
+    source = decided.run if is_own else runs.Run(folder)
     if evaluates:
         dataset.check_identity(source.args, source.folder)
-    elif source.folder != os.path.abspath(decided.run.folder):
+    elif not is_own:
         before, now = source.args.get('classes') or [], list(dataset.family.classes)
         if before and now and before != now:
             text = '%s was trained on the classes %s, in this order; this dataset has %s: take another --init_ckpt'

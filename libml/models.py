@@ -126,3 +126,24 @@ class MultiModel(train.ClassifySemi):
             classify_op=tf.nn.softmax(self.classifier(x, getter=averaged)),  # [B, nclass]
             **more,
         )
+
+    # --- What the running of a model asks of a method ---
+
+    @classmethod
+    def check_params(cls, devices=1, batch=1, **params):
+        """Raises utils.Error if arguments do not go together, or the batch is no multiple of the devices."""
+        allowed = 'a multiple of devices=%d, which share it equally' % devices
+        utils.require('batch', batch, batch % devices == 0, allowed)
+
+    @classmethod
+    def needs_unlabeled(cls, **params):
+        """Returns whether the method learns from unlabelled images, given its arguments."""
+        return True
+
+    def remedy(self):
+        """Returns the flags that are likely to help against a loss that is not finite; '' if none is known."""
+        return ''
+
+    def remark(self, point):
+        """Returns a line for the user on a point of the curves, {tag: float}; '' if there is nothing to say."""
+        return ''

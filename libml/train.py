@@ -1,6 +1,5 @@
 """A model: its graph, and the evaluation. What keeps its training alive is in libml/running."""
 
-import inspect
 import types
 
 import numpy as np
@@ -8,9 +7,8 @@ import tensorflow.compat.v1 as tf
 from tqdm import tqdm
 
 from libml import layers, utils
-from libml.cli import options
-from libml.running import hardware, replicas
-from libml.running.setting import PRECISIONS, Setting
+from libml.running import replicas
+from libml.running.setting import decide
 from libml.running.trainer import Interrupted, Trainer
 
 SUBSETS = dict(train='labeled', valid='valid', test='test')  # What a report evaluates, under the names it prints.
@@ -29,12 +27,11 @@ class Model:
         seed: int that fixes every random choice. None: a new run draws one, a continued run keeps its own.
         precision: of the networks, one of setting.PRECISIONS.
         machine: hardware.Machine; None: one device, the first GPU if there is one, and no XLA.
-        setting: Setting that was decided before, with which train_dir, seed, precision and machine are not needed.
+        setting: setting.Setting, if the run is decided already; it replaces train_dir, seed, precision and machine.
         **params: the arguments of `model`, which are part of the name of the run's folder. One is `batch`.
 
     Attributes:
-        setting: Setting, what the run is.
-        dataset: data.DataSet.
+        setting, dataset: see above.
         step: the global step: it counts labelled images, not updates.
         update_key: what random draws depend on: the step, unless `tune` feeds it.
         keys: layers.Keys.
@@ -47,7 +44,7 @@ class Model:
     PARAMS = types.MappingProxyType({})  # Option by name: what the arguments of `model` may be.
 
     def __init__(self, train_dir, dataset, seed=None, precision='float32', machine=None, setting=None, **params):
-        self.setting = setting or self.decide(train_dir, dataset, seed, precision, machine, params)
+        self.setting = setting or decide(type(self), train_dir, dataset, params, seed, precision, machine)
         self.dataset = dataset
         if tf.global_variables():
             raise utils.Error('this graph has variables already: build each model in a tf.Graph of its own')
@@ -60,23 +57,6 @@ class Model:
         self.ops = self.build()
         self.fed = self.feed_placeholders()
         self.trainer = Trainer(self)
-
-    @classmethod
-    def decide(cls, train_dir, dataset, seed, precision, machine, params):
-        """Returns the Setting of a model's arguments.
-
-        Raises:
-            utils.Error: one is not allowed. TypeError: neither PARAMS nor a method names it.
-        """
-        methods = cls.model, getattr(cls, 'guess_label', cls.model)
-        known = {'nclass', *cls.PARAMS}.union(*(inspect.signature(method).parameters for method in methods))
-        if unknown := sorted(set(params) - known):
-            raise TypeError('%s has no argument %s' % (cls.__name__, unknown[0]))
-        options.fill(cls.PARAMS, {name: value for name, value in params.items() if name in cls.PARAMS})
-        utils.require('precision', precision, precision in PRECISIONS, 'one of %s' % ', '.join(PRECISIONS))
-        found = Setting(cls, train_dir, params, seed, precision, dataset.whiten, dataset.p_unlabeled)
-        found.use(machine or hardware.Machine())
-        return found
 
     def build(self):
         """Builds the graph; returns what `model` returned, joined over the devices."""
@@ -111,39 +91,6 @@ class Model:
                     placeholder is fed.
             Scalars of tf.summary.scalar become curves, too.
         """
-        raise NotImplementedError
-
-    def feed_placeholders(self):
-        """Returns `fed`, see Model."""
-        return {}
-
-    def draw_feed(self, session, feed=None):
-        """Returns the values of plain placeholders for an update, a feed; `feed`: of the input, such as update_key."""
-        return dict(zip(self.fed, session.run(list(self.fed.values()), feed), strict=True)) if self.fed else {}
-
-    # --- What the running of a model asks of a method ---
-
-    @classmethod
-    def check_params(cls, devices=1, batch=1, **params):
-        """Raises utils.Error if arguments do not go together, or the batch is no multiple of the devices."""
-        allowed = 'a multiple of devices=%d, which share it equally' % devices
-        utils.require('batch', batch, batch % devices == 0, allowed)
-
-    @classmethod
-    def needs_unlabeled(cls, **params):
-        """Returns whether the method learns from unlabelled images, given its arguments."""
-        return True
-
-    def remedy(self):
-        """Returns the flags that are likely to help against a loss that is not finite; '' if none is known."""
-        return ''
-
-    def remark(self, point):
-        """Returns a line for the user on a point of the curves, {tag: float}; '' if there is nothing to say."""
-        return ''
-
-    def report(self, step, stopped=()):
-        """Evaluates, prints a line, returns scalars for TensorBoard; raises Interrupted once stopped has an entry."""
         raise NotImplementedError
 
     # --- The published interface ---
@@ -224,6 +171,10 @@ class ClassifySemi(Model):
         views = int(self.ops.y.shape[1]) if 'y' in self.ops else 1
         values = dict(zip(('x', 'y', 'label'), self.inputs(self.batch, views), strict=True))
         return {tensor: values[name] for name, tensor in plain.items()}
+
+    def draw_feed(self, session, feed=None):
+        """Returns the values of plain placeholders for an update, a feed; `feed`: of the input, such as update_key."""
+        return dict(zip(self.fed, session.run(list(self.fed.values()), feed), strict=True)) if self.fed else {}
 
     def next_batch(self, name, batch):
         """Returns a batch of the set `name`: dict(image [B, H, W, C] in 0 to 255, label int32 [B])."""

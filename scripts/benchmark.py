@@ -17,19 +17,21 @@ several times, on an idle machine. Compare its medians with the labelled images 
 fixed batch where the other program is timed on a batch in memory.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import contextlib
 import copy
 import functools
-import os
 import platform
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 

@@ -6,9 +6,13 @@ Row and column are two sets. A cell counts the pictures of the row's set that th
 counts the pictures that repeat another picture of the same set.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import hashlib

@@ -13,15 +13,18 @@ makes a dataset of a published one, resized.
 makes a dataset of the user's own pictures; see libml/folders.py for how the folder is laid out.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import contextlib
 import functools
 import itertools
-import os
 import pathlib
 import shutil
 

@@ -6,15 +6,18 @@
 An existing split is never overwritten.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import collections
 import itertools
 import json
-import os
 
 import numpy as np
 

@@ -6,12 +6,14 @@
 `label` (int64, from 0), perhaps `group` (int64). NAME-unlabeled.tfrecord may hold more pictures, without `label`.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
 
-import os
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 from libml import data_pair, files, records, utils
 from libml.cli import script

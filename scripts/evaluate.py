@@ -7,13 +7,16 @@ number of pictures; shares are in percent. FOLDER, <run>/evaluation if not given
 confusion.png, reliability.png and mistakes.png. Older files of these names are replaced.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import math
-import os
 
 import numpy as np
 import pandas as pd

@@ -8,17 +8,19 @@ Pixels are normalised inside; pictures of another size are an error. --tflite wr
 OUT/labels.txt, the name of a class in each line.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
-    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
 
-import os
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import tensorflow.compat.v1 as tf
 
 from libml import files, trained
-from libml.cli import script
+from libml.cli import quiet, script
 from libml.cli.options import Option
 
 OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite and OUT/labels.txt, too.'), **trained.OPTIONS)

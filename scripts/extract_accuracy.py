@@ -5,13 +5,14 @@
 The paper reports last20.
 """
 
-from libml.cli import quiet
-
-if __name__ == '__main__':
-    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
-
 import os
 import sys
+
+if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
+    quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 from libml import files, utils
 from libml.cli import script

@@ -7,14 +7,17 @@ class, confidence. Corrected by hand, it can be given to scripts/create_datasets
 as UTF-8, and finds no formula in it: a file `=1.png` stands there as ./=1.png, a class `=1` as '=1.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import collections
 import csv
-import os
 
 import numpy as np
 from tqdm import tqdm

@@ -12,15 +12,18 @@ The arguments are folders; all runs at any depth below them are read. The script
 A row is a setting of a few flags, see table4.csv beside this script. Runs that differ in others make other tables.
 """
 
-from libml.cli import quiet
+import os
+import sys
 
 if __name__ == '__main__':
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # The libml beside this file.
+    from libml.cli import quiet
+
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import dataclasses
 import functools
 import math
-import os
 
 import numpy as np
 import pandas as pd

@@ -9,7 +9,7 @@ from conftest import PARAMS, assign, make_dataset, make_model, scalars, variable
 from easydict import EasyDict
 
 from libml import layers, models, trained, utils
-from libml.running import runs
+from libml.running import checkpoints, runs
 
 
 class OldStyle(models.MultiModel):
@@ -115,7 +115,7 @@ def test_it_trains_resumes_reports_and_predicts(tmp_path):
     found = scalars(model.checkpoint_dir)
     assert start['ema'][2] == pytest.approx(found['accuracy'][0][1])
     assert {'losses/xe', 'losses/l2u'} <= set(found)
-    moved = trained.checkpoints.read(utils.find_latest_checkpoint(model.checkpoint_dir))
+    moved = checkpoints.read(utils.find_latest_checkpoint(model.checkpoint_dir))
     assert moved['global_step'] == 16 and np.any(moved['classify/batch_normalization/moving_mean'])
     args = trained.read_args(model.train_dir)
     assert args['class'] == 'OldStyle' and args['nclass'] == dataset.nclass

@@ -63,3 +63,6 @@ def import_tensorflow():
     except KeyboardInterrupt:
         print('Error: interrupted', file=sys.stderr)
         sys.exit(130)
+    except ImportError as error:
+        print('Error: %s: activate the environment that has it, or pip install -e .' % error, file=sys.stderr)
+        sys.exit(1)

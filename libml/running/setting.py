@@ -1,11 +1,13 @@
 """A run, decided once, before its data is read and its graph is built: arguments, folder, seed, checkpoint, machine."""
 
+import inspect
 import os
 import secrets
 
 from easydict import EasyDict
 
 from libml import utils
+from libml.cli import options
 from libml.cli.options import SEED, Option, Range
 from libml.running import checkpoints, hardware, runs
 
@@ -137,6 +139,23 @@ class Setting:
         """Returns whether a run of train_nimg images has nothing left to do. Reads neither images nor graph."""
         chosen = {name: value for name, value in self.named.items() if name != 'seed'}
         return bool(self.held) and self.run.is_finished(self.held.ckpt, train_nimg, **chosen)
+
+
+def decide(method, train_dir, dataset, params, seed=None, precision='float32', machine=None):
+    """Returns the Setting of a model that is constructed with these arguments, see train.Model.
+
+    Raises:
+        utils.Error: one is not allowed. TypeError: neither PARAMS nor a function of the method names it.
+    """
+    functions = method.model, getattr(method, 'guess_label', method.model)
+    known = {'nclass', *method.PARAMS}.union(*(inspect.signature(function).parameters for function in functions))
+    if unknown := sorted(set(params) - known):
+        raise TypeError('%s has no argument %s' % (method.__name__, unknown[0]))
+    own = {name: value for name, value in params.items() if name in method.PARAMS}
+    options.fill({**OPTIONS, **method.PARAMS}, dict(own, seed=seed, precision=precision))
+    found = Setting(method, train_dir, params, seed, precision, dataset.whiten, dataset.p_unlabeled)
+    found.use(machine or hardware.Machine())
+    return found
 
 
 def describe(setting, dataset, periods):
