@@ -41,23 +41,16 @@ from libml.intake.archives import Archive
 TORONTO = 'https://www.cs.toronto.edu/~kriz/'
 STANFORD = 'http://ufldl.stanford.edu/housenumbers/'
 CIFAR10 = Archive(
-    TORONTO + 'cifar-10-binary.tar.gz', 170052171, 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
+    TORONTO + 'cifar-10-binary.tar.gz', 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
 )
 CIFAR100 = Archive(
-    TORONTO + 'cifar-100-binary.tar.gz', 168513733, '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec'
+    TORONTO + 'cifar-100-binary.tar.gz', '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec'
 )
-SVHN_TRAIN = Archive(
-    STANFORD + 'train_32x32.mat', 182040794, '435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8'
-)
-SVHN_TEST = Archive(
-    STANFORD + 'test_32x32.mat', 64275384, 'cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b'
-)
-SVHN_EXTRA = Archive(
-    STANFORD + 'extra_32x32.mat', 1329278602, 'a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3'
-)
+SVHN_TRAIN = Archive(STANFORD + 'train_32x32.mat', '435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8')
+SVHN_TEST = Archive(STANFORD + 'test_32x32.mat', 'cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b')
+SVHN_EXTRA = Archive(STANFORD + 'extra_32x32.mat', 'a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3')
 STL10 = Archive(
     'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz',
-    2640397119,
     'f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866',
 )
 
@@ -129,7 +122,7 @@ def read_stl10(fetch, part, labeled):
         labels = np.frombuffer(archives.read_members(path, [label_name])[label_name], np.uint8).astype(np.int64) - 1
         labels = check_labels(path, label_name, labels, 10)
     first = 0
-    for chunk in archives.read_chunks(path, image_name, BATCH_STL10 * 3 * 96 * 96):
+    for _, chunk in archives.read_chunks(path, [image_name], BATCH_STL10 * 3 * 96 * 96):
         images = split_rows(path, image_name, chunk, 3 * 96 * 96).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         stop = first + len(images)
         yield images, labels[first:stop] if labeled else np.full(len(images), records.NO_CLASS)
@@ -253,7 +246,7 @@ def fetching(data_dir, source, verify):
             yield fetch
         for path in taken.values():
             os.remove(path)
-        with contextlib.suppress(OSError):  # Other interrupted downloads may be there, to be resumed.
+        with contextlib.suppress(OSError):  # Archives of a dataset that failed may be there, for the next try.
             os.rmdir(downloads)
 
 
@@ -343,7 +336,7 @@ NEW = dict(  # Of a dataset that gets a name of its own.
 OPTIONS = dict(
     **data_pair.OPTIONS,
     source=Option('', 'Folder that holds the published archives already: nothing is downloaded.', path=True),
-    verify=Option(True, "Refuse archives whose length or sha256 differ from the published ones'."),
+    verify=Option(True, "Refuse archives whose sha256 differ from the published ones'."),
     from_folder=Option(
         '', "Folder of the user's own pictures, such as train/<class>/**; docs/data.md has all layouts.", path=True
     ),
