@@ -1,6 +1,6 @@
 """The datasets by name: `DATASETS['cifar10.3@250-5000']()` reads one.
 
-Published datasets are rows of family.FAMILIES. A dataset of the user's own is described by <data_dir>/<name>.json.
+Published datasets are rows of published.PUBLISHED. A dataset of the user's own is described by <data_dir>/<name>.json.
 Any split that is on disk can be read. Nothing is read, listed or checked at import.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 
 from libml import data, files, records, utils
 from libml.cli.options import Option, Range
-from libml.family import FAMILIES, NAME, read_family, shorten, write_family  # noqa: F401  write_family: a public name.
+from libml.family import NAME, read_family, shorten, write_family  # noqa: F401  write_family: a public name.
+from libml.published import FAMILIES
 from libml.utils import escape
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'

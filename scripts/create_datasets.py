@@ -23,10 +23,8 @@ if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import contextlib
-import functools
 import itertools
 import pathlib
-import shutil
 
 import numpy as np
 from PIL import Image
@@ -36,32 +34,16 @@ from libml.cli import options, script
 from libml.cli.options import Option, Range
 from libml.family import Family, parse_augment, parse_size
 from libml.intake import archives, folders, pictures
-from libml.intake.archives import Archive
-
-TORONTO = 'https://www.cs.toronto.edu/~kriz/'
-STANFORD = 'http://ufldl.stanford.edu/housenumbers/'
-CIFAR10 = Archive(
-    TORONTO + 'cifar-10-binary.tar.gz', 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
-)
-CIFAR100 = Archive(
-    TORONTO + 'cifar-100-binary.tar.gz', '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec'
-)
-SVHN_TRAIN = Archive(STANFORD + 'train_32x32.mat', '435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8')
-SVHN_TEST = Archive(STANFORD + 'test_32x32.mat', 'cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b')
-SVHN_EXTRA = Archive(STANFORD + 'extra_32x32.mat', 'a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3')
-STL10 = Archive(
-    'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz',
-    'f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866',
-)
+from libml.published import PUBLISHED, STL10
 
 BATCH = 1000  # Pictures converted at a time.
 BATCH_STL10 = 200  # They are nine times as large.
 
 
-# --- Readers: each yields (images uint8 [k, H, W, C], labels int [k]) ---
+# --- Readers of an archive's path: each yields (images uint8 [k, H, W, C], labels int [k]) ---
 
 
-def read_digits(fetch, start, stop):
+def read_digits(_, start=None, stop=None):
     """scikit-learn's 8x8 grey digits, from `start` to `stop`; their values 0 to 16 become 0 to 255."""
     from sklearn.datasets import load_digits  # Slow to import, and only needed here.
 
@@ -70,9 +52,8 @@ def read_digits(fetch, start, stop):
     yield images[..., None], digits.target[start:stop]
 
 
-def read_cifar(fetch, archive, names, label_bytes, nclass):
+def read_cifar(path, names, label_bytes=1, nclass=10):
     """The binary layout of CIFAR: per picture its labels, of which the last counts, then its planes of 32x32."""
-    path = fetch(archive)
     contents = archives.read_members(path, names)
     for name in names:
         rows = split_rows(path, name, contents.pop(name), label_bytes + 3 * 32 * 32)
@@ -97,11 +78,10 @@ def check_labels(path, name, labels, nclass):
     return labels
 
 
-def read_svhn(fetch, archive):
+def read_svhn(path):
     """MATLAB's layout of SVHN: X [32, 32, 3, n], y [n, 1] from 1 to 10, where 10 is the digit 0. Stored as y - 1."""
     from scipy.io import loadmat  # Slow to import, and only needed here.
 
-    path = fetch(archive)
     try:
         found = loadmat(path, variable_names=['X', 'y'])
         images, labels = found['X'], found['y'].ravel().astype(np.int64) - 1
@@ -114,9 +94,9 @@ def read_svhn(fetch, archive):
         yield images[..., i : i + BATCH].transpose(3, 0, 1, 2), labels[i : i + BATCH]
 
 
-def read_stl10(fetch, part, labeled):
+def read_stl10(path, part, labeled=True):
     """The binary layout of STL-10: planes of 96x96 by columns; labels from 1, in a file of their own."""
-    path, label_name, image_name = fetch(STL10), part + '_y.bin', part + '_X.bin'
+    label_name, image_name = part + '_y.bin', part + '_X.bin'
     labels = None
     if labeled:
         labels = np.frombuffer(archives.read_members(path, [label_name])[label_name], np.uint8).astype(np.int64) - 1
@@ -131,43 +111,7 @@ def read_stl10(fetch, part, labeled):
         raise utils.Error('%s holds %d pictures but %d labels in %s' % (path, first, len(labels), part))
 
 
-# The digits come block by block: each block begins with 0 to 9 three times over, as a form that one writer fills in.
-# The first ten blocks are for training; the last four, from other hands as far as the file tells, are the test set.
-DIGITS_TRAIN = 1287
-DIGITS_ALL = 1797
-
-read_cifar10 = functools.partial(read_cifar, archive=CIFAR10, label_bytes=1, nclass=10)
-read_cifar100 = functools.partial(read_cifar, archive=CIFAR100, label_bytes=2, nclass=100)  # Coarse, then fine label.
-CIFAR10_TRAIN = tuple('data_batch_%d.bin' % i for i in range(1, 6))
-
-SVHN_NOEXTRA = {
-    'svhn-train': (73257, functools.partial(read_svhn, archive=SVHN_TRAIN)),
-    'svhn-test': (26032, functools.partial(read_svhn, archive=SVHN_TEST)),
-}
-
-# Dataset -> record file -> (number of pictures, reader). A reader is called with the function that fetches an archive.
-PUBLISHED = {
-    'cifar10': {
-        'cifar10-train': (50000, functools.partial(read_cifar10, names=CIFAR10_TRAIN)),
-        'cifar10-test': (10000, functools.partial(read_cifar10, names=('test_batch.bin',))),
-    },
-    'cifar100': {
-        'cifar100-train': (50000, functools.partial(read_cifar100, names=('train.bin',))),
-        'cifar100-test': (10000, functools.partial(read_cifar100, names=('test.bin',))),
-    },
-    'svhn_noextra': SVHN_NOEXTRA,
-    'svhn': {**SVHN_NOEXTRA, 'svhn-extra': (531131, functools.partial(read_svhn, archive=SVHN_EXTRA))},
-    'stl10': {
-        'stl10-train': (5000, functools.partial(read_stl10, part='train', labeled=True)),
-        'stl10-test': (8000, functools.partial(read_stl10, part='test', labeled=True)),
-        'stl10-unlabeled': (100000, functools.partial(read_stl10, part='unlabeled', labeled=False)),
-    },
-    'digits': {
-        'digits-train': (DIGITS_TRAIN, functools.partial(read_digits, start=0, stop=DIGITS_TRAIN)),
-        'digits-test': (DIGITS_ALL - DIGITS_TRAIN, functools.partial(read_digits, start=DIGITS_TRAIN, stop=DIGITS_ALL)),
-    },
-}
-
+READERS = dict(digits=read_digits, cifar=read_cifar, svhn=read_svhn, stl10=read_stl10)  # By layout.
 
 # --- Installing ---
 
@@ -179,7 +123,7 @@ def encode_all(batches):
 
 
 def install(name, data_dir, source='', verify=True):
-    """Installs one of DATASETS in the folder data_dir, which exists; what is there already is left as it is.
+    """Installs one of PUBLISHED in the folder data_dir, which exists; what is there already is left as it is.
 
     Args:
         source, verify: see OPTIONS.
@@ -189,37 +133,22 @@ def install(name, data_dir, source='', verify=True):
     """
     before = os.listdir(data_dir)
     with fetching(data_dir, source, verify) as fetch:
-        for part, (total, reader) in PUBLISHED[name].items():
+        for part, (total, layout, archive, arguments) in PUBLISHED[name].files.items():
             path = os.path.join(data_dir, part + '.tfrecord')
             if not os.path.exists(path):
-                batches = reader(fetch)
-                first = next(batches, None)  # Fetches the archive, before the file and its progress bar are there.
+                batches = READERS[layout](archive and fetch(archive), **arguments)
+                first = next(batches, None)  # An archive is read before the file and its progress bar are there.
                 if first is None:
                     raise utils.Error('the archive holds no pictures for %s' % path)
                 count = records.write(path, encode_all(itertools.chain([first], batches)), total)
                 print('%s: %d pictures' % (path, count))
-        if name in ('svhn', 'svhn_noextra'):  # Both have the same test set, and each reads a file of its own name.
-            copy_test_set(data_dir, 'svhn', 'svhn_noextra')
-        if name == 'stl10':
-            keep_folds(data_pair.locate_stl10_folds(data_dir), fetch)
+        folds = data_pair.locate_stl10_folds(data_dir)
+        if name == 'stl10' and not os.path.exists(folds):
+            content = archives.read_members(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
+            with files.creating(folds) as part:
+                pathlib.Path(part).write_bytes(content)
     if not set(os.listdir(data_dir)) - set(before):
         print('%s is installed in %s already' % (name, data_dir))
-
-
-def copy_test_set(data_dir, name, other):
-    """Makes the test set of one dataset that of another as well, unless the other has one."""
-    path = data_pair.locate_records(data_dir, other, 'test')
-    if not os.path.exists(path):
-        with files.creating(path) as part:
-            shutil.copyfile(data_pair.locate_records(data_dir, name, 'test'), part)
-
-
-def keep_folds(path, fetch):
-    """Keeps the published folds of stl10's labelled pictures, which its splits of 1000 labels take."""
-    if not os.path.exists(path):
-        folds = archives.read_members(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
-        with files.creating(path) as part:
-            pathlib.Path(part).write_bytes(folds)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ import numpy as np
 from libml import data_pair, files, records, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
+from libml.published import PUBLISHED
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
@@ -35,16 +36,7 @@ OPTIONS = dict(
     size=Option(None, 'How many records keep their labels.', Range(low=1), type=int),
     all=Option(False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet."),
 )
-SEEDS = (1, 2, 3, 4, 5)
-# What --all makes: the sizes of the paper (for digits, which it lacks, some to try), each with SEEDS.
-SIZES = {
-    'cifar10': (250, 500, 1000, 2000, 4000),
-    'cifar100': (10000,),
-    'svhn': (250, 500, 1000, 2000, 4000),
-    'svhn_noextra': (250, 500, 1000, 2000, 4000),
-    'stl10': (1000, 5000),
-    'digits': (20, 50, 100),
-}
+SEEDS = (1, 2, 3, 4, 5)  # Of the paper's splits.
 STL10_FOLD = 1000  # Labels in each of the ten folds that stl10's archive publishes.
 
 # --- The rule ---
@@ -278,7 +270,7 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
         *paths: the record files to split; none for those of the dataset `name` in data_dir.
         size: number of labelled records.
         seed: int from 0 to 2**32 - 1.
-        all: make the splits in SIZES that are not there yet, instead of one of `size` and `seed`.
+        all: make the splits of the paper that are not there yet, instead of one of `size` and `seed`.
         data_dir: folder of the datasets; None: $ML_DATA.
 
     Raises:
@@ -291,9 +283,9 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
     else:
         data_dir = data_pair.find_data_dir(data_dir)
         folder, paths = os.path.join(data_dir, 'SSL'), data_pair.locate_train_files(data_dir, name)
-    if all and name not in SIZES:
+    if all and name not in PUBLISHED:
         raise utils.Error('the paper has no splits of %s: give --size and --seed' % name)
-    wanted = [(size, seed) for size in SIZES[name] for seed in SEEDS] if all else [(size, seed)]
+    wanted = [(size, seed) for size in PUBLISHED[name].sizes for seed in SEEDS] if all else [(size, seed)]
     source = Source(name, paths)
     for size, seed in wanted:
         targets = data_pair.locate_split(folder, name, seed, size)

@@ -18,7 +18,8 @@ if __name__ == '__main__':
 from libml import data_pair, files, records, utils
 from libml.cli import script
 from libml.cli.options import Option
-from libml.family import Family, check_distinct, check_new_name, parse_augment, read_class, write_family
+from libml.family import Family, check_distinct, parse_augment, read_class, write_family
+from libml.published import check_new_name
 
 OPTIONS = dict(
     **data_pair.OPTIONS,

@@ -1,8 +1,8 @@
 """Datasets from archives in each published layout, downloads, what is refused; nothing half-written stays."""
 
 import contextlib
+import dataclasses
 import errno
-import functools
 import hashlib
 import http.server
 import os
@@ -18,8 +18,9 @@ from scipy.io import savemat
 
 from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
-from libml.family import FAMILIES, Family
+from libml.family import Family
 from libml.intake import archives
+from libml.published import FAMILIES, PUBLISHED, Archive
 from scripts import create_datasets, create_split
 
 
@@ -132,8 +133,8 @@ def test_digits_are_those_of_scikit_learn_and_the_test_set_is_of_other_forms(ins
 
 def test_all_are_installed_when_none_is_named(install, monkeypatch):
     cifar10 = fakes.cifar10(install.source)
-    for name in set(create_datasets.PUBLISHED) - {'cifar10', 'digits'}:
-        monkeypatch.delitem(create_datasets.PUBLISHED, name)
+    for name in set(PUBLISHED) - {'cifar10', 'digits'}:
+        monkeypatch.delitem(PUBLISHED, name)
     install()
     assert_records(install.data, 'cifar10', cifar10)
     assert len(os.listdir(install.data)) == 4
@@ -342,7 +343,7 @@ def archive(server):
     content = np.random.RandomState(0).bytes(100_000)
     (server.folder / 'x.bin').write_bytes(content)
     url = 'http://127.0.0.1:%d/x.bin' % server.server_port
-    return archives.Archive(url, hashlib.sha256(content).hexdigest())
+    return Archive(url, hashlib.sha256(content).hexdigest())
 
 
 def content_of(path):
@@ -380,7 +381,7 @@ def test_another_file_is_refused_and_removed(server, archive, tmp_path, change):
 
 
 def test_what_cannot_be_downloaded_is_said(server, tmp_path):
-    missing = archives.Archive('http://127.0.0.1:%d/nothing.bin' % server.server_port, '')
+    missing = Archive('http://127.0.0.1:%d/nothing.bin' % server.server_port, '')
     with pytest.raises(utils.Error, match=r'cannot download .*nothing.bin .*404.*--source'):
         archives.download(missing, str(tmp_path))
     server.shutdown()
@@ -393,10 +394,10 @@ def test_a_dataset_is_downloaded_and_the_archive_removed(server, install, monkey
     sets = fakes.cifar10(str(server.folder))
     path = server.folder / 'cifar-10-binary.tar.gz'
     url = 'http://127.0.0.1:%d/cifar-10-binary.tar.gz' % server.server_port
-    archive = archives.Archive(url, hashlib.sha256(path.read_bytes()).hexdigest())
-    readers = create_datasets.PUBLISHED['cifar10'].items()
-    here = {part: (n, functools.partial(reader, archive=archive)) for part, (n, reader) in readers}
-    monkeypatch.setitem(create_datasets.PUBLISHED, 'cifar10', here)
+    archive = Archive(url, hashlib.sha256(path.read_bytes()).hexdigest())
+    row = PUBLISHED['cifar10']
+    here = {part: (n, layout, archive, given) for part, (n, layout, _, given) in row.files.items()}
+    monkeypatch.setitem(PUBLISHED, 'cifar10', dataclasses.replace(row, files=here))
     install('cifar10', source='', verify=True)
     assert_records(install.data, 'cifar10', sets)
     assert sorted(os.listdir(install.data)) == ['cifar10-test.tfrecord', 'cifar10-train.tfrecord']

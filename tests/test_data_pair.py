@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
-from libml.family import FAMILIES, Family, write_family
+from libml.family import Family, write_family
+from libml.published import FAMILIES
 from scripts import create_split
 
 NAMES = st.from_regex(r'[A-Za-z0-9_][A-Za-z0-9_-]{0,9}', fullmatch=True)

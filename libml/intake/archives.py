@@ -4,7 +4,6 @@ Members are streamed and taken by their base names, so that no name or link in a
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import sys
@@ -16,24 +15,11 @@ from libml import files, utils
 CHUNK = 1 << 20
 TIMEOUT = 60  # Seconds without an answer.
 
-
-@dataclasses.dataclass(frozen=True)
-class Archive:
-    """A published file: where it is, and its sha256."""
-
-    url: str
-    sha256: str
-
-    @property
-    def name(self):
-        return self.url.rsplit('/', 1)[1]
-
-
 # --- Getting them ---
 
 
 def take(archive, folder, verify=True):
-    """Returns the path of an archive that lies in `folder` already, verified.
+    """Returns the path of a published.Archive that lies in `folder` already, verified.
 
     Raises:
         utils.Error: it is missing, or (if `verify`) not the published one.
@@ -51,7 +37,7 @@ def take(archive, folder, verify=True):
 
 
 def download(archive, folder, verify=True):
-    """Returns the path of an archive in `folder`, downloaded unless it is there: whole or not at all.
+    """Returns the path of a published.Archive in `folder`, downloaded unless it is there: whole or not at all.
 
     Raises:
         utils.Error: the server does not answer or breaks off, or (if `verify`) sends another file.

@@ -20,7 +20,6 @@ from libml import data_pair, files, records, utils
 from libml.family import (
     Family,
     check_distinct,
-    check_new_name,
     parse_augment,
     parse_range,
     parse_size,
@@ -29,6 +28,7 @@ from libml.family import (
     write_family,
 )
 from libml.intake import labels, pictures
+from libml.published import check_new_name
 from libml.utils import escape
 
 UNLABELED = ('unlabeled', 'unlabelled')
