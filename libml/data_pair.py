@@ -167,8 +167,9 @@ def look_up_family(data_dir, name):
 
 def explain_description(name):
     """Returns a line for the user: the command that makes a dataset of record files."""
-    text = 'training knows your own record files once %s.json describes them: `python scripts/describe_dataset.py %s`'
-    return (text + ' reads %s-train.tfrecord and writes it') % (name, name, name)
+    text = 'training knows your own record files once %s.json describes them: '
+    text += '`python scripts/create_datasets.py --describe %s` reads %s-train.tfrecord and writes it'
+    return text % (name, name, name)
 
 
 def check_gaps(name, labels, nclass):

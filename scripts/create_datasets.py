@@ -10,7 +10,13 @@ makes a dataset of a published one, resized.
 
     python scripts/create_datasets.py --from_folder PICTURES --name birds [--labels FILE.csv] [--size 32x32] ...
 
-makes a dataset of the user's own pictures; see libml/folders.py for how the folder is laid out.
+makes a dataset of the user's own pictures; see libml/intake/folders.py for how the folder is laid out.
+
+    python scripts/create_datasets.py --describe birds [--augment=mirror,shift4] [--classes=bee,cat]
+
+makes record files of the user's own a dataset: reads them and writes <data_dir>/birds.json. birds-train.tfrecord and
+birds-test.tfrecord hold tf.train.Examples of `image` (PNG bytes, all of one size) and `label` (int64, from 0), perhaps
+`group` (int64). birds-unlabeled.tfrecord may hold more pictures, without `label`.
 """
 
 import os
@@ -32,9 +38,9 @@ from PIL import Image
 from libml import data_pair, files, records, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
-from libml.family import Family, parse_augment, parse_size
+from libml.family import Family, check_distinct, parse_augment, parse_size, read_class, write_family
 from libml.intake import archives, folders, pictures
-from libml.published import PUBLISHED, STL10
+from libml.published import PUBLISHED, STL10, check_new_name
 
 BATCH = 1000  # Pictures converted at a time.
 BATCH_STL10 = 200  # They are nine times as large.
@@ -243,6 +249,44 @@ def shrink(image, size):
     return np.asarray(pictures.fit(pixels, size, method=method)).reshape(*size, image.shape[2])
 
 
+# --- The user's own record files ---
+
+
+def describe(name, data_dir, augment=None, classes='', similar_classes=False):
+    """Writes the description of a dataset whose record files are there, and prints it. Args: see OPTIONS.
+
+    Raises:
+        utils.Error: the name or the records are not what a dataset needs, or NAME.json is there already.
+    """
+    check_new_name(name)
+    names = tuple(read_class(each, '--classes') for each in classes.split(',')) if classes else ()
+    if not similar_classes:
+        check_distinct({each: 'class %d' % label for label, each in enumerate(names)})
+    with files.creating(data_pair.locate_family(data_dir, name)) as part:
+        family = describe_records(name, data_dir, augment, names)
+        write_family(part, family)
+    text = '%s: %d classes, %d x %d pixels, %d colors'
+    print(text % (name, family.nclass, family.width, family.height, family.colors))
+
+
+def describe_records(name, data_dir, augment, classes):
+    """Returns the Family of record files. See `describe`."""
+    train = records.RecordFile(data_pair.locate_records(data_dir, name, 'train'))
+    unlabeled = os.path.isfile(data_pair.locate_records(data_dir, name, 'unlabeled'))
+    parts = ('train', 'unlabeled') if unlabeled else ('train',)
+    shape, labels, _ = train.check(pixels=True)
+    nclass = int(labels.max()) + 1
+    for part in (*parts[1:], 'test'):
+        file = records.RecordFile(data_pair.locate_records(data_dir, name, part))
+        file.check(nclass, shape, unlabeled=part == 'unlabeled', pixels=True)
+    data_pair.check_gaps(train.path, labels, nclass)
+    if nclass < 2:
+        raise utils.Error('%s has records of one class only: at least 2 are needed' % train.path)
+    utils.require('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
+    mirror, shift = parse_augment(augment, shape[:2])
+    return Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
+
+
 # --- The command ---
 
 OWN = dict(  # Of the user's own pictures.
@@ -269,9 +313,17 @@ OPTIONS = dict(
     from_folder=Option(
         '', "Folder of the user's own pictures, such as train/<class>/**; docs/data.md has all layouts.", path=True
     ),
+    describe=Option('', "Name of a dataset whose record files are the user's own: writes its description."),
+    classes=Option('', 'Comma-separated names of the classes, in the order of their labels. Default: numbers.'),
     **NEW,
     **OWN,
 )
+# What else goes with what is made: names of published datasets, --from_folder or --describe.
+USED = {
+    'names of datasets': tuple(NEW),
+    '--from_folder': (*NEW, *OWN),
+    '--describe': ('classes', 'augment', 'similar_classes'),
+}
 
 
 def create(names=(), **given):
@@ -282,13 +334,15 @@ def create(names=(), **given):
         **given: values of OPTIONS, by name.
 
     Raises:
-        utils.Error: they do not go together; see `install`, `resize` and `folders.make_dataset`.
+        utils.Error: they do not go together; see `install`, `resize`, `describe` and `folders.make_dataset`.
     """
     chosen = options.fill(OPTIONS, given)
     check_arguments(names, chosen)
     source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
     new = {name: chosen[name] for name in NEW}
     with files.making_folder(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
+        if chosen['describe']:
+            return describe(chosen['describe'], data_dir, **{name: chosen[name] for name in USED['--describe']})
         if folder:
             own = {name: chosen[name] for name in OWN}
             return folders.make_dataset(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
@@ -305,18 +359,20 @@ def check_arguments(names, chosen):
     unknown = [name for name in names if name not in PUBLISHED]
     if unknown:
         raise utils.Error('unknown dataset %s: known are %s' % (', '.join(unknown), ', '.join(PUBLISHED)))
-    if names and chosen['from_folder']:
-        raise utils.Error('give either names of datasets or --from_folder, not both')
+    ways = dict(zip(USED, (names, chosen['from_folder'], chosen['describe']), strict=True))
+    way, *others = [way for way, given in ways.items() if given] or ['names of datasets']
+    if others:
+        raise utils.Error('give either %s or %s, not both' % (way, others[0]))
     if chosen['source'] and not os.path.isdir(chosen['source']):
         raise utils.Error('--source %s is no folder' % chosen['source'])
-    if chosen['from_folder']:
-        if not chosen['name']:
-            raise utils.Error('--from_folder needs --name, such as --name birds')
-        return
-    for name, option in OWN.items():
-        if chosen[name] != option.default:
-            raise utils.Error('--%s is for --from_folder, which is not given' % name)
-    if any(chosen[name] != option.default for name, option in NEW.items()):
+    given = {name for name in {*NEW, *OWN, 'classes'} if chosen[name] != OPTIONS[name].default}
+    for name in sorted(given - set(USED[way])):
+        raise utils.Error(
+            '--%s is for %s, which is not given' % (name, ' or '.join(w for w in USED if name in USED[w]))
+        )
+    if way == '--from_folder' and not chosen['name']:
+        raise utils.Error('--from_folder needs --name, such as --name birds')
+    if way == 'names of datasets' and given:
         if len(names) != 1 or not (chosen['name'] and chosen['size']):
             raise utils.Error('to resize, give one dataset, --size and --name: cifar10 --size 16x16 --name cifar10-16')
         parse_size(chosen['size'])

@@ -158,7 +158,7 @@ def test_classes_without_a_label_are_named(tmp_path, capsys):
 
 def test_records_of_ones_own_need_a_description(tmp_path, capsys):
     write(str(tmp_path / 'mine-train.tfrecord'), [0, 1, 2] * 4)
-    hint = '`python scripts/describe_dataset.py mine`'
+    hint = '`python scripts/create_datasets.py --describe mine`'
     make(tmp_path / 'SSL' / 'mine', tmp_path / 'mine-train.tfrecord', size=3)
     assert hint in capsys.readouterr().err
     for use in (lambda: make('mine', size=6, data_dir=tmp_path), lambda: DATASETS['mine.0@3-1'](str(tmp_path))):
