@@ -178,9 +178,9 @@ def check_distinct(places):
         raise utils.Error(text % '; '.join(pairs[:4] + ['...'] * (len(pairs) > 4)))
 
 
-def shorten(text):
-    """Returns a text, its middle left out if it is longer than COLUMN."""
-    return text if len(text) <= COLUMN else text[: COLUMN // 2] + '…' + text[1 - COLUMN // 2 :]
+def shorten(text, most=COLUMN):
+    """Returns a text, its middle left out if it has more than `most` letters."""
+    return text if len(text) <= most else text[: most // 2] + '…' + text[1 - most // 2 :]
 
 
 # --- What a user asks for ---
