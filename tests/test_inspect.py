@@ -1,7 +1,7 @@
 """What inspect_dataset prints and draws."""
 
+import functools
 import os
-import resource
 
 import fakes
 import numpy as np
@@ -109,12 +109,9 @@ def test_bad_arguments(folder):
         inspect_dataset.inspect('digits.2@20-30', data_dir=str(folder))
 
 
-def limit_files():
-    """Lets no file grow beyond 3,000 bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-
 def test_a_full_disk_is_one_line_that_names_the_sheet(server, digits_dir, tmp_path):
     args = 'digits.1@20-100', '--png', tmp_path / 'sheet.png', '--data_dir', digits_dir
-    assert_one_line_error(server.run('scripts/inspect_dataset.py', *args, first=[limit_files]), 'sheet.png')
+    assert_one_line_error(
+        server.run('scripts/inspect_dataset.py', *args, first=[functools.partial(fakes.limit_files, 3000)]), 'sheet.png'
+    )
     assert os.listdir(tmp_path) == []
