@@ -275,11 +275,7 @@ def compute_mean_std(*sets):
 
 
 def parse_weights(text, nclass):
-    """Returns the float [nclass] weights of a text such as '1,.5,.5', scaled so that the largest is 1.
-
-    Raises:
-        utils.Error: they are not nclass numbers, none negative and not all zero.
-    """
+    """Returns float [nclass] weights of a text such as '1,.5,.5', the largest 1; raises utils.Error if it is none."""
     try:
         weights = np.array([float(x) for x in text.split(',')])
     except ValueError:
@@ -292,11 +288,7 @@ def parse_weights(text, nclass):
 
 
 def thin(images, weights):
-    """Returns Images where class c keeps the share weights[c] of its pictures (a fixed choice), in their old order.
-
-    Raises:
-        utils.Error: some pictures have no class.
-    """
+    """Returns Images where class c keeps the share weights[c] (always the same); raises utils.Error without classes."""
     if len(images) and images.labels.min() < 0:
         raise utils.Error('p_unlabeled needs the class of every unlabelled image, and some here have none')
     keep = np.zeros(len(images), bool)
@@ -379,25 +371,22 @@ class DataSet:
     to_float = staticmethod(to_float)
     iterate_equal_batches = staticmethod(iterate_equal_batches)
 
-    def _make_endless(self, name):
+    def _view(self, name, endless=False):
+        images = self.sets[name]
+        size = min(VIEW_BATCH, max(1, len(images)))
+        batches = self.stream(name, size, self.seed) if endless else make_view(images, size)
+
         @tf.autograph.experimental.do_not_convert
-        def augmented(number, batch):
-            image = self.augment(batch['image'], tf.stack([self.seed * 2 + TRAINING[name], number]))
+        def convert(number, batch):
+            key = tf.stack([self.seed * 2 + TRAINING.get(name, 0), number])
+            image = self.augment(batch['image'], key) if endless else to_float(batch['image'])
             return {'image': image, 'label': tf.cast(batch['label'], tf.int64)}
 
-        size = min(VIEW_BATCH, max(1, len(self.sets[name])))
-        return self.stream(name, size, self.seed).enumerate().map(augmented).unbatch()
+        return batches.enumerate().map(convert).unbatch()
 
-    def _make_once(self, name):
-        @tf.autograph.experimental.do_not_convert
-        def scaled(batch):
-            return {'image': to_float(batch['image']), 'label': tf.cast(batch['label'], tf.int64)}
-
-        return make_view(self.sets[name], VIEW_BATCH).map(scaled).unbatch()
-
-    train_labeled = property(lambda self: self._make_endless('labeled'))
-    train_unlabeled = property(lambda self: self._make_endless('unlabeled'))
-    eval_labeled = property(lambda self: self._make_once('labeled'))
-    eval_unlabeled = property(lambda self: self._make_once('unlabeled'))
-    valid = property(lambda self: self._make_once('valid'))
-    test = property(lambda self: self._make_once('test'))
+    train_labeled = property(lambda self: self._view('labeled', endless=True))
+    train_unlabeled = property(lambda self: self._view('unlabeled', endless=True))
+    eval_labeled = property(lambda self: self._view('labeled'))
+    eval_unlabeled = property(lambda self: self._view('unlabeled'))
+    valid = property(lambda self: self._view('valid'))
+    test = property(lambda self: self._view('test'))

@@ -68,11 +68,7 @@ class Split:
 
 
 def parse(text):
-    """Returns the Split that a name such as 'cifar10.3@250-5000' means.
-
-    Raises:
-        utils.Error: it is not of that form.
-    """
+    """Returns the Split that a name such as 'cifar10.3@250-5000' means; raises utils.Error if it has another form."""
     match = re.fullmatch(r'(%s)\.([0-9]{1,9})@([0-9]{1,9})-([0-9]{1,9})' % NAME, text)
     if not match or int(match[3]) < 1:
         form = '<name>.<split seed>@<labels>-<validation images>, such as cifar10.3@250-5000'
@@ -84,11 +80,7 @@ def parse(text):
 
 
 def find_data_dir(data_dir=None, exists=True):
-    """Returns the folder of the datasets: `data_dir` if given, or else what the environment variable ML_DATA says now.
-
-    Raises:
-        utils.Error: none is given, or it is no folder although it must exist.
-    """
+    """Returns `data_dir`, or else $ML_DATA; raises utils.Error if neither is given, or it must exist and does not."""
     data_dir = utils.expand(data_dir or os.environ.get('ML_DATA'))
     if not data_dir:
         raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
@@ -143,11 +135,7 @@ def _list_names(folder, ending):
 
 
 def find_family(data_dir, name):
-    """Returns the Family of a name.
-
-    Raises:
-        utils.Error: it is unknown, or its .json is damaged.
-    """
+    """Returns the Family of a name; raises utils.Error if it is unknown, or its .json is damaged."""
     if family := look_up_family(data_dir, name):
         return family
     if re.fullmatch(NAME, name) and os.path.isfile(locate_records(data_dir, name, 'train')):
@@ -184,11 +172,7 @@ def check_gaps(name, labels, nclass):
 
 
 def read_map(path):
-    """Returns the map.json of a split: dict(label=[...], unlabel=[...]), and `source` where it is kept.
-
-    Raises:
-        utils.Error: it is damaged.
-    """
+    """Returns a map.json's dict(label=[...], unlabel=[...]), perhaps `source`; raises utils.Error if it is damaged."""
     try:
         with files.naming(path), open(path, encoding='utf-8') as f:
             found = json.load(f)

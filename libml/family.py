@@ -52,11 +52,7 @@ class Family:
 
 
 def read_family(path):
-    """Reads the Family in a .json file that write_family wrote.
-
-    Raises:
-        utils.Error: it is damaged or says what cannot be.
-    """
+    """Reads the Family in a .json file that write_family wrote; raises utils.Error if it is damaged."""
     try:
         with files.naming(path), open(path, encoding='utf-8') as file:
             return check_family(Family(**json.load(file)))
@@ -66,11 +62,7 @@ def read_family(path):
 
 
 def write_family(path, family):
-    """Writes what read_family reads.
-
-    Raises:
-        utils.Error: the Family says what cannot be.
-    """
+    """Writes what read_family reads; raises utils.Error if the Family says what cannot be."""
     fields = {key: value for key, value in dataclasses.asdict(check_family(family)).items() if key != 'source'}
     with files.naming(path), open(path, 'w', encoding='utf-8') as file:
         json.dump(fields, file, indent=2)

@@ -33,6 +33,7 @@ import itertools
 import pathlib
 
 import numpy as np
+from easydict import EasyDict
 from PIL import Image
 
 from libml import data_pair, files, records, utils
@@ -189,7 +190,7 @@ def fetching(data_dir, source, verify):
 
 
 def resize(source, name, data_dir, size, augment=None):
-    """Makes a dataset of an installed one: its pictures at another size, see `shrunk`.
+    """Makes a dataset of an installed one: its pictures at another size, see `shrink`.
 
     Args:
         source: name of the dataset, whose records are in data_dir.
@@ -204,27 +205,18 @@ def resize(source, name, data_dir, size, augment=None):
     size, family = parse_size(size), data_pair.find_family(data_dir, source)
     shift = round(family.shift * min(size) / min(family.height, family.width))
     mirror, shift = (family.mirror, shift) if augment is None else parse_augment(augment, size)
-    train, unlabeled = (
-        data_pair.locate_train_files(data_dir, source),
-        data_pair.locate_records(data_dir, source, 'unlabeled'),
-    )
-    parts = dict(
-        train=[path for path in train if path != unlabeled],  # svhn's two files become one.
-        test=[data_pair.locate_records(data_dir, source, 'test')],
-        unlabeled=[path for path in train if path == unlabeled],
-    )
-    kept = tuple(part for part in ('train', 'unlabeled') if parts[part])
+    parts = dict(train=[], test=[data_pair.locate_records(data_dir, source, 'test')])
+    for path in data_pair.locate_train_files(data_dir, source):  # svhn's two files become one.
+        part = 'unlabeled' if path == data_pair.locate_records(data_dir, source, 'unlabeled') else 'train'
+        parts.setdefault(part, []).append(path)
+    kept = tuple(part for part in parts if part != 'test')
     new = Family(*size, family.colors, family.nclass, mirror, shift, parts=kept, classes=family.classes)
 
     def make_parts():
-        for part in ('train', 'test', *kept[1:]):
-            files = [records.RecordFile(path) for path in parts[part]]
-            total = sum(map(len, files))
-            yield (
-                part,
-                itertools.starmap(records.serialize, encode_all(iterate_resized(files, family.shape, size))),
-                total,
-            )
+        for part, paths in parts.items():
+            files = [records.RecordFile(path) for path in paths]
+            total, examples = sum(map(len, files)), encode_all(iterate_resized(files, family.shape, size))
+            yield part, itertools.starmap(records.serialize, examples), total
             print('%s: %d pictures' % (data_pair.locate_records(data_dir, name, part), total))
 
     folders.save(name, data_dir, new, make_parts())
@@ -262,29 +254,22 @@ def describe(name, data_dir, augment=None, classes='', similar_classes=False):
     names = tuple(read_class(each, '--classes') for each in classes.split(',')) if classes else ()
     if not similar_classes:
         check_distinct({each: 'class %d' % label for label, each in enumerate(names)})
-    with files.creating(data_pair.locate_family(data_dir, name)) as part:
-        family = describe_records(name, data_dir, augment, names)
-        write_family(part, family)
+    train, unlabeled, test = (data_pair.locate_records(data_dir, name, part) for part in ('train', 'unlabeled', 'test'))
+    with files.creating(data_pair.locate_family(data_dir, name)) as description:
+        shape, labels, _ = records.RecordFile(train).check(pixels=True)
+        nclass = int(labels.max()) + 1
+        more = [unlabeled] if os.path.isfile(unlabeled) else []
+        for path in (*more, test):
+            records.RecordFile(path).check(nclass, shape, unlabeled=path == unlabeled, pixels=True)
+        data_pair.check_gaps(train, labels, nclass)
+        if nclass < 2:
+            raise utils.Error('%s has records of one class only: at least 2 are needed' % train)
+        utils.require('classes', classes, len(names) in (0, nclass), '%d names' % nclass)
+        parts = ('train', *('unlabeled' for _ in more))
+        family = Family(*shape, nclass, *parse_augment(augment, shape[:2]), parts=parts, classes=names)
+        write_family(description, family)
     text = '%s: %d classes, %d x %d pixels, %d colors'
     print(text % (name, family.nclass, family.width, family.height, family.colors))
-
-
-def describe_records(name, data_dir, augment, classes):
-    """Returns the Family of record files. See `describe`."""
-    train = records.RecordFile(data_pair.locate_records(data_dir, name, 'train'))
-    unlabeled = os.path.isfile(data_pair.locate_records(data_dir, name, 'unlabeled'))
-    parts = ('train', 'unlabeled') if unlabeled else ('train',)
-    shape, labels, _ = train.check(pixels=True)
-    nclass = int(labels.max()) + 1
-    for part in (*parts[1:], 'test'):
-        file = records.RecordFile(data_pair.locate_records(data_dir, name, part))
-        file.check(nclass, shape, unlabeled=part == 'unlabeled', pixels=True)
-    data_pair.check_gaps(train.path, labels, nclass)
-    if nclass < 2:
-        raise utils.Error('%s has records of one class only: at least 2 are needed' % train.path)
-    utils.require('classes', ','.join(classes), len(classes) in (0, nclass), '%d names' % nclass)
-    mirror, shift = parse_augment(augment, shape[:2])
-    return Family(*shape, nclass, mirror, shift, parts=parts, classes=classes)
 
 
 # --- The command ---
@@ -336,46 +321,43 @@ def create(names=(), **given):
     Raises:
         utils.Error: they do not go together; see `install`, `resize`, `describe` and `folders.make_dataset`.
     """
-    chosen = options.fill(OPTIONS, given)
-    check_arguments(names, chosen)
-    source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
-    new = {name: chosen[name] for name in NEW}
-    with files.making_folder(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
-        if chosen['describe']:
-            return describe(chosen['describe'], data_dir, **{name: chosen[name] for name in USED['--describe']})
-        if folder:
-            own = {name: chosen[name] for name in OWN}
-            return folders.make_dataset(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
-        if new['name']:
-            folders.check_free(data_dir, new['name'])  # Before anything is downloaded.
+    o = EasyDict(options.fill(OPTIONS, given))
+    check_arguments(names, o)
+    with files.making_folder(data_pair.find_data_dir(o.data_dir, exists=False)) as data_dir:
+        if o.describe:
+            return describe(o.describe, data_dir, **{name: o[name] for name in USED['--describe']})
+        if o.from_folder:
+            o.size = o.size or '32x32'
+            return folders.make_dataset(o.from_folder, data_dir, o)
+        if o.name:
+            folders.check_free(data_dir, o.name)  # Before anything is downloaded.
         for name in names or PUBLISHED:
-            install(name, data_dir, source, verify)
-        if new['name']:
-            resize(names[0], data_dir=data_dir, **new)
+            install(name, data_dir, o.source, o.verify)
+        if o.name:
+            resize(names[0], o.name, data_dir, o.size, o.augment)
 
 
-def check_arguments(names, chosen):
+def check_arguments(names, o):
     """Raises utils.Error where names of datasets and options do not go together."""
     unknown = [name for name in names if name not in PUBLISHED]
     if unknown:
         raise utils.Error('unknown dataset %s: known are %s' % (', '.join(unknown), ', '.join(PUBLISHED)))
-    ways = dict(zip(USED, (names, chosen['from_folder'], chosen['describe']), strict=True))
+    ways = dict(zip(USED, (names, o.from_folder, o.describe), strict=True))
     way, *others = [way for way, given in ways.items() if given] or ['names of datasets']
     if others:
         raise utils.Error('give either %s or %s, not both' % (way, others[0]))
-    if chosen['source'] and not os.path.isdir(chosen['source']):
-        raise utils.Error('--source %s is no folder' % chosen['source'])
-    given = {name for name in {*NEW, *OWN, 'classes'} if chosen[name] != OPTIONS[name].default}
+    if o.source and not os.path.isdir(o.source):
+        raise utils.Error('--source %s is no folder' % o.source)
+    given = {name for name in {*NEW, *OWN, 'classes'} if o[name] != OPTIONS[name].default}
     for name in sorted(given - set(USED[way])):
-        raise utils.Error(
-            '--%s is for %s, which is not given' % (name, ' or '.join(w for w in USED if name in USED[w]))
-        )
-    if way == '--from_folder' and not chosen['name']:
+        where = ' or '.join(where for where in USED if name in USED[where])
+        raise utils.Error('--%s is for %s, which is not given' % (name, where))
+    if way == '--from_folder' and not o.name:
         raise utils.Error('--from_folder needs --name, such as --name birds')
     if way == 'names of datasets' and given:
-        if len(names) != 1 or not (chosen['name'] and chosen['size']):
+        if len(names) != 1 or not (o.name and o.size):
             raise utils.Error('to resize, give one dataset, --size and --name: cifar10 --size 16x16 --name cifar10-16')
-        parse_size(chosen['size'])
+        parse_size(o.size)
 
 
 if __name__ == '__main__':

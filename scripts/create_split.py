@@ -220,11 +220,7 @@ class Source:
 
 
 def create(source, targets, size, seed):
-    """Writes a split of `size` labels from a Source to targets, see data_pair.locate_split; prints what it holds.
-
-    Raises:
-        utils.Error: a target exists, or there are too few records.
-    """
+    """Writes a split to targets, see data_pair.locate_split; raises utils.Error if they exist or pictures lack."""
     existing = [path for path in targets if os.path.lexists(path)]
     if existing:
         text = '%s exists already and is never overwritten: to make the split again, remove %s first'
