@@ -95,16 +95,10 @@ def load(file, nclass, shape, unlabeled=False, limit=MEMORY):
 
 
 def draw_order(start, count, n, seed, stream):
-    """Returns the indices of the images at the positions from `start` on of an endless shuffled stream of n images.
+    """Returns the images at `count` positions from `start` on of an endless shuffled stream, int32 [count] below n.
 
-    Position p lies in epoch p // n, and each epoch is a permutation of its own; a batch may straddle epochs.
-
-    Args:
-        start, count: ints; positions begin at 0.
-        seed, stream: ints from 0 to 2**32 - 1; others give other orders.
-
-    Returns:
-        int32 [count], from 0 to n - 1.
+    Position p, from 0, lies in epoch p // n, and each epoch is a permutation of its own; a batch may straddle epochs.
+    Other values of seed and stream, ints from 0 to 2**32 - 1, give other orders.
     """
     epoch, skipped = divmod(int(start), n)
     epochs = range(epoch, (start + count - 1) // n + 1)
@@ -172,16 +166,10 @@ def make_view(images, batch):
 
 
 def iterate_equal_batches(sets, limit):
-    """Yields the pictures of several Images, one set after another, all in batches of one size.
+    """Yields the pictures of several Images of one shape, one set after another, in batches of one size up to `limit`.
 
-    XLA compiles the network again for each size.
-
-    Args:
-        sets: list of Images of one shape.
-        limit: int, the largest size.
-
-    Yields:
-        uint8 [size, H, W, C]; the last batch is filled up with its last picture.
+    XLA compiles the network again for each size. A batch is uint8 [size, H, W, C]; the last one is filled up with its
+    last picture.
     """
     borders = np.cumsum([0] + [len(images) for images in sets])
     total = borders[-1]

@@ -290,11 +290,7 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', needs_unlab
 
 
 def take_validation(split, labeled, rest):
-    """Sets the validation images aside: the first ones of `rest`.
-
-    Args:
-        split: Split.
-        labeled, rest: data.Images of the split's two files.
+    """Sets the first images of `rest` aside for validation; labeled, rest: data.Images of a Split's two files.
 
     Returns:
         data.Images for validation, and the unlabelled ones: the others that share no group with a validation image.

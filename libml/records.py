@@ -120,15 +120,9 @@ def serialize(png, label, group=NO_GROUP):
 
 
 def write(path, examples, total=None):
-    """Writes a record file and returns the number of records.
+    """Writes a new record file of an iterable of Example, or of (PNG bytes, label); returns the number of records.
 
-    Args:
-        path: the file; its folder exists.
-        examples: iterable of Example, or of (PNG bytes, label).
-        total: how many there will be, for the progress bar.
-
-    Raises:
-        utils.Error: the file exists already, or the disk is full.
+    total is how many there will be, for the progress bar. Raises utils.Error if the file exists, or the disk is full.
     """
     with files.creating(path) as part:
         return write_part(part, itertools.starmap(serialize, examples), total)
@@ -230,15 +224,9 @@ class RecordFile:
             yield example
 
     def read(self, nclass=None, shape=None, unlabeled=False):
-        """Reads all pictures.
+        """Returns images uint8 [n, H, W, C], labels int32 [n], groups int64 [n] of all records.
 
-        Args: see `examples`. A file without records needs a shape.
-
-        Returns:
-            images uint8 [n, H, W, C], labels int32 [n], groups int64 [n].
-
-        Raises:
-            utils.Error: a record is damaged, or not what the arguments say.
+        Arguments, and what is raised: see `examples`. A file without records needs a shape.
         """
         shape = shape or self.check(nclass, None, unlabeled)[0]
         images = np.empty([len(self), *shape], np.uint8)
@@ -246,15 +234,9 @@ class RecordFile:
         return images, labels, groups
 
     def check(self, nclass=None, shape=None, unlabeled=False, pixels=False):
-        """Checks all records and keeps none of the pictures.
+        """Checks all records, also their pixels if asked for; returns (H, W, C), labels int32 [n], groups int64 [n].
 
-        Args: see `examples`; pixels: whether the pictures must decode, too.
-
-        Returns:
-            (H, W, C), labels int32 [n], groups int64 [n].
-
-        Raises:
-            utils.Error: a record is damaged, or not what the arguments say.
+        The other arguments, and what is raised: see `examples`.
         """
         return self._scan(nclass, shape, unlabeled, (lambda numbers, images: None) if pixels else None)
 

@@ -91,13 +91,8 @@ def find_normalisation(folder, args, colors, data_dir=None):
 def read_weights(held, description, weights='averaged'):
     """Returns the values of a network's variables in a checkpoint, {name in scope `classify`: array}.
 
-    Batch norm's moving averages are the same for raw and averaged weights.
-
-    Args:
-        held: checkpoints.Held; description: networks.Description; weights: one of WEIGHTS.
-
-    Raises:
-        utils.Error: the checkpoint is another network's.
+    Batch norm's moving averages are the same for raw and averaged weights. held is a checkpoints.Held, description a
+    networks.Description. Raises utils.Error if the checkpoint is another network's.
     """
     sources, needed = {}, {}
     for variable in description.variables:

@@ -132,11 +132,8 @@ def encode_all(batches):
 def install(name, data_dir, source='', verify=True):
     """Installs one of PUBLISHED in the folder data_dir, which exists; what is there already is left as it is.
 
-    Args:
-        source, verify: see OPTIONS.
-
-    Raises:
-        utils.Error: an archive is missing, damaged or another one; the disk is full.
+    source, verify: see OPTIONS. Raises utils.Error if an archive is missing, damaged or another one, or the disk is
+    full.
     """
     before = os.listdir(data_dir)
     with fetching(data_dir, source, verify) as fetch:
@@ -312,11 +309,7 @@ USED = {
 
 
 def create(names=(), **given):
-    """Does what the command line asks for.
-
-    Args:
-        names: of published datasets.
-        **given: values of OPTIONS, by name.
+    """Does what the command line asks for, with names of published datasets and values of OPTIONS.
 
     Raises:
         utils.Error: they do not go together; see `install`, `resize`, `describe` and `folders.make_dataset`.

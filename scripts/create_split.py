@@ -59,16 +59,12 @@ def choose_class(stats, counts):
 
 
 def pick_labeled(labels, stats, size, seed):
-    """Picks the records that keep their labels.
+    """Returns the positions of the `size` records that keep their labels, a list in the order they were picked.
 
     Args:
         labels: int [n], the class of each record; records.NO_CLASS where it has none: such are not picked.
         stats: float64 [nclass], see `compute_shares`.
-        size: how many to pick.
         seed: int; 0: no shuffling.
-
-    Returns:
-        list of `size` positions, in the order they were picked.
 
     Raises:
         utils.Error: a class runs out.
@@ -90,16 +86,10 @@ def pick_labeled(labels, stats, size, seed):
 
 
 def order_unlabeled(labels, stats, labeled):
-    """Orders the records that were not picked so that the first k, for every k, have the classes in proportion.
+    """Returns the positions that were not picked so that the first k, for every k, have the classes in proportion.
 
-    Records without a class wait in class 0's queue, where the published script has them.
-
-    Args:
-        labels, stats: see pick_labeled.
-        labeled: positions that were picked.
-
-    Returns:
-        list of the other positions.
+    Records without a class wait in class 0's queue, where the published script has them. labels, stats: see
+    pick_labeled; labeled: the positions that were picked.
     """
     labeled = set(labeled)
     queues = [collections.deque() for _ in stats]

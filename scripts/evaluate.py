@@ -92,14 +92,10 @@ def to_percent(share):
 
 
 def measure_calibration(confidence, right):
-    """Returns how often guesses of about the same confidence are right.
+    """Returns how often guesses of about the same confidence, float [n], are right, bool [n].
 
-    Args:
-        confidence: float [n]; right: bool [n].
-
-    Returns:
-        DataFrame, a row for each of BINS bins that holds a guess: low, high (the bin is from above `low` to `high`),
-        confidence, accuracy (means, all in percent) and count.
+    It is a DataFrame, a row for each of BINS bins that holds a guess: low, high (the bin is from above `low` to
+    `high`), confidence, accuracy (means, all in percent) and count.
     """
     guesses = pd.DataFrame(dict(confidence=confidence, accuracy=right), dtype=float)
     number = pd.cut(confidence.clip(max=1), np.arange(BINS + 1) / BINS, labels=False)
@@ -241,15 +237,12 @@ def draw_mistakes(images, probabilities, classes, title):
 
 
 def evaluate(run, set='test', out='', data_dir=None, **which):
-    """Evaluates a run, prints and writes the results, see the module.
+    """Evaluates a run, prints and writes the results, see the module; returns them, see `measure`.
 
     Args:
         run: a run's folder or one of its checkpoints; data_dir, **which: further arguments of trained.load.
         set: one of data.SETS.
         out: folder for the results; '': <run>/evaluation.
-
-    Returns:
-        dict, see `measure`.
 
     Raises:
         utils.Error: the run or its data cannot be used (see trained.load and trained.read_dataset), no picture of the

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from libml import data_pair, records
+from libml import records
 from scripts import create_datasets, create_split
 
 
@@ -171,8 +171,7 @@ def digits(folder, seed=1, size=20):
     folder = str(folder)
     os.makedirs(folder)
     create_datasets.install('digits', folder)
-    source = create_split.Source('digits', data_pair.locate_train_files(folder, 'digits'))
-    create_split.create(source, data_pair.locate_split(os.path.join(folder, 'SSL'), 'digits', seed, size), size, seed)
+    create_split.make('digits', size=size, seed=seed, data_dir=folder)
 
 
 def addresses(count):

@@ -54,8 +54,7 @@ def assert_nothing_installed(folder):
 
 
 def split(folder, name, seed, size):
-    targets = data_pair.locate_split(os.path.join(folder, 'SSL'), name, seed, size)
-    create_split.create(create_split.Source(name, data_pair.locate_train_files(folder, name)), targets, size, seed)
+    create_split.make(name, size=size, seed=seed, data_dir=folder)
     return DATASETS['%s.%d@%d-2' % (name, seed, size)](folder)
 
 

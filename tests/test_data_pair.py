@@ -27,8 +27,7 @@ def installed(tmp_path_factory):
     for seed, (part, n) in enumerate((('train', 60), ('test', 20))):
         examples = zip(records.encode(fakes.random_images(n, *SHAPE, seed)), np.arange(n) * 3 % 10, strict=True)
         records.write(data_pair.locate_records(folder, 'digits', part), examples)
-    targets = data_pair.locate_split(os.path.join(folder, 'SSL'), 'digits', 1, 12)
-    create_split.create(create_split.Source('digits', data_pair.locate_train_files(folder, 'digits')), targets, 12, 1)
+    create_split.make('digits', size=12, seed=1, data_dir=folder)
     return folder
 
 

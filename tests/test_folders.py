@@ -92,9 +92,7 @@ def test_a_folder_becomes_a_dataset(tmp_path, capsys):
     assert counts == {**{name: [6, 2] for name in CLASSES}, 'unlabelled': [7], 'all': [25, 6]}
     assert unused == {pictures.HIDDEN: 2, pictures.OTHER: 2}
 
-    files = data_pair.locate_train_files(str(tmp_path / 'data'), 'birds')
-    targets = data_pair.locate_split(str(tmp_path / 'data' / 'SSL'), 'birds', 1, 6)
-    create_split.create(create_split.Source('birds', files), targets, 6, 1)
+    create_split.make('birds', size=6, seed=1, data_dir=str(tmp_path / 'data'))
     dataset = DATASETS['birds.1@6-3'](str(tmp_path / 'data'))
     sets = [dataset.sets[part] for part in ('labeled', 'unlabeled', 'valid', 'test')]
     assert [len(part) for part in sets] == [6, 16, 3, 6]

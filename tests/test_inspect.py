@@ -20,10 +20,7 @@ def folder(tmp_path):
     for part, n in (('train', 90), ('test', 15)):
         examples = zip(records.encode(fakes.random_images(n, 8, 8, 1, n)), np.arange(n) % 10, strict=True)
         records.write(data_pair.locate_records(str(tmp_path), 'digits', part), examples)
-    targets = data_pair.locate_split(str(tmp_path / 'SSL'), 'digits', 1, 20)
-    create_split.create(
-        create_split.Source('digits', data_pair.locate_train_files(str(tmp_path), 'digits')), targets, 20, 1
-    )
+    create_split.make('digits', size=20, seed=1, data_dir=str(tmp_path))
     return tmp_path
 
 

@@ -112,14 +112,11 @@ def find_classes(rows):
 
 
 def match_rows(table, folder, rows, found, unused, skip_bad):
-    """Finds the pictures that the rows of a table name.
+    """Returns {path of a picture: the Row that names it}.
 
     Args:
         table, rows: path of the table and its list of Row; folder, found, unused: see pictures.list_files.
         skip_bad: pass over rows of files that cannot be read.
-
-    Returns:
-        {path of a picture: its Row}.
 
     Raises:
         utils.Error: rows contradict each other, or name files that are not there (they are listed on stderr).
