@@ -10,7 +10,7 @@ makes a dataset of a published one, resized.
 
     python scripts/create_datasets.py --from_folder PICTURES --name birds [--labels FILE.csv] [--size 32x32] ...
 
-makes a dataset of the user's own pictures; see libml/folders.py for how the folder is laid out.
+makes a dataset of the user's own pictures; see libml/intake/folders.py for how the folder is laid out.
 """
 
 import os

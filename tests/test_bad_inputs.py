@@ -146,7 +146,11 @@ def dataset_rows():
     for name, word in DATASETS.items():
         yield TRAIN, ['--dataset=' + name], word
         if word != 'validation' and 'training' not in word:
-            yield 'scripts/check_split.py', ['--data_dir={data}', name], word
+            yield (
+                'scripts/check_split.py',
+                ['--data_dir={data}', name],
+                word if name.isprintable() else 'cannot be seen',
+            )
     for data_dir in ('{world}/nowhere', '{world}/file', '/proc/nowhere', ''):
         yield TRAIN, ['--data_dir=' + data_dir], 'datasets'
         yield 'scripts/create_split.py', ['--data_dir=' + data_dir, '--size=20', 'digits'], 'datasets'
