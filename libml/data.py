@@ -324,14 +324,15 @@ class DataSet:
         whiten, p_unlabeled: how the images are normalised and were chosen, for the record.
         fingerprints: dict(label, unlabel, test) of the fingerprints of the record files, see records.RecordFile; None
             if the images come from no files.
-        seed: int, of train_labeled and train_unlabeled.
+        seed, nu: ints, of train_labeled and train_unlabeled; see below.
 
     The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
     dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
-    train_* are endless, shuffled and augmented; the others run once through.
+    train_* are endless, shuffled and augmented; the others run once through. train_unlabeled has nu augmentations of
+    each image: image [nu, H, W, C], label [nu].
     """
 
-    seed = 0
+    seed, nu = 0, 2
 
     def __init__(
         self,
@@ -379,11 +380,13 @@ class DataSet:
     to_float = staticmethod(to_float)
     iterate_equal_batches = staticmethod(iterate_equal_batches)
 
-    def _make_endless(self, name):
+    def _make_endless(self, name, views=()):
         @tf.autograph.experimental.do_not_convert
         def augmented(number, batch):
-            image = self.augment(batch['image'], tf.stack([self.seed * 2 + TRAINING[name], number]))
-            return {'image': image, 'label': tf.cast(batch['label'], tf.int64)}
+            stacked = {key: tf.repeat(value, views[0] if views else 1, axis=0) for key, value in batch.items()}
+            image = self.augment(stacked['image'], tf.stack([self.seed * 2 + TRAINING[name], number]))
+            label = tf.cast(stacked['label'], tf.int64)
+            return {'image': tf.reshape(image, [-1, *views, *self.shape]), 'label': tf.reshape(label, [-1, *views])}
 
         size = min(VIEW_BATCH, max(1, len(self.sets[name])))
         return self.stream(name, size, self.seed).enumerate().map(augmented).unbatch()
@@ -396,7 +399,7 @@ class DataSet:
         return make_view(self.sets[name], VIEW_BATCH).map(scaled).unbatch()
 
     train_labeled = property(lambda self: self._make_endless('labeled'))
-    train_unlabeled = property(lambda self: self._make_endless('unlabeled'))
+    train_unlabeled = property(lambda self: self._make_endless('unlabeled', [self.nu]))
     eval_labeled = property(lambda self: self._make_once('labeled'))
     eval_unlabeled = property(lambda self: self._make_once('unlabeled'))
     valid = property(lambda self: self._make_once('valid'))

@@ -4,6 +4,7 @@ Published datasets are rows of family.FAMILIES. A dataset of the user's own is d
 Any split that is on disk can be read. Nothing is read, listed or checked at import.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -345,21 +346,32 @@ def warn_of_classes(split, labels, names):
 
 
 class Registry:
-    """Maps the name of a dataset to the function that reads it; see read_dataset for its arguments."""
+    """Maps the name of a dataset to the function that reads it; see read_dataset for its arguments.
+
+    `name in DATASETS` says whether the split is in $ML_DATA. Iteration gives the splits there, as NAME.SEED@SIZE-1.
+    """
+
+    def __contains__(self, name):
+        with contextlib.suppress(utils.Error):
+            return parse(name).stem in list_splits(find_data_dir())
+        return False
+
+    def __iter__(self):
+        return iter([stem + '-1' for stem in list_splits(find_data_dir())])
 
     def __getitem__(self, name):
-        """Returns a callable (data_dir=None, whiten=False, p_unlabeled='', seed=0) -> data.DataSet.
+        """Returns a callable (data_dir=None, whiten=False, p_unlabeled='', seed=0, nu=2) -> data.DataSet.
 
-        seed: int, of the shuffling and augmentation in the properties of the DataSet.
+        seed, nu: ints, of the shuffling and augmentation in the properties of the DataSet.
 
         Raises:
             utils.Error: the name is not of the form `<name>.<seed>@<size>-<valid>`.
         """
         split = parse(name)
 
-        def read(*args, seed=0, **kwargs):
+        def read(*args, seed=0, nu=2, **kwargs):
             dataset = read_dataset(split, *args, **kwargs)
-            dataset.seed = seed
+            dataset.seed, dataset.nu = seed, nu
             return dataset
 
         return read
