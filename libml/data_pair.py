@@ -26,6 +26,9 @@ OPTIONS = dict(  # Of scripts that read a dataset.
 SIMILAR = Option(
     False, 'Take names of classes for different ones that differ by capitals, width, spaces or zeros alone.'
 )
+NAMED_OPTIONS = dict(  # Of scripts that take one dataset.
+    dataset=Option('', 'The dataset, in place of the word NAME; as the published scripts take it.'), **OPTIONS
+)
 TRAINING_OPTIONS = dict(
     dataset=Option('cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.'),
     **OPTIONS,

@@ -22,7 +22,7 @@ import numpy as np
 from libml import data_pair, records
 from libml.cli import script
 
-OPTIONS = data_pair.OPTIONS
+OPTIONS = data_pair.NAMED_OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.
 
 
@@ -59,17 +59,18 @@ def find_conflicts(hashed, labels):
     return [places for places in found.values() if len(places) > 1]
 
 
-def check_split(name, data_dir=None):
+def check_split(name='', data_dir=None, dataset=''):
     """Prints what the sets of a dataset have in common, and the pictures that stand under two classes.
 
     Args:
         name: such as 'cifar10.3@250-5000'.
         data_dir: folder of the datasets; None: $ML_DATA.
+        dataset: another way to give the name.
 
     Raises:
         utils.Error: the dataset cannot be read.
     """
-    dataset = data_pair.DATASETS[name](data_dir)
+    dataset = data_pair.DATASETS[name or dataset](data_dir)
     hashed = {name: hash_all(images) for name, images in dataset.sets.items()}
     matrix = count_overlaps(list(hashed.values()))
     print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in hashed))

@@ -24,7 +24,7 @@ from libml.cli import script
 from libml.cli.options import Option
 
 OPTIONS = dict(
-    **data_pair.OPTIONS,
+    **data_pair.NAMED_OPTIONS,
     png=Option(None, 'Write the sheet of pictures to this file.', type=str, path=True),
 )
 COLUMNS = 10
@@ -117,13 +117,15 @@ def save_sheet(path, dataset):
         sheet.save(part, 'PNG')
 
 
-def inspect(name, png=None, data_dir=None):
+def inspect(name='', png=None, data_dir=None, dataset=''):
     """Prints what a dataset such as 'cifar10.3@250-5000' holds, and writes the sheet to the file `png`, if given.
+
+    `dataset` is another way to give the name.
 
     Raises:
         utils.Error: the dataset cannot be read.
     """
-    dataset = data_pair.DATASETS[name](data_dir)
+    dataset = data_pair.DATASETS[name or dataset](data_dir)
     print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))
     print_counts(dataset)
     print_pixels(dataset)
