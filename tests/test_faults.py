@@ -106,6 +106,13 @@ def test_training_in_a_thread_does_without_signals(tmp_path, capsys):
     assert 'not the main thread' in capsys.readouterr().err
 
 
+def test_one_model_trains_again_and_again(tmp_path):
+    model = make_model(tmp_path)
+    for train_nimg in (8, 8, 8, 16):
+        model.train(train_nimg, 8)
+    assert [step for step, _ in scalars(model.checkpoint_dir)['accuracy']] == [8, 16]
+
+
 def test_a_second_model_in_a_graph_is_said(tmp_path):
     make_model(tmp_path)
     with pytest.raises(utils.Error, match=r'tf\.Graph of its own'):

@@ -133,7 +133,7 @@ class Setting:
         """Lets go of what is held."""
         if self.held:
             self.held.close()
-        self.held = None
+        self.held = self._found = None
 
     def check_origin(self, dataset, evaluates=False):
         """Checks that the checkpoint that is held goes with the data, a data.DataSet.
