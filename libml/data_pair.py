@@ -83,6 +83,13 @@ def parse(text):
     return Split(match[1], *map(int, match.groups()[1:]))
 
 
+def choose_name(word, dataset):
+    """Returns the name that was given in one of two ways; raises utils.Error if in none."""
+    if word is None and not dataset:
+        raise utils.Error('which dataset? Give its name, such as cifar10.3@250-5000')
+    return dataset if word is None else word
+
+
 # --- Files ---
 
 

@@ -59,7 +59,7 @@ def find_conflicts(hashed, labels):
     return [places for places in found.values() if len(places) > 1]
 
 
-def check_split(name='', data_dir=None, dataset=''):
+def check_split(name=None, data_dir=None, dataset=''):
     """Prints what the sets of a dataset have in common, and the pictures that stand under two classes.
 
     Args:
@@ -70,7 +70,7 @@ def check_split(name='', data_dir=None, dataset=''):
     Raises:
         utils.Error: the dataset cannot be read.
     """
-    dataset = data_pair.DATASETS[name or dataset](data_dir)
+    dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
     hashed = {name: hash_all(images) for name, images in dataset.sets.items()}
     matrix = count_overlaps(list(hashed.values()))
     print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in hashed))

@@ -117,7 +117,7 @@ def save_sheet(path, dataset):
         sheet.save(part, 'PNG')
 
 
-def inspect(name='', png=None, data_dir=None, dataset=''):
+def inspect(name=None, png=None, data_dir=None, dataset=''):
     """Prints what a dataset such as 'cifar10.3@250-5000' holds, and writes the sheet to the file `png`, if given.
 
     `dataset` is another way to give the name.
@@ -125,7 +125,7 @@ def inspect(name='', png=None, data_dir=None, dataset=''):
     Raises:
         utils.Error: the dataset cannot be read.
     """
-    dataset = data_pair.DATASETS[name or dataset](data_dir)
+    dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
     print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))
     print_counts(dataset)
     print_pixels(dataset)

@@ -172,7 +172,7 @@ def run_rows():
     yield TRAIN, ['--train_dir={world}/others', '--train_kimg=2'], 'seed'
     yield TRAIN, ['--train_dir={world}/misfit', '--train_kimg=2'], 'does not fit'
     for flag in ('eval_ckpt', 'init_ckpt'):
-        for ckpt in ('{world}/nowhere', '{world}/file', '{world}/runs', RUN + '/tf/harmed', '{world}/weights*'):
+        for ckpt in ('{world}/nowhere', '{world}/file', '{data}', RUN + '/tf/harmed', '{world}/weights*'):
             yield TRAIN, ['--%s=%s' % (flag, ckpt)], 'whole'
         yield TRAIN, ['--filters=3', '--%s=%s/tf/model.ckpt-0000001024' % (flag, RUN)], 'does not fit'
     for script in ('extract_accuracy', 'report'):
