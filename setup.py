@@ -16,17 +16,17 @@ setup(
     packages=['libml', 'libml.cli', 'libml.intake', 'libml.running', 'ablation'],
     package_data={'libml': ['py.typed']},
     python_requires='>=3.10',
-    install_requires=[
+    install_requires=[  # The lower bounds are the oldest that were tried, together.
         'tensorflow>=2.18',  # The graph and its session. Tried: 2.18 to 2.21, with equal bits.
         'absl-py',  # Command-line flags.
         'easydict',  # Results with named fields, as in the published code.
-        'numpy',
+        'numpy>=1.26',
         'pooch>=1.6',  # Downloads the published archives, whole and verified; SciPy and scikit-image use it.
-        'tqdm',  # Progress bars.
+        'tqdm>=4.66',  # Progress bars.
         'tensorboard',  # Reads the event files back, and shows them.
-        'pillow>=11',  # Decodes and encodes pictures outside the graph.
+        'pillow>=11.3',  # Decodes and encodes pictures outside the graph.
         'scikit-learn>=1.3',  # The bundled digits dataset.
-        'scipy',  # Reads SVHN's .mat files; Student's t of scripts/report.py.
+        'scipy>=1.11',  # Reads SVHN's .mat files; Student's t of scripts/report.py.
         'matplotlib>=3.7',  # The pictures of scripts/evaluate.py and scripts/report.py.
         'pandas>=2',  # The tables of scripts/report.py: runs grouped by row and split.
     ],

@@ -304,14 +304,15 @@ class DataSet:
         whiten, p_unlabeled: how the images are normalised and were chosen, for the record.
         fingerprints: dict(label, unlabel, test) of the fingerprints of the record files, see records.RecordFile; None
             if the images come from no files.
-        seed: int, of train_labeled and train_unlabeled.
+        seed, nu: ints, of train_labeled and train_unlabeled; see below.
 
     The properties train_labeled, train_unlabeled, eval_labeled, eval_unlabeled, valid and test are tf.data datasets of
     dict(image float32 [H, W, C] in [-1, 1], label int64 []), made in the current graph when they are asked for. The two
-    train_* are endless, shuffled and augmented; the others run once through.
+    train_* are endless, shuffled and augmented; the others run once through. train_unlabeled has nu augmentations of
+    each image: image [nu, H, W, C], label [nu].
     """
 
-    seed = 0
+    seed, nu = 0, 2
 
     def __init__(
         self,
@@ -359,21 +360,22 @@ class DataSet:
     to_float = staticmethod(to_float)
     iterate_equal_batches = staticmethod(iterate_equal_batches)
 
-    def _view(self, name, endless=False):
+    def _view(self, name, endless=False, views=()):
         images = self.sets[name]
         size = min(VIEW_BATCH, max(1, len(images)))
         batches = self.stream(name, size, self.seed) if endless else make_view(images, size)
 
         @tf.autograph.experimental.do_not_convert
         def convert(number, batch):
+            image, label = (tf.repeat(batch[key], views[0] if views else 1, axis=0) for key in ('image', 'label'))
             key = tf.stack([self.seed * 2 + TRAINING.get(name, 0), number])
-            image = self.augment(batch['image'], key) if endless else to_float(batch['image'])
-            return {'image': image, 'label': tf.cast(batch['label'], tf.int64)}
+            image, label = self.augment(image, key) if endless else to_float(image), tf.cast(label, tf.int64)
+            return {'image': tf.reshape(image, [-1, *views, *self.shape]), 'label': tf.reshape(label, [-1, *views])}
 
         return batches.enumerate().map(convert).unbatch()
 
     train_labeled = property(lambda self: self._view('labeled', endless=True))
-    train_unlabeled = property(lambda self: self._view('unlabeled', endless=True))
+    train_unlabeled = property(lambda self: self._view('unlabeled', endless=True, views=[self.nu]))
     eval_labeled = property(lambda self: self._view('labeled'))
     eval_unlabeled = property(lambda self: self._view('unlabeled'))
     valid = property(lambda self: self._view('valid'))

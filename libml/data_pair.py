@@ -4,6 +4,7 @@ Published datasets are rows of published.PUBLISHED. A dataset of the user's own 
 Any split that is on disk can be read. Nothing is read, listed or checked at import.
 """
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -25,6 +26,9 @@ OPTIONS = dict(  # Of scripts that read a dataset.
 )
 SIMILAR = Option(
     False, 'Take names of classes for different ones that differ by capitals, width, spaces or zeros alone.'
+)
+NAMED_OPTIONS = dict(  # Of scripts that take one dataset.
+    dataset=Option('', 'The dataset, in place of the word NAME; as the published scripts take it.'), **OPTIONS
 )
 TRAINING_OPTIONS = dict(
     dataset=Option('cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.'),
@@ -74,6 +78,13 @@ def parse(text):
         form = '<name>.<split seed>@<labels>-<validation images>, such as cifar10.3@250-5000'
         raise utils.Error('dataset %r is not of the form %s' % (text, form))
     return Split(match[1], *map(int, match.groups()[1:]))
+
+
+def choose_name(word, dataset):
+    """Returns the name that was given in one of two ways; raises utils.Error if in none."""
+    if word is None and not dataset:
+        raise utils.Error('which dataset? Give its name, such as cifar10.3@250-5000')
+    return dataset if word is None else word
 
 
 # --- Files ---
@@ -327,21 +338,32 @@ def warn_of_classes(split, labels, names):
 
 
 class Registry:
-    """Maps the name of a dataset to the function that reads it; see read_dataset for its arguments."""
+    """Maps the name of a dataset to the function that reads it; see read_dataset for its arguments.
+
+    `name in DATASETS` says whether the split is in $ML_DATA. Iteration gives the splits there, as NAME.SEED@SIZE-1.
+    """
+
+    def __contains__(self, name):
+        with contextlib.suppress(utils.Error):
+            return parse(name).stem in list_splits(find_data_dir())
+        return False
+
+    def __iter__(self):
+        return iter([stem + '-1' for stem in list_splits(find_data_dir())])
 
     def __getitem__(self, name):
-        """Returns a callable (data_dir=None, whiten=False, p_unlabeled='', seed=0) -> data.DataSet.
+        """Returns a callable (data_dir=None, whiten=False, p_unlabeled='', seed=0, nu=2) -> data.DataSet.
 
-        seed: int, of the shuffling and augmentation in the properties of the DataSet.
+        seed, nu: ints, of the shuffling and augmentation in the properties of the DataSet.
 
         Raises:
             utils.Error: the name is not of the form `<name>.<seed>@<size>-<valid>`.
         """
         split = parse(name)
 
-        def read(*args, seed=0, **kwargs):
+        def read(*args, seed=0, nu=2, **kwargs):
             dataset = read_dataset(split, *args, **kwargs)
-            dataset.seed = seed
+            dataset.seed, dataset.nu = seed, nu
             return dataset
 
         return read

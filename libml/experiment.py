@@ -8,9 +8,9 @@ import tensorflow.compat.v1 as tf
 from absl import flags
 from easydict import EasyDict
 
-from libml import data_pair, utils
+from libml import data_pair
 from libml.cli import options, script
-from libml.running import runs, setting
+from libml.running import setting
 
 OPTIONS = {**data_pair.TRAINING_OPTIONS, **setting.OPTIONS}  # Besides the method's PARAMS.
 
@@ -69,8 +69,6 @@ def start(method, o):
     print('Reading %s' % split, flush=True)
     needed = method.needs_unlabeled(**params)
     dataset = data_pair.read_dataset(split, data_dir, needs_unlabeled=needed, **chosen)
-    if decided.held:
-        check_origin(decided, dataset, o.eval_ckpt)
     with tf.Graph().as_default():
         model = method(folder, dataset, setting=decided, **params)
         if o.eval_ckpt:  # By the training graph, which can tune batch norm again.
@@ -78,33 +76,6 @@ def start(method, o):
         else:
             model.train(train_nimg, o.report_kimg << 10, o.save_kimg << 10, o.keep_ckpt, o.init_ckpt)
             print(describe_next(decided.run.folder, o.data_dir))
-
-
-def check_origin(decided, dataset, evaluates):
-    """Checks that a checkpoint goes with the data.
-
-    Args:
-        decided: setting.Setting that holds it.
-        dataset: data.DataSet.
-        evaluates: whether it is evaluated: then the data must be that of its run.
-
-    Raises:
-        utils.Error: it was made on other data, or on classes of other names.
-    """
-    folder = runs.find_folder(decided.held.ckpt)
-    is_own = folder == os.path.abspath(decided.run.folder)
-    source = decided.run if is_own else runs.Run(folder)
-    if evaluates:
-        dataset.check_identity(source.args, source.folder)
-    elif not is_own:
-        before, now = source.args.get('classes') or [], list(dataset.family.classes)
-        if before and now and before != now:
-            text = '%s was trained on the classes %s, in this order; this dataset has %s: take another --init_ckpt'
-            raise utils.Error(text % (source.folder, *(', '.join(map(utils.escape, names)) for names in (before, now))))
-        learned = source.args.get('data') or {}
-        if learned.get('test') != (dataset.fingerprints or {}).get('test') and learned:
-            text = '%s was trained on data with another test set: it may have learned from test pictures of this run'
-            utils.warn(text % source.folder)
 
 
 def describe_next(folder, data_dir):

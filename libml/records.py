@@ -251,6 +251,8 @@ class RecordFile:
             if take:
                 take(numbers, self.decode(list(pngs), shape, numbers))
             first += len(batch)
+        if self.path.endswith('-unlabeled.tfrecord'):  # The published script writes 0, which means nothing.
+            labels[:] = NO_CLASS
         return shape, labels, groups
 
     def gather(self, numbers, shape):

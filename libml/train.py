@@ -256,8 +256,10 @@ class ClassifySemi(Model):
         Returns:
             dict from 'raw', 'ema', 'tuned_raw', 'tuned_ema' to float [3], see eval_stats.
         """
+        held = self.setting.hold(ckpt)
+        self.setting.check_origin(self.dataset, evaluates=True)
         with self.machine.watching_hosts() as hosts_done, self.trainer.opening_session() as session:
-            self.trainer.checkpoints.restore(session, self.setting.hold(ckpt))
+            self.trainer.checkpoints.restore(session, held)
             self.setting.release()
             session.run(self.trainer.init_input_op)
             which = dict(raw=self.ops.classify_raw, ema=self.ops.classify_op)

@@ -22,7 +22,7 @@ import numpy as np
 from libml import data_pair, records
 from libml.cli import script
 
-OPTIONS = data_pair.OPTIONS
+OPTIONS = data_pair.NAMED_OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.
 
 
@@ -54,12 +54,13 @@ def find_conflicts(hashed, labels):
     return [places for places in found.values() if len(places) > 1]
 
 
-def check_split(name, data_dir=None):
+def check_split(name=None, data_dir=None, dataset=''):
     """Prints what the sets of a dataset such as 'cifar10.3@250-5000' share, and the pictures of two classes or more.
 
-    data_dir is the folder of the datasets; None: $ML_DATA. Raises utils.Error if the dataset cannot be read.
+    data_dir is the folder of the datasets; None: $ML_DATA. `dataset` is another way to give the name. Raises
+    utils.Error if the dataset cannot be read.
     """
-    dataset = data_pair.DATASETS[name](data_dir)
+    dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
     hashed = {name: hash_all(images) for name, images in dataset.sets.items()}
     matrix = count_overlaps(list(hashed.values()))
     print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in hashed))

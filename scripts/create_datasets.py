@@ -102,7 +102,10 @@ def read_svhn(path):
 
 
 def read_stl10(path, part, labeled=True):
-    """The binary layout of STL-10: planes of 96x96 by columns; labels from 1, in a file of their own."""
+    """The binary layout of STL-10: planes of 96x96 by columns; labels from 1, in a file of their own.
+
+    Unlabelled pictures get the label 0, as in the published records: the name of the file says that they have no class.
+    """
     label_name, image_name = part + '_y.bin', part + '_X.bin'
     labels = None
     if labeled:
@@ -112,7 +115,7 @@ def read_stl10(path, part, labeled=True):
     for _, chunk in archives.read_chunks(path, [image_name], BATCH_STL10 * 3 * 96 * 96):
         images = split_rows(path, image_name, chunk, 3 * 96 * 96).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         stop = first + len(images)
-        yield images, labels[first:stop] if labeled else np.full(len(images), records.NO_CLASS)
+        yield images, labels[first:stop] if labeled else np.zeros(len(images), int)
         first = stop
     if labeled and first != len(labels):
         raise utils.Error('%s holds %d pictures but %d labels in %s' % (path, first, len(labels), part))

@@ -176,10 +176,7 @@ class Source:
 
     @staticmethod
     def _check(file):
-        # The published script writes 0 as the class of stl10's unlabelled pictures, which means nothing.
-        _, labels, groups = file.check(unlabeled=True)
-        classless = os.path.basename(file.path).endswith('-unlabeled.tfrecord')
-        return np.full_like(labels, records.NO_CLASS) if classless else labels, groups
+        return file.check(unlabeled=True)[1:]
 
     def pick(self, size, seed):
         """Returns the positions of the labelled records, in file order."""
@@ -203,10 +200,13 @@ class Source:
         return fold
 
     def serialized(self, positions):
-        """Yields the serialized records at some positions."""
+        """Yields the serialized records at some positions; those without a class say so, whatever their file says."""
         for position in positions:
             file = int(np.searchsorted(self._first, position, 'right')) - 1
-            yield self._files[file].serialized(position - self._first[file])
+            record = self._files[file].serialized(position - self._first[file])
+            if self.labels[position] == records.NO_CLASS and (found := records.parse(record)).label != records.NO_CLASS:
+                record = records.serialize(found.png, records.NO_CLASS, found.group)
+            yield record
 
 
 def create(source, targets, size, seed):

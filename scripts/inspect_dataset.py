@@ -24,7 +24,7 @@ from libml.cli import script
 from libml.cli.options import Option
 
 OPTIONS = dict(
-    **data_pair.OPTIONS,
+    **data_pair.NAMED_OPTIONS,
     png=Option(None, 'Write the sheet of pictures to this file.', type=str, path=True),
 )
 COLUMNS = 10
@@ -111,9 +111,12 @@ def save_sheet(path, dataset):
         sheet.save(part, 'PNG')
 
 
-def inspect(name, png=None, data_dir=None):
-    """Prints what a dataset such as 'cifar10.3@250-5000' holds, and writes the sheet to the file `png`, if given."""
-    dataset = data_pair.DATASETS[name](data_dir)
+def inspect(name=None, png=None, data_dir=None, dataset=''):
+    """Prints what a dataset such as 'cifar10.3@250-5000' holds, and writes the sheet to the file `png`, if given.
+
+    `dataset` is another way to give the name. Raises utils.Error if the dataset cannot be read.
+    """
+    dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
     print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))
     print_counts(dataset)
     print_pixels(dataset)

@@ -145,7 +145,11 @@ def dataset_rows():
     for name, word in DATASETS.items():
         yield TRAIN, ['--dataset=' + name], word
         if word != 'validation' and 'training' not in word:
-            yield 'scripts/check_split.py', ['--data_dir={data}', name], word
+            yield (
+                'scripts/check_split.py',
+                ['--data_dir={data}', name],
+                word if name.isprintable() else 'cannot be seen',
+            )
     for data_dir in ('{world}/nowhere', '{world}/file', '/proc/nowhere', ''):
         yield TRAIN, ['--data_dir=' + data_dir], 'datasets'
         yield 'scripts/create_split.py', ['--data_dir=' + data_dir, '--size=20', 'digits'], 'datasets'
@@ -167,7 +171,7 @@ def run_rows():
     yield TRAIN, ['--train_dir={world}/others', '--train_kimg=2'], 'seed'
     yield TRAIN, ['--train_dir={world}/misfit', '--train_kimg=2'], 'does not fit'
     for flag in ('eval_ckpt', 'init_ckpt'):
-        for ckpt in ('{world}/nowhere', '{world}/file', '{world}/runs', RUN + '/tf/harmed', '{world}/weights*'):
+        for ckpt in ('{world}/nowhere', '{world}/file', '{data}', RUN + '/tf/harmed', '{world}/weights*'):
             yield TRAIN, ['--%s=%s' % (flag, ckpt)], 'whole'
         yield TRAIN, ['--filters=3', '--%s=%s/tf/model.ckpt-0000001024' % (flag, RUN)], 'does not fit'
     for script in ('extract_accuracy', 'report'):

@@ -111,6 +111,8 @@ def test_stl10_turns_its_pictures_and_keeps_its_folds(install, monkeypatch, caps
     np.testing.assert_array_equal(dataset.sets['labeled'].labels, sets['train'][1][sorted(folds[2])])
     assert_split(dataset, *[np.concatenate([sets['train'][i], sets['unlabeled'][i]]) for i in (0, 1)])
     assert (dataset.sets['unlabeled'].labels == -1).sum() == 30
+    file = records.RecordFile(data_pair.locate_records(install.data, 'stl10', 'unlabeled'))
+    assert {records.parse(record).label for record in file.raw()} == {0}  # As the published script reads them.
     assert (dataset.family.mirror, dataset.family.shift) == (True, 12)
     assert (DATASETS['stl10.2@1000-40'](install.data).sets['valid'].labels == -1).sum() == 30
     assert '30 of the 40 validation images have no class' in capsys.readouterr().err

@@ -309,6 +309,10 @@ def test_training_sets_are_endless_shuffled_and_augmented(view, attribute):
     dataset = make_dataset()
     images = dataset.sets[attribute]
     found = pull(getattr(dataset, view), 2 * len(images))
+    if attribute == 'unlabeled':  # nu augmentations of each image, as in the published registry.
+        assert found['image'].shape[1:] == (2, 6, 5, 3) and (found['label'][:, 0] == found['label'][:, 1]).all()
+        assert not np.array_equal(found['image'][:, 0], found['image'][:, 1])
+        found = {key: value[:, 1] for key, value in found.items()}
     for labels in np.split(found['label'], 2):
         assert sorted(labels) == sorted(images.labels) and labels.tolist() != images.labels.tolist()
     allowed = {crop.tobytes() for image in everything(images) for crop in candidates(image, True, 1).values()}

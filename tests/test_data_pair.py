@@ -455,3 +455,10 @@ def test_a_family_that_is_no_text_is_refused(tmp_path):
         (tmp_path / 'mine.json').write_bytes(content)
         with pytest.raises(utils.Error, match=r'mine.json does not describe a dataset'):
             data_pair.find_family(str(tmp_path), 'mine')
+
+
+def test_the_registry_knows_what_is_installed(installed, monkeypatch):
+    monkeypatch.setenv('ML_DATA', str(installed))
+    assert 'digits.1@12-15' in DATASETS and 'digits.9@12-15' not in DATASETS and 'digits' not in DATASETS
+    assert 'digits.1@12-1' in list(DATASETS)
+    assert DATASETS['digits.1@12-15'](nu=3).train_unlabeled.element_spec['image'].shape == (3, 8, 8, 1)

@@ -868,6 +868,21 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
     assert not (tmp_path / 'data').exists()
 
 
+@pytest.mark.parametrize('name', ['birds-train.tfrecord', 'birds-test.tfrecord', 'birds.json'])
+def test_of_two_that_make_one_dataset_at_once_the_second_fails(tmp_path, monkeypatch, name):
+    folder = make_folder(tmp_path / 'pictures')
+    convert = pictures.convert
+
+    def convert_beside_another(*args):
+        (tmp_path / 'data' / name).write_text("the other's")
+        return convert(*args)
+
+    monkeypatch.setattr(pictures, 'convert', convert_beside_another)
+    with pytest.raises(utils.Error, match=name + ' exists already and is never overwritten'):
+        run(folder, tmp_path / 'data')
+    assert os.listdir(tmp_path / 'data') == [name] and (tmp_path / 'data' / name).read_text() == "the other's"
+
+
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, kaggle):
     monkeypatch.setenv('HOME', str(tmp_path))
     monkeypatch.chdir(kaggle[0])

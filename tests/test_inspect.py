@@ -40,7 +40,7 @@ def test_pictures_are_counted():
 
 
 def test_the_tables_are_printed(folder, capsys):
-    inspect_dataset.inspect('digits.1@20-30', data_dir=str(folder))
+    inspect_dataset.inspect(dataset='digits.1@20-30', data_dir=str(folder))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == 'digits.1@20-30: pictures of 8 x 8 pixels, 1 colors'
     assert lines[1].split() == ['class', 'labeled', 'unlabeled', 'valid', 'test']

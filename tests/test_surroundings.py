@@ -111,7 +111,7 @@ def stop(owner, method, n, name):
     before(owner, method, come)
 
 
-@pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGINT'])
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU', 'SIGINT'])
 def test_a_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_path, name):
     done = start(tmp_path, first=[functools.partial(stop, trainer.Trainer, 'check_finite', 40, name)])
     assert done.returncode == trainer.EXIT_INTERRUPTED, done

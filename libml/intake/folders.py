@@ -96,10 +96,8 @@ def plan_folders(folder, test_fraction=None, seed=0, similar=False):
         for part, place in places.items()
     }
     classes = {own: escape(os.path.join(places[part], name)) for part in parts for name, own in folders[part].items()}
-    if not similar:
-        check_distinct(classes)
+    plan, numbers = _make_plan(escape(places['train']), classes, unused, similar)
     _check_test_classes(folder, folders)
-    plan, numbers = _make_plan(escape(places['train']), classes, unused)
     for path in found:
         part, own = _place(path, nested)
         if part in UNLABELED:
@@ -174,9 +172,7 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, simila
     found, unused = pictures.list_files(folder)
     by_path = labels.match_rows(table, folder, rows, found, unused, skip_bad)
     classes = labels.find_classes(rows)
-    if not similar:
-        check_distinct(classes)
-    plan, numbers = _make_plan(table, classes, unused)
+    plan, numbers = _make_plan(table, classes, unused, similar)
     has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
     _check_fraction(test_fraction, has_test, table + ' names test pictures', table + missing)
     for path in found:
@@ -193,11 +189,14 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, simila
 # --- What all layouts share ---
 
 
-def _make_plan(where, classes, unused):
+def _make_plan(where, classes, unused, similar):
     """Returns a Plan without pictures, and {class: label}; warns of names that are probably a mistake.
 
-    `where` names the source of the classes; utils.Error if they are fewer than two.
+    `where` names the source of the classes, a dict {name: where it stands}; utils.Error if they are fewer than two, or
+    alike although not `similar`.
     """
+    if not similar:
+        check_distinct(classes)
     classes = sorted(classes)
     if len(classes) < 2:
         raise utils.Error('%s has %d classes; at least 2 are needed' % (where, len(classes)))

@@ -133,7 +133,34 @@ class Setting:
         """Lets go of what is held."""
         if self.held:
             self.held.close()
-        self.held = None
+        self.held = self._found = None
+
+    def check_origin(self, dataset, evaluates=False):
+        """Checks that the checkpoint that is held goes with the data, a data.DataSet.
+
+        Args:
+            evaluates: whether it is evaluated: then the data must be that of its run.
+
+        Raises:
+            utils.Error: its run learned from other data, or classes of other names.
+        """
+        folder = runs.find_folder(self.held.ckpt)
+        is_own = folder == os.path.abspath(self.run.folder)
+        source = self.run if is_own else runs.Run(folder)
+        if evaluates:
+            dataset.check_identity(source.args, source.folder)
+        elif not is_own:
+            before, now = source.args.get('classes') or [], list(dataset.family.classes)
+            if before and now and before != now:
+                shown = (', '.join(map(utils.escape, names)) for names in (before, now))
+                text = '%s was trained on the classes %s, in this order; this dataset has %s: take another --init_ckpt'
+                raise utils.Error(text % (folder, *shown))
+            learned = (source.args.get('data') or {}).get('test')
+            if learned and learned != (dataset.fingerprints or {}).get('test'):
+                text = (
+                    '%s was trained on data with another test set: it may have learned from test pictures of this run'
+                )
+                utils.warn(text % folder)
 
     def is_finished(self, train_nimg):
         """Returns whether a run of train_nimg images has nothing left to do. Reads neither images nor graph."""

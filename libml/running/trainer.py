@@ -77,8 +77,9 @@ class Trainer:
             args['init_ckpt'] = chosen.run.args.get('init_ckpt', init_ckpt)
         if not model.machine.host:
             chosen.find_start(init_ckpt)
-            if chosen.held:
-                chosen.held.compare(self.checkpoints.needed)  # Before anything is written.
+            if chosen.held:  # Before anything is written.
+                chosen.check_origin(model.dataset)
+                chosen.held.compare(self.checkpoints.needed)
         with (
             self.run.locking(),
             catching_signals() as stopped,

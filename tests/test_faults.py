@@ -1,0 +1,174 @@
+"""Faults that were found in a run's folder and around it: links, notes, leftovers, signals, what belongs together."""
+# ruff: noqa: F811 (pytest takes fixtures from test_survival by their names)
+
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import threading
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import assert_one_line_error, command, make_dataset, make_model, scalars
+from test_survival import copy, start, tf_dir, whole  # noqa: F401  Fixtures.
+
+from libml import data, files, trained, utils
+from libml.running import checkpoints, hardware, trainer
+
+# --- Links ---
+
+
+@pytest.mark.parametrize('name', ['lock', 'tf', 'args', 'stats'])
+def test_nothing_is_written_or_removed_through_a_link_in_a_runs_folder(start, copy, tmp_path, name):
+    run = pathlib.Path(tf_dir(copy)).parent
+    other = tmp_path / 'other'
+    if name == 'lock':
+        other.write_text("somebody's")
+    elif (run / name).exists():
+        shutil.copytree(run / name, other)
+        (other / 'thesis.part-1').write_text("somebody's")
+        shutil.rmtree(run / name)
+    else:
+        other.mkdir()
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(other)
+    before = {path: path.read_bytes() for path in (other.rglob('*') if other.is_dir() else [other]) if path.is_file()}
+    assert_one_line_error(start(copy, '--train_kimg=11', '--keep_ckpt=1'), run / name, 'is a link')
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_other_programs_leave_in_a_runs_folder_stays(start, copy):
+    folder = pathlib.Path(tf_dir(copy))
+    others = [folder / name for name in ('notes.part-1', 'model.ckpt-0000000032.txt', 'x.index.tempstate1')]
+    for path in others:
+        path.write_text("somebody's")
+    assert start(copy, '--train_kimg=11', '--keep_ckpt=1').returncode == 0
+    assert [path.read_text() for path in others] == ["somebody's"] * 3
+
+
+# --- What is beside a checkpoint ---
+
+
+@pytest.mark.parametrize('note', [{}, [float('inf'), []], [-1, [0] * 5], 'x', [1, 2, 3]], ids=str)
+def test_a_note_that_is_not_what_is_expected_stops_no_run(start, copy, note):
+    ckpt = checkpoints.find(tf_dir(copy))[-1]
+    pathlib.Path(ckpt + checkpoints.NOTE).write_text(json.dumps(note))
+    assert start(copy, '--train_kimg=11').returncode == 0
+    means = trainer.Means(['a'], note)
+    assert means.count == 0 and not means.sums.any()
+
+
+def test_the_graph_is_written_once_a_run(start, copy):
+    assert start(copy, '--train_kimg=11').returncode == 0
+    sizes = sorted(os.path.getsize(path) for path in pathlib.Path(tf_dir(copy)).glob('events.*'))
+    assert len(sizes) == 2 and sizes[0] < 20000 < sizes[1]
+
+
+# --- Room for temporary files ---
+
+
+def lose_temporary_folder():
+    tempfile.tempdir = '/dev/null/none'
+
+
+def test_without_a_folder_for_temporary_files_a_run_continues(start, copy):
+    assert start(copy, '--train_kimg=11', first=[lose_temporary_folder]).returncode == 0
+
+
+def test_copies_that_killed_processes_left_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    with files.making_temporary() as folder:
+        left = folder.replace('-%d-' % os.getpid(), '-999999999-')
+        os.mkdir(left)
+        os.mkdir(tmp_path / 'mixmatch-7')
+        with files.making_temporary():
+            pass
+        assert os.path.isdir(folder) and not os.path.exists(left)
+    assert os.listdir(tmp_path) == ['mixmatch-7']
+
+
+# --- Threads, graphs, switches ---
+
+
+def test_training_in_a_thread_does_without_signals(tmp_path, capsys):
+    model = make_model(tmp_path)
+
+    def train():
+        with model.graph.as_default():
+            model.train(8, 8)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert utils.get_latest_global_step(model.checkpoint_dir) == 8
+    assert 'not the main thread' in capsys.readouterr().err
+
+
+def test_one_model_trains_again_and_again(tmp_path):
+    model = make_model(tmp_path)
+    for train_nimg in (8, 8, 8, 16):
+        model.train(train_nimg, 8)
+    assert [step for step, _ in scalars(model.checkpoint_dir)['accuracy']] == [8, 16]
+
+
+def test_a_second_model_in_a_graph_is_said(tmp_path):
+    make_model(tmp_path)
+    with pytest.raises(utils.Error, match=r'tf\.Graph of its own'):
+        make_model(tmp_path)
+
+
+def test_two_trainings_in_one_process(digits_dir, tmp_path):
+    code = """if True:
+        from libml.cli import quiet
+        quiet.import_tensorflow()
+        from ablation.ab_mixmatch import AblationMixMatch
+        from libml import experiment, utils
+        utils.setup_tf()
+        size = dict(filters=2, repeat=1, scales=1, batch=8, train_kimg=1, report_kimg=1, seed=1)
+        for lr in .001, .002:
+            experiment.run(AblationMixMatch, dataset='digits.1@20-100', data_dir=%r, train_dir=%r, lr=lr, **size)"""
+    done = command('-c', code % (str(digits_dir), str(tmp_path)))
+    assert done.returncode == 0 and done.stdout.count('What it has learned') == 2, done.stderr
+
+
+def test_a_classifier_leaves_the_switches_of_the_process(start, copy, digits_dir):
+    is_on = tf.config.experimental.tensor_float_32_execution_enabled
+    before = is_on()
+    classifier = trained.load(os.path.dirname(tf_dir(copy)), data_dir=str(digits_dir))
+    classifier.classify(np.zeros([1, 8, 8, 1], np.uint8))
+    assert is_on() == before
+
+
+@pytest.mark.parametrize('text', ['', ' ', '{}'])
+def test_an_empty_tf_config_is_none(text, monkeypatch):
+    monkeypatch.setenv('TF_CONFIG', text)
+    assert hardware.find_cluster() is None
+
+
+# --- Where a run begins ---
+
+
+def make_named(tmp_path, classes, seed=0, **params):
+    """Returns a tiny model whose dataset has names of classes and fingerprints."""
+    family = data.Family(8, 8, 1, 3, mirror=False, shift=1, classes=classes)
+    fingerprints = dict(label='l', unlabel='u', test='t%d' % seed)
+    dataset = data.DataSet('named.1@24-5', family, make_dataset().sets, fingerprints=fingerprints)
+    with tf.Graph().as_default():
+        return make_model(tmp_path, dataset, **params)
+
+
+def test_init_ckpt_of_other_classes_is_refused_and_of_another_test_set_said(tmp_path, capsys):
+    first = make_named(tmp_path / 'first', ('ape', 'cat', 'dog'))
+    first.train(8, 8)
+    ckpt = utils.find_latest_checkpoint(first.checkpoint_dir)
+    other = make_named(tmp_path / 'other', ('cat', 'ape', 'dog'), lr=0.001)
+    with pytest.raises(utils.Error, match='ape, cat, dog'):
+        other.train(16, 8, init_ckpt=ckpt)
+    assert not (tmp_path / 'other').exists()
+    make_named(tmp_path / 'same', ('ape', 'cat', 'dog'), lr=0.001).train(16, 8, init_ckpt=ckpt)
+    assert 'another test set' not in capsys.readouterr().err
+    make_named(tmp_path / 'next', ('ape', 'cat', 'dog'), seed=1, lr=0.001).train(16, 8, init_ckpt=ckpt)
+    assert 'another test set' in capsys.readouterr().err
+    assert scalars(os.path.dirname(ckpt))['accuracy']
