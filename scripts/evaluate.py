@@ -265,24 +265,18 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
         reliability=lambda: draw_reliability(found, title),
         mistakes=lambda: draw_mistakes(images, probabilities, classifier.classes, title),
     )
-    write(out or os.path.join(classifier.folder, 'evaluation'), set, {**source, **found}, pictures)
-    return found
-
-
-def write(folder, name, found, pictures):
-    """Writes <name>.json, then the pictures, into a folder, which is made; raises utils.Error.
-
-    Args:
-        found: what the JSON holds; pictures: {name: function that returns a Figure}.
-    """
+    folder = out or os.path.join(classifier.folder, 'evaluation')
     try:
-        files.write_json(os.path.join(folder, name + '.json'), found)
+        files.write_json(
+            os.path.join(folder, set + '.json'), {**source, **found}
+        )  # Before the pictures, which may fail.
         for kind, draw in pictures.items():
             with drawing.styling():
                 drawing.save(draw(), os.path.join(folder, kind + '.png'), bbox_inches='tight')
     except OSError as error:
         raise utils.Error('cannot write to %s (%s)' % (folder, utils.explain(error))) from error
-    print('\n%s: %s.json, %s' % (folder, name, ', '.join(kind + '.png' for kind in pictures)))
+    print('\n%s: %s.json, %s' % (folder, set, ', '.join(kind + '.png' for kind in pictures)))
+    return found
 
 
 if __name__ == '__main__':

@@ -365,10 +365,7 @@ def draw_differences(figure, table):
 
 
 def compute_curve(table, row):
-    """Returns kimg [n], mean [n], low [n] and high [n]: a row's test accuracy ± standard deviation over runs, in %.
-
-    Only runs that count (see summarise) are taken, and only the reports that all of them have.
-    """
+    """Returns kimg, mean, low and high [n]: accuracy ± deviation, %, over a row's runs that count, where all report."""
     chosen = table.runs[table.runs.counts & (table.runs.row == row)][['row', 'split', 'seed']]
     accuracy = 100 - chosen.merge(table.reports).pivot(index='kimg', columns=['split', 'seed'], values='error').dropna()
     mean, deviation = accuracy.mean(axis=1), accuracy.std(axis=1).fillna(0)
@@ -426,8 +423,7 @@ def report(sources, out='report', beside_paper=0):
     save_figure(os.path.join(out, 'table4.png'), draw_differences, tables[:DRAWN], 9, lambda rows: 1.6 + 0.32 * rows)
     path = os.path.join(out, 'curves.png')
     save_figure(path, draw_curves, tables[:DRAWN], 10.5, lambda rows: 0.8 + 1.9 * math.ceil(rows / PANELS))
-    more = ' (pictures of the first %d tables)' % DRAWN if len(tables) > DRAWN else ''
-    print('The tables and pictures are in %s%s' % (out, more))
+    print('The tables and pictures are in ' + out + ' (pictures of the first %d)' % DRAWN * (len(tables) > DRAWN))
 
 
 if __name__ == '__main__':
