@@ -21,7 +21,7 @@ setup(
         'absl-py',  # Command-line flags.
         'easydict',  # Results with named fields, as in the published code.
         'numpy>=1.26',
-        'filelock>=3.12',  # Two downloads of one archive take turns.
+        'pooch>=1.6',  # Downloads the published archives, whole and verified; SciPy and scikit-image use it.
         'tqdm>=4.66',  # Progress bars.
         'tensorboard',  # Reads the event files back, and shows them.
         'pillow>=11.3',  # Decodes and encodes pictures outside the graph.

@@ -95,16 +95,10 @@ def load(file, nclass, shape, unlabeled=False, limit=MEMORY):
 
 
 def draw_order(start, count, n, seed, stream):
-    """Returns the indices of the images at the positions from `start` on of an endless shuffled stream of n images.
+    """Returns the images at `count` positions from `start` on of an endless shuffled stream, int32 [count] below n.
 
-    Position p lies in epoch p // n, and each epoch is a permutation of its own; a batch may straddle epochs.
-
-    Args:
-        start, count: ints; positions begin at 0.
-        seed, stream: ints from 0 to 2**32 - 1; others give other orders.
-
-    Returns:
-        int32 [count], from 0 to n - 1.
+    Position p, from 0, lies in epoch p // n, and each epoch is a permutation of its own; a batch may straddle epochs.
+    Other values of seed and stream, ints from 0 to 2**32 - 1, give other orders.
     """
     epoch, skipped = divmod(int(start), n)
     epochs = range(epoch, (start + count - 1) // n + 1)
@@ -172,16 +166,10 @@ def make_view(images, batch):
 
 
 def iterate_equal_batches(sets, limit):
-    """Yields the pictures of several Images, one set after another, all in batches of one size.
+    """Yields the pictures of several Images of one shape, one set after another, in batches of one size up to `limit`.
 
-    XLA compiles the network again for each size.
-
-    Args:
-        sets: list of Images of one shape.
-        limit: int, the largest size.
-
-    Yields:
-        uint8 [size, H, W, C]; the last batch is filled up with its last picture.
+    XLA compiles the network again for each size. A batch is uint8 [size, H, W, C]; the last one is filled up with its
+    last picture.
     """
     borders = np.cumsum([0] + [len(images) for images in sets])
     total = borders[-1]
@@ -275,11 +263,7 @@ def compute_mean_std(*sets):
 
 
 def parse_weights(text, nclass):
-    """Returns the float [nclass] weights of a text such as '1,.5,.5', scaled so that the largest is 1.
-
-    Raises:
-        utils.Error: they are not nclass numbers, none negative and not all zero.
-    """
+    """Returns float [nclass] weights of a text such as '1,.5,.5', the largest 1; raises utils.Error if it is none."""
     try:
         weights = np.array([float(x) for x in text.split(',')])
     except ValueError:
@@ -292,11 +276,7 @@ def parse_weights(text, nclass):
 
 
 def thin(images, weights):
-    """Returns Images where class c keeps the share weights[c] of its pictures (a fixed choice), in their old order.
-
-    Raises:
-        utils.Error: some pictures have no class.
-    """
+    """Returns Images where class c keeps the share weights[c] (always the same); raises utils.Error without classes."""
     if len(images) and images.labels.min() < 0:
         raise utils.Error('p_unlabeled needs the class of every unlabelled image, and some here have none')
     keep = np.zeros(len(images), bool)
@@ -380,27 +360,24 @@ class DataSet:
     to_float = staticmethod(to_float)
     iterate_equal_batches = staticmethod(iterate_equal_batches)
 
-    def _make_endless(self, name, views=()):
+    def _view(self, name, endless=False, views=()):
+        images = self.sets[name]
+        size = min(VIEW_BATCH, max(1, len(images)))
+        batches = self.stream(name, size, self.seed) if endless else make_view(images, size)
+
         @tf.autograph.experimental.do_not_convert
-        def augmented(number, batch):
-            stacked = {key: tf.repeat(value, views[0] if views else 1, axis=0) for key, value in batch.items()}
-            image = self.augment(stacked['image'], tf.stack([self.seed * 2 + TRAINING[name], number]))
-            label = tf.cast(stacked['label'], tf.int64)
-            return {'image': tf.reshape(image, [-1, *views, *self.shape]), 'label': tf.reshape(label, [-1, *views])}
+        def convert(number, batch):
+            image, label = (tf.repeat(batch[key], views[0] if views else 1, axis=0) for key in ('image', 'label'))
+            key = tf.stack([self.seed * 2 + TRAINING.get(name, 0), number])
+            image = self.augment(image, key) if endless else to_float(image)
+            label = tf.reshape(tf.cast(label, tf.int64), [-1, *views])
+            return {'image': tf.reshape(image, [-1, *views, *self.shape]), 'label': label}
 
-        size = min(VIEW_BATCH, max(1, len(self.sets[name])))
-        return self.stream(name, size, self.seed).enumerate().map(augmented).unbatch()
+        return batches.enumerate().map(convert).unbatch()
 
-    def _make_once(self, name):
-        @tf.autograph.experimental.do_not_convert
-        def scaled(batch):
-            return {'image': to_float(batch['image']), 'label': tf.cast(batch['label'], tf.int64)}
-
-        return make_view(self.sets[name], VIEW_BATCH).map(scaled).unbatch()
-
-    train_labeled = property(lambda self: self._make_endless('labeled'))
-    train_unlabeled = property(lambda self: self._make_endless('unlabeled', [self.nu]))
-    eval_labeled = property(lambda self: self._make_once('labeled'))
-    eval_unlabeled = property(lambda self: self._make_once('unlabeled'))
-    valid = property(lambda self: self._make_once('valid'))
-    test = property(lambda self: self._make_once('test'))
+    train_labeled = property(lambda self: self._view('labeled', endless=True))
+    train_unlabeled = property(lambda self: self._view('unlabeled', endless=True, views=[self.nu]))
+    eval_labeled = property(lambda self: self._view('labeled'))
+    eval_unlabeled = property(lambda self: self._view('unlabeled'))
+    valid = property(lambda self: self._view('valid'))
+    test = property(lambda self: self._view('test'))

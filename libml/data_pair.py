@@ -1,6 +1,6 @@
 """The datasets by name: `DATASETS['cifar10.3@250-5000']()` reads one.
 
-Published datasets are rows of family.FAMILIES. A dataset of the user's own is described by <data_dir>/<name>.json.
+Published datasets are rows of published.PUBLISHED. A dataset of the user's own is described by <data_dir>/<name>.json.
 Any split that is on disk can be read. Nothing is read, listed or checked at import.
 """
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from libml import data, files, records, utils
 from libml.cli.options import Option, Range
-from libml.family import FAMILIES, NAME, read_family, shorten, write_family  # noqa: F401  write_family: a public name.
+from libml.family import NAME, read_family, shorten, write_family  # noqa: F401  write_family: a public name.
+from libml.published import FAMILIES
 from libml.utils import escape
 
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
@@ -71,11 +72,7 @@ class Split:
 
 
 def parse(text):
-    """Returns the Split that a name such as 'cifar10.3@250-5000' means.
-
-    Raises:
-        utils.Error: it is not of that form.
-    """
+    """Returns the Split that a name such as 'cifar10.3@250-5000' means; raises utils.Error if it has another form."""
     match = re.fullmatch(r'(%s)\.([0-9]{1,9})@([0-9]{1,9})-([0-9]{1,9})' % NAME, text)
     if not match or int(match[3]) < 1:
         form = '<name>.<split seed>@<labels>-<validation images>, such as cifar10.3@250-5000'
@@ -94,11 +91,7 @@ def choose_name(word, dataset):
 
 
 def find_data_dir(data_dir=None, exists=True):
-    """Returns the folder of the datasets: `data_dir` if given, or else what the environment variable ML_DATA says now.
-
-    Raises:
-        utils.Error: none is given, or it is no folder although it must exist.
-    """
+    """Returns `data_dir`, or else $ML_DATA; raises utils.Error if neither is given, or it must exist and does not."""
     data_dir = utils.expand(data_dir or os.environ.get('ML_DATA'))
     if not data_dir:
         raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
@@ -153,11 +146,7 @@ def _list_names(folder, ending):
 
 
 def find_family(data_dir, name):
-    """Returns the Family of a name.
-
-    Raises:
-        utils.Error: it is unknown, or its .json is damaged.
-    """
+    """Returns the Family of a name; raises utils.Error if it is unknown, or its .json is damaged."""
     if family := look_up_family(data_dir, name):
         return family
     if re.fullmatch(NAME, name) and os.path.isfile(locate_records(data_dir, name, 'train')):
@@ -177,8 +166,9 @@ def look_up_family(data_dir, name):
 
 def explain_description(name):
     """Returns a line for the user: the command that makes a dataset of record files."""
-    text = 'training knows your own record files once %s.json describes them: `python scripts/describe_dataset.py %s`'
-    return (text + ' reads %s-train.tfrecord and writes it') % (name, name, name)
+    text = 'training knows your own record files once %s.json describes them: '
+    text += '`python scripts/create_datasets.py --describe %s` reads %s-train.tfrecord and writes it'
+    return text % (name, name, name)
 
 
 def check_gaps(name, labels, nclass):
@@ -193,11 +183,7 @@ def check_gaps(name, labels, nclass):
 
 
 def read_map(path):
-    """Returns the map.json of a split: dict(label=[...], unlabel=[...]), and `source` where it is kept.
-
-    Raises:
-        utils.Error: it is damaged.
-    """
+    """Returns a map.json's dict(label=[...], unlabel=[...]), perhaps `source`; raises utils.Error if it is damaged."""
     try:
         with files.naming(path), open(path, encoding='utf-8') as f:
             found = json.load(f)
@@ -315,11 +301,7 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', needs_unlab
 
 
 def take_validation(split, labeled, rest):
-    """Sets the validation images aside: the first ones of `rest`.
-
-    Args:
-        split: Split.
-        labeled, rest: data.Images of the split's two files.
+    """Sets the first images of `rest` aside for validation; labeled, rest: data.Images of a Split's two files.
 
     Returns:
         data.Images for validation, and the unlabelled ones: the others that share no group with a validation image.

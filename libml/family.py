@@ -1,4 +1,4 @@
-"""What a dataset of a name is: the published ones as rows, a user's own as NAME.json; what is allowed of both."""
+"""What a dataset of a name is, a user's own as NAME.json; what is allowed."""
 
 import contextlib
 import dataclasses
@@ -48,38 +48,11 @@ class Family:
         return self.classes or tuple(map(str, range(self.nclass)))
 
 
-CIFAR10 = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
-CIFAR100 = tuple(  # The fine labels.
-    """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm
-    """.split()  # noqa: SIM905 (a list would take 100 lines.)
-)
-SVHN = tuple('1234567890')  # The archive counts from 1, and its class 10 is the digit 0.
-STL10 = ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')
-FAMILIES = {
-    'cifar10': Family(32, 32, 3, 10, mirror=True, shift=4, classes=CIFAR10),
-    'cifar100': Family(32, 32, 3, 100, mirror=True, shift=4, classes=CIFAR100),
-    'svhn': Family(32, 32, 3, 10, mirror=False, shift=4, parts=('train', 'extra'), classes=SVHN),
-    'svhn_noextra': Family(32, 32, 3, 10, mirror=False, shift=4, source='svhn', classes=SVHN),
-    'stl10': Family(96, 96, 3, 10, mirror=True, shift=12, parts=('train', 'unlabeled'), classes=STL10),
-    'digits': Family(8, 8, 1, 10, mirror=False, shift=1),
-}
-
 # --- NAME.json ---
 
 
 def read_family(path):
-    """Reads the Family in a .json file that write_family wrote.
-
-    Raises:
-        utils.Error: it is damaged or says what cannot be.
-    """
+    """Reads the Family in a .json file that write_family wrote; raises utils.Error if it is damaged."""
     try:
         with files.naming(path), open(path, encoding='utf-8') as file:
             return check_family(Family(**json.load(file)))
@@ -89,11 +62,7 @@ def read_family(path):
 
 
 def write_family(path, family):
-    """Writes what read_family reads.
-
-    Raises:
-        utils.Error: the Family says what cannot be.
-    """
+    """Writes what read_family reads; raises utils.Error if the Family says what cannot be."""
     fields = {key: value for key, value in dataclasses.asdict(check_family(family)).items() if key != 'source'}
     with files.naming(path), open(path, 'w', encoding='utf-8') as file:
         json.dump(fields, file, indent=2)
@@ -201,9 +170,9 @@ def check_distinct(places):
         raise utils.Error(text % '; '.join(pairs[:4] + ['...'] * (len(pairs) > 4)))
 
 
-def shorten(text):
-    """Returns a text, its middle left out if it is longer than COLUMN."""
-    return text if len(text) <= COLUMN else text[: COLUMN // 2] + '…' + text[1 - COLUMN // 2 :]
+def shorten(text, most=COLUMN):
+    """Returns a text, its middle left out if it has more than `most` letters."""
+    return text if len(text) <= most else text[: most // 2] + '…' + text[1 - most // 2 :]
 
 
 # --- What a user asks for ---
@@ -249,10 +218,3 @@ def check_shift(shift, height, width):
     """Raises utils.Error unless images of that size can be padded by reflection."""
     if not 0 <= shift < min(height, width):
         raise utils.Error('images of %dx%d cannot be shifted by %d pixels: choose less' % (height, width, shift))
-
-
-def check_new_name(name):
-    """Raises utils.Error unless a dataset of the user's own can bear a name: well-formed, not of the published ones."""
-    if name in FAMILIES or not re.fullmatch(NAME, name):
-        text = 'name=%s is not allowed: take letters, digits, _ and - (not first), and none of %s'
-        raise utils.Error(text % (escape(name), ', '.join(FAMILIES)))

@@ -120,10 +120,7 @@ def _move(part, path):
 def _making_part(path):
     folder, name = os.path.split(os.path.abspath(path))
     with contextlib.suppress(OSError):
-        for found in os.listdir(folder):
-            match = re.fullmatch(r'%s\.part-([0-9]{1,9})-%s[0-9a-f]{6}' % (re.escape(name), _tag_machine()), found)
-            if match and not is_running(int(match[1])):
-                _remove(os.path.join(folder, found))
+        _remove_left(folder, r'%s\.part-([0-9]{1,9})-%s[0-9a-f]{6}' % (re.escape(name), _tag_machine()))
     part = '%s.part-%d-%s%s' % (path, os.getpid(), _tag_machine(), uuid.uuid4().hex[:6])
     try:
         yield part
@@ -140,6 +137,14 @@ def _tag_machine():
     except OSError:
         space = ''
     return hashlib.sha256((platform.node() + space).encode()).hexdigest()[:6]
+
+
+def _remove_left(folder, pattern):
+    """Removes from a folder what processes have left that run no more; the pattern's group is their number."""
+    for name in os.listdir(folder):
+        match = re.fullmatch(pattern, name)
+        if match and not is_running(int(match[1])):
+            _remove(os.path.join(folder, name))
 
 
 def _remove(path):
@@ -173,10 +178,7 @@ def making_folder(folder):
 def making_temporary():
     """Makes a folder for temporary files, and removes it in the end; and those that killed processes have left."""
     own = 'mixmatch-%s' % _tag_machine()
-    for name in os.listdir(tempfile.gettempdir()):
-        match = re.fullmatch(r'%s-([0-9]{1,9})-\w+' % own, name)
-        if match and not is_running(int(match[1])):
-            _remove(os.path.join(tempfile.gettempdir(), name))
+    _remove_left(tempfile.gettempdir(), r'%s-([0-9]{1,9})-\w+' % own)
     with tempfile.TemporaryDirectory(prefix='%s-%d-' % (own, os.getpid())) as folder:
         yield folder
 

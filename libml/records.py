@@ -120,15 +120,9 @@ def serialize(png, label, group=NO_GROUP):
 
 
 def write(path, examples, total=None):
-    """Writes a record file and returns the number of records.
+    """Writes a new record file of an iterable of Example, or of (PNG bytes, label); returns the number of records.
 
-    Args:
-        path: the file; its folder exists.
-        examples: iterable of Example, or of (PNG bytes, label).
-        total: how many there will be, for the progress bar.
-
-    Raises:
-        utils.Error: the file exists already, or the disk is full.
+    total is how many there will be, for the progress bar. Raises utils.Error if the file exists, or the disk is full.
     """
     with files.creating(path) as part:
         return write_part(part, itertools.starmap(serialize, examples), total)
@@ -171,11 +165,7 @@ class RecordFile:
     """
 
     def __init__(self, path, empty=False):
-        """Opens a file, which may have no records only if `empty`.
-
-        Raises:
-            utils.Error: the file is missing, empty, cut or damaged.
-        """
+        """Opens a file; raises utils.Error if it is missing, cut or damaged, or, unless `empty`, without records."""
         self.path = path
         if not os.path.isfile(path):
             raise utils.Error('%s is missing: scripts/create_datasets.py makes it' % path)
@@ -199,11 +189,7 @@ class RecordFile:
         return self._bytes[self.begin[number] + 12 : self.begin[number + 1] - 4]
 
     def raw(self, n=None):
-        """Yields the bytes of the tf.train.Example of the first n records; None: of all.
-
-        Raises:
-            utils.Error: a checksum is wrong.
-        """
+        """Yields the bytes of the first n records, None: of all; raises utils.Error if a checksum is wrong."""
         count = 0
         try:
             for record in itertools.islice(tf.python_io.tf_record_iterator(self.path), n):
@@ -230,22 +216,17 @@ class RecordFile:
         for number, record in enumerate(self.raw()):
             try:
                 example = parse(record)
-                check_example(example.png, example.label, shape, nclass, unlabeled)
             except ValueError as error:
                 raise self.damaged(number, error) from error
+            if fault := find_fault(example.png, example.label, shape, nclass, unlabeled):
+                raise self.damaged(number, fault)
             shape = shape or read_png_shape(example.png)
             yield example
 
     def read(self, nclass=None, shape=None, unlabeled=False):
-        """Reads all pictures.
+        """Returns images uint8 [n, H, W, C], labels int32 [n], groups int64 [n] of all records.
 
-        Args: see `examples`. A file without records needs a shape.
-
-        Returns:
-            images uint8 [n, H, W, C], labels int32 [n], groups int64 [n].
-
-        Raises:
-            utils.Error: a record is damaged, or not what the arguments say.
+        Arguments, and what is raised: see `examples`. A file without records needs a shape.
         """
         shape = shape or self.check(nclass, None, unlabeled)[0]
         images = np.empty([len(self), *shape], np.uint8)
@@ -253,15 +234,9 @@ class RecordFile:
         return images, labels, groups
 
     def check(self, nclass=None, shape=None, unlabeled=False, pixels=False):
-        """Checks all records and keeps none of the pictures.
+        """Checks all records, also their pixels if asked for; returns (H, W, C), labels int32 [n], groups int64 [n].
 
-        Args: see `examples`; pixels: whether the pictures must decode, too.
-
-        Returns:
-            (H, W, C), labels int32 [n], groups int64 [n].
-
-        Raises:
-            utils.Error: a record is damaged, or not what the arguments say.
+        The other arguments, and what is raised: see `examples`.
         """
         return self._scan(nclass, shape, unlabeled, (lambda numbers, images: None) if pixels else None)
 
@@ -315,11 +290,7 @@ def _walk(file, size):
 
 
 def parse(record):
-    """Returns the Example of a record's bytes.
-
-    Raises:
-        ValueError: it is not an example of this format. Its text continues 'record 7 ...'.
-    """
+    """Returns the Example of a record's bytes; raises ValueError, whose text follows on 'record 7', if it is none."""
     try:
         features = tf.train.Example.FromString(record).features.feature
     except DecodeError:
@@ -332,17 +303,18 @@ def parse(record):
     return Example(image[0], label[0], group[0])
 
 
-def check_example(png, label, shape, nclass, unlabeled):
-    """Raises ValueError (its text continues 'record 7 ...') unless the example is of that shape and those classes."""
+def find_fault(png, label, shape, nclass, unlabeled):
+    """Returns why an example is not of that shape and those classes: '', or a text that continues 'record 7 ...'."""
     if not (0 <= label < (nclass or LABELS) or (unlabeled and label == NO_CLASS)):
-        raise ValueError('has label %d, not one of 0 to %d' % (label, (nclass or LABELS) - 1))
+        return 'has label %d, not one of 0 to %d' % (label, (nclass or LABELS) - 1)
     found = read_png_shape(png)
     if found is None:
-        raise ValueError('does not hold a grey or RGB picture in PNG format')
+        return 'does not hold a grey or RGB picture in PNG format'
     if png[24] == 16 or png[25] in PNG_ALPHA or b'tRNS' in png[33 : png.find(b'IDAT', 33)]:
         text = 'is a picture with %s: save it with 8 bits a value, and without transparency'
-        raise ValueError(text % ('16 bits a value' if png[24] == 16 else 'transparent parts'))
+        return text % ('16 bits a value' if png[24] == 16 else 'transparent parts')
     if shape and found != tuple(shape):
-        raise ValueError('is a picture of %dx%dx%d' % found + ' (height, width, colors), not %dx%dx%d' % tuple(shape))
+        return 'is a picture of %dx%dx%d' % found + ' (height, width, colors), not %dx%dx%d' % tuple(shape)
     if max(found[:2]) > MAX_SIDE:
-        raise ValueError('claims a picture of %dx%d pixels; at most %d a side are read' % (*found[:2], MAX_SIDE))
+        return 'claims a picture of %dx%d pixels; at most %d a side are read' % (*found[:2], MAX_SIDE)
+    return ''

@@ -64,11 +64,7 @@ def find_family(args, data_dir=None):
 
 
 def read_dataset(folder, args, data_dir=None):
-    """Returns the data.DataSet that the run in a folder learns from, its images not normalised.
-
-    Raises:
-        utils.Error: see data_pair.read_dataset; or the data are not those of the run.
-    """
+    """Returns the data.DataSet of a run, not normalised; raises utils.Error if it is gone or is another one now."""
     split, p_unlabeled = data_pair.parse(args['dataset']), args.get('p_unlabeled', '')
     dataset = data_pair.read_dataset(split, data_dir, p_unlabeled=p_unlabeled, needs_unlabeled=False)
     dataset.check_identity(args, folder)
@@ -95,13 +91,8 @@ def find_normalisation(folder, args, colors, data_dir=None):
 def read_weights(held, description, weights='averaged'):
     """Returns the values of a network's variables in a checkpoint, {name in scope `classify`: array}.
 
-    Batch norm's moving averages are the same for raw and averaged weights.
-
-    Args:
-        held: checkpoints.Held; description: networks.Description; weights: one of WEIGHTS.
-
-    Raises:
-        utils.Error: the checkpoint is another network's.
+    Batch norm's moving averages are the same for raw and averaged weights. held is a checkpoints.Held, description a
+    networks.Description. Raises utils.Error if the checkpoint is another network's.
     """
     sources, needed = {}, {}
     for variable in description.variables:
@@ -194,6 +185,7 @@ class Classifier:
         Yields:
             For each path, in order: (path, float32 [nclass]), or (path, ValueError) where the file cannot be read.
         """
+        deep = 'has values from %.9g to %.9g, but the run learned from pictures of 8 bits: convert it to 8 bits'
         family = self.family
         paths, again = itertools.tee(paths)
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, ahead=self.batch)
@@ -202,7 +194,9 @@ class Classifier:
             readable = [image for _, image in batch if not isinstance(image, ValueError)]
             rows = iter(self.classify(np.stack(readable)) if readable else [])
             for path, image in batch:
-                yield path, explain_depth(image) if isinstance(image, ValueError) else next(rows)
+                if isinstance(image, pictures.TooDeep):  # Nobody can give --range here.
+                    image = ValueError(deep % (image.low, image.high))
+                yield path, image if isinstance(image, ValueError) else next(rows)
 
     def guess(self, paths):
         """Returns the (class, confidence) of each of some picture files; raises ValueError where one cannot be read."""
@@ -236,21 +230,9 @@ def build_logits(images, arch, sizes, values, normalisation):
     )
 
 
-def explain_depth(error):
-    """Returns a ValueError for the user of a run, who cannot give --range; other errors stay as they are."""
-    if not isinstance(error, pictures.TooDeep):
-        return error
-    text = 'has values from %.9g to %.9g, but the run learned from pictures of 8 bits: convert it to 8 bits'
-    return ValueError(text % (error.low, error.high))
-
-
 @contextlib.contextmanager
 def creating_result(path):
-    """As files.creating, for what a run has learned.
-
-    Raises:
-        utils.Error: `path` exists already, or cannot be written.
-    """
+    """As files.creating; raises utils.Error if `path` exists already or cannot be written."""
     try:
         with files.creating(path) as part:
             yield part

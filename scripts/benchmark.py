@@ -1,20 +1,15 @@
-"""Measures the program against stated references, alternately (A B A B ...): quote ratios, as machines are noisy.
+"""Measures the program, each thing and its reference in turns (A B A B ...): quote ratios, as machines are noisy.
 
 python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 
     step     an update, compiled by XLA and not; with real input and with a fixed batch; against a matrix product's rate
-    guess    the label guess alone, on a fixed batch, compiled and not
-    input    augmented batches, against one image at a time through a Python function
+    input    augmented batches
     eval     the evaluation of a report, against a bare loop over the classifier
-    startup  a training command from its start to its first update; --xla with an empty persistent cache, and with one
-             that an earlier start has filled (TF_XLA_FLAGS=--tf_xla_persistent_cache_directory=FOLDER)
+    startup  a training command from its start to its first update
 
-The flags of training choose the network and the batch. Each part runs in its own process. The peak memory is that of
-this process, so of all variants together.
-
-To compare with another program, give that program the same batch, nu, network and threads, and run the two alternately,
-several times, on an idle machine. Compare its medians with the labelled images a second of `step`: with those of the
-fixed batch where the other program is timed on a batch in memory.
+The flags of training choose the network and the batch. To compare with another program, give it the same batch, nu,
+network and threads, and run the two in turns on an idle machine. Compare it with the fixed batch where it is timed on a
+batch in memory.
 """
 
 import os
@@ -28,7 +23,6 @@ if __name__ == '__main__':
 
 import contextlib
 import copy
-import functools
 import platform
 import resource
 import subprocess
@@ -38,7 +32,6 @@ import time
 import numpy as np
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
-from tensorflow import profiler
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
 from libml import data, data_pair, experiment, files, train, utils
@@ -46,38 +39,36 @@ from libml.cli import options, script
 from libml.cli.options import Option, Range
 from libml.running import hardware
 
-PARTS = ('step', 'guess', 'input', 'eval', 'startup')
+PARTS = ('step', 'input', 'eval', 'startup')
 OPTIONS = dict(
     experiment.list_options(AblationMixMatch),
     parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
     turns=Option(7, 'Times that each is measured, after one that does not count.', Range(low=1)),
     turn=Option(1.0, 'Seconds that one measurement lasts at least.', Range(low=0)),
     json=Option('', 'File for the figures.', path=True),
-    profile=Option('', "Folder for a trace of an update each, for TensorBoard's profile page.", path=True),
 )
 
 # Rows of the matrices whose product says what the machine can do: so many that calling it costs nothing.
 MATRIX = dict(cpu=2048, gpu=8192)
 EVALUATED = 1536  # Images, for `eval`.
 TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'ablation', 'ab_mixmatch.py')
-# The stages of a training command's start: {name: beginning of the line that it prints when the stage is over}.
-STAGES = {'Python and TensorFlow': 'Reading', 'data and graph': 'Variables', 'first update': 'The first update'}
 PLAIN, COMPILED = 'plain graph (--noxla)', 'compiled (--xla)'
 
 
-def in_turns(functions, turns, seconds_each):
+def measure_in_turns(functions, turns, seconds_each):
     """Returns the seconds that a call of each function takes, {name: float [turns]}.
 
     Args:
         functions: {name: function without arguments}.
         turns: int, how often each is measured, one after the other.
-        seconds_each: seconds that a measurement lasts, by as many calls as that takes.
+        seconds_each: seconds that a measurement lasts, by as many calls as that takes; 0: one call.
     """
     calls, seconds = {}, {name: [] for name in functions}
     for name, function in functions.items():
         function()  # Traces, compiles, fills caches.
         begin = time.perf_counter()
-        function()
+        if seconds_each:
+            function()
         calls[name] = max(1, round(seconds_each / (time.perf_counter() - begin)))
     for _ in range(turns):
         for name, function in functions.items():
@@ -88,7 +79,7 @@ def in_turns(functions, turns, seconds_each):
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def rows(unit, values):
+def make_rows(unit, values):
     """Returns the rows of a table, a list of dicts; `ratio` compares a row with the first one, turn by turn.
 
     Args:
@@ -102,7 +93,7 @@ def rows(unit, values):
     ]
 
 
-def matrix_product(dtype):
+def multiply_matrices(dtype):
     """Returns a function that squares matrices, and its GFLOP.
 
     Each core gets a matrix of its own, because an operation may be limited to one core.
@@ -128,7 +119,7 @@ class OnOneBatch(AblationMixMatch):
 
 
 class Bench:
-    """What is measured in this process: each method is a part, and returns the rows of its table.
+    """What is measured in this process: each method is a part, and returns its rows.
 
     Args:
         o: EasyDict of OPTIONS.
@@ -145,85 +136,51 @@ class Bench:
         hardware.set_operation_threads(threads)  # Before the data: that opens a session.
         self.dataset = data_pair.read_dataset(split, data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
 
-    def session(self, graph, config):
-        """Returns a session that `stack` closes."""
-        return self.stack.enter_context(contextlib.closing(tf.Session(graph=graph, config=config)))
-
-    def model(self, xla, dataset=None, cls=AblationMixMatch):
+    def make_model(self, xla, dataset=None, cls=AblationMixMatch):
         """Returns a model, and a session of its own, which is open, its input started."""
         with tf.Graph().as_default() as graph:
             how = dict(seed=self.o.seed, machine=hardware.Machine(xla), precision=self.o.precision)
             model = cls('', dataset or self.dataset, **how, **self.params)
-            session = self.session(graph, model.machine.config())
+            session = tf.Session(graph=graph, config=model.machine.config())
+            self.stack.enter_context(contextlib.closing(session))
             session.run(model.trainer.init_op)
             session.run(model.trainer.init_input_op)
         return model, session
 
-    def rates(self, unit, count, functions):
+    def measure_rates(self, unit, count, functions):
         """Returns the rows of functions that treat `count` images a call, measured in turns."""
-        seconds = in_turns(functions, self.o.turns, self.o.turn)
-        return rows(unit, {what: count / found for what, found in seconds.items()})
+        seconds = measure_in_turns(functions, self.o.turns, self.o.turn)
+        return make_rows(unit, {what: count / found for what, found in seconds.items()})
 
     def step(self):
         """The update, in images a second and as a share of the arithmetic that the machine can do."""
         fixed = 'the same on a fixed batch'
-        models = {PLAIN: self.model(False), fixed: self.model(False, cls=OnOneBatch), COMPILED: self.model(True)}
+        models = {
+            PLAIN: self.make_model(False),
+            fixed: self.make_model(False, cls=OnOneBatch),
+            COMPILED: self.make_model(True),
+        }
         updates = {what: s.make_callable([m.ops.losses, m.ops.train_op]) for what, (m, s) in models.items()}
-        product, gflop = matrix_product(tf.bfloat16 if self.o.precision == 'bfloat16' else tf.float32)
-        seconds = in_turns(dict(updates, product=product), self.o.turns, self.o.turn)
-        if self.o.profile:
-            with profiler.experimental.Profile(self.o.profile):
-                updates[PLAIN](), updates[COMPILED]()
+        product, gflop = multiply_matrices(tf.bfloat16 if self.o.precision == 'bfloat16' else tf.float32)
+        seconds = measure_in_turns(dict(updates, product=product), self.o.turns, self.o.turn)
         rates = {what: self.flop / 1e9 / seconds[what] for what in (PLAIN, COMPILED)}
         return [
-            *rows('labelled images/s', {what: self.o.batch / seconds[what] for what in updates}),
-            *rows('GFLOP/s', {'matrix product: the ceiling': gflop / seconds['product'], **rates}),
+            *make_rows('labelled images/s', {what: self.o.batch / seconds[what] for what in updates}),
+            *make_rows('GFLOP/s', {'matrix product: the ceiling': gflop / seconds['product'], **rates}),
         ]
-
-    def guess(self):
-        """The guess of a fixed batch's labels."""
-
-        def guess(xla):
-            model, session = self.model(xla, cls=OnOneBatch)
-            size = {name: self.params[name] for name in ('arch', 'scales', 'filters', 'repeat')}
-            with model.graph.as_default():
-                classifier = functools.partial(model.classifier, **size)
-                found = model.guess_label(tf.unstack(model.ops.y, axis=1), classifier, self.o.T)
-            hardware.keep_draws(model.graph)
-            return session.make_callable(found.p_target.op)
-
-        return self.rates('unlabelled images/s', self.o.batch, {PLAIN: guess(False), COMPILED: guess(True)})
 
     def input(self):
         """The augmented images of an update."""
-        (model, session), count = self.model(xla=False), self.o.batch * (1 + self.o.nu)
-        whole = session.make_callable([model.ops.x.op, model.ops.y.op])
-        calls = {'one by one, in Python': self.one_by_one(count), 'the program: whole batches': whole}
-        return self.rates('augmented images/s', count, calls)
-
-    def one_by_one(self, count):
-        """Returns a function that augments `count` images, each by itself in a Python function."""
-        images, (height, width, _), family = self.dataset.sets['unlabeled'], self.dataset.shape, self.dataset.family
-        pixels, random = images.gather(np.arange(min(len(images), 5000))), np.random.RandomState(0)
-
-        def augment(i):
-            image = np.pad(pixels[i], [(family.shift, family.shift)] * 2 + [(0, 0)], 'reflect')
-            top, left = random.randint(0, 2 * family.shift + 1, 2)
-            image = image[top : top + height, left : left + width]
-            return data.to_float(image[:, ::-1] if family.mirror and random.rand() < 0.5 else image)
-
-        with tf.Graph().as_default() as graph:
-            ones = tf.data.Dataset.range(len(pixels)).shuffle(8192).repeat()
-            ones = ones.map(lambda i: tf.numpy_function(augment, [i], tf.float32), num_parallel_calls=4)
-            batch = tf.data.make_one_shot_iterator(ones.batch(count).prefetch(2)).get_next()
-            return self.session(graph, utils.get_config()).make_callable(batch.op)
+        model, session = self.make_model(xla=False)
+        calls = {'whole batches': session.make_callable([model.ops.x.op, model.ops.y.op])}
+        return self.measure_rates('augmented images/s', self.o.batch * (1 + self.o.nu), calls)
 
     def eval(self):
         """The evaluation of a report."""
         shorter = copy.copy(self.dataset)
         few = slice(EVALUATED // len(train.SUBSETS))
         shorter.sets = {name: images.select(few) for name, images in shorter.sets.items()}
-        model, session = self.model(False, shorter)
+        model, session = self.make_model(False, shorter)
         sets = [shorter.sets[name] for name in train.SUBSETS.values()]
         batches = [data.to_float(pixels) for pixels in data.iterate_equal_batches(sets, train.EVAL_BATCH)]
         classify = session.make_callable(model.ops.classify_op, [model.ops.x])
@@ -236,44 +193,29 @@ class Bench:
             'the classifier in a loop': lambda: [classify(batch) for batch in batches],
             "a report's evaluation": report,
         }
-        return self.rates('images/s', sum(map(len, sets)), calls)
+        return self.measure_rates('images/s', sum(map(len, sets)), calls)
 
 
-def startup(o):
+def measure_startup(o):
     """Starts training commands, and stops each after its first update; returns the rows, in seconds."""
     names = (*PARAMS, 'dataset', 'data_dir', 'precision', 'whiten', 'p_unlabeled')
     argv = ['--%s=%s' % (name, o[name]) for name in names if o[name] is not None]
-    ways = {'--noxla': '--noxla', '--xla, empty cache': '--xla', '--xla, full cache': '--xla'}
-    found = {name: [] for name in ways}
-    for _ in range(o.turns):
-        with tempfile.TemporaryDirectory() as cache:
-            for name, flag in ways.items():
-                found[name].append(start([*argv, flag], cache))
-    table = rows('s', {'start to first update, ' + name: np.array(ends)[:, -1] for name, ends in found.items()})
-    laps = {name: np.diff(ends, axis=1, prepend=0).T for name, ends in found.items()}
-    for i, stage in enumerate(STAGES):
-        table += rows('s', {'    %s, %s' % (stage, name): laps[name][i] for name in ways})
-    return table
 
-
-def start(argv, cache):
-    """Starts one training command with a folder as XLA's cache; returns the seconds to the end of each of STAGES."""
-    xla_flags = '%s --tf_xla_persistent_cache_directory=%s' % (os.environ.get('TF_XLA_FLAGS', ''), cache)
-    environment = dict(os.environ, TF_XLA_FLAGS=xla_flags.strip())
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as errors:
-        command = [sys.executable, '-u', TRAIN, *argv, '--train_dir=' + folder]
-        begin, ends = time.perf_counter(), []
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process:
-            for line in STAGES.values():
-                if not any(printed.startswith(line) for printed in process.stdout):
+    def start(flag):
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as errors:
+            command = [sys.executable, '-u', TRAIN, *argv, flag, '--train_dir=' + folder]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+                if not any(line.startswith('The first update') for line in process.stdout):
                     errors.seek(0)
                     raise utils.Error('%s: %s' % (' '.join(command), errors.read().strip().rpartition('\n')[2]))
-                ends.append(time.perf_counter() - begin)
-            process.kill()
-        return ends
+                process.kill()
+
+    return make_rows(
+        's', measure_in_turns({PLAIN: lambda: start('--noxla'), COMPILED: lambda: start('--xla')}, o.turns, 0)
+    )
 
 
-def machine():
+def describe_machine():
     """Returns what the figures were measured on."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
@@ -288,37 +230,12 @@ def machine():
     }
 
 
-def peak_memory():
-    """Returns the largest memory that this process has held, MB; on a GPU, what TensorFlow has held there."""
+def find_peak_memory():
+    """Returns the most memory that this process, and TensorFlow on a GPU, has held so far, {where: MB}."""
     found = {'host': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     for gpu in utils.get_available_gpus()[:1]:
         found['gpu'] = tf.config.experimental.get_memory_info(gpu.removeprefix('/device:'))['peak'] / 2**20
     return found
-
-
-def measure(part, o):
-    """Measures one part and prints its table; returns the rows, and the peak memory unless it starts processes."""
-    if part == 'startup':
-        found = dict(rows=startup(o), peak_memory={})
-    else:
-        with contextlib.ExitStack() as stack:
-            found = dict(rows=getattr(Bench(o, stack), part)(), peak_memory=peak_memory())
-    print('\n%-48s %10s %10s %10s  %-20s %9s' % (part, 'median', 'min', 'max', '', 'ratio'))
-    for row in found['rows']:
-        print('  %(what)-46s %(median)10.4g %(min)10.4g %(max)10.4g  %(unit)-20s %(ratio)9.2f' % row)
-    for where, peak in found['peak_memory'].items():
-        print('  %-46s %10.4g %21s  MB' % ('peak memory, ' + where, peak, ''))
-    return found
-
-
-def in_a_process(part):
-    """As `measure`, by this command line in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = os.path.join(folder, 'figures.json')
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], '--parts=' + part, '--json=' + file])
-        if done.returncode:
-            sys.exit(done.returncode)
-        return files.read_json(file, default={})['parts'][part]
 
 
 def benchmark(**given):
@@ -327,13 +244,19 @@ def benchmark(**given):
     parts = o.parts.split(',')
     for part in parts:
         utils.require('parts', part, part in PARTS, 'some of %s' % ', '.join(PARTS))
-    figures = dict(machine=machine(), flags=dict(o), parts={})
-    if len(parts) > 1:
-        print(', '.join('%s %s' % item for item in figures['machine'].items()), flush=True)
+    figures = dict(machine=describe_machine(), flags=dict(o), parts={})
+    print(', '.join('%s %s' % item for item in figures['machine'].items()))
+    print('%-40s %10s %10s %10s  %-20s %9s' % ('', 'median', 'min', 'max', '', 'ratio'), flush=True)
     for part in parts:
-        figures['parts'][part] = in_a_process(part) if len(parts) > 1 else measure(part, o)
+        with contextlib.ExitStack() as stack:
+            rows = measure_startup(o) if part == 'startup' else getattr(Bench(o, stack), part)()
+        for row in rows:
+            text = '%-8s%-32s %10.4g %10.4g %10.4g  %-20s %9.2f'
+            print(text % (part, *map(row.get, ('what', 'median', 'min', 'max', 'unit', 'ratio'))), flush=True)
+        figures['parts'][part] = dict(rows=rows, peak_memory=find_peak_memory())
         if o.json:
             files.write_json(os.path.abspath(o.json), figures)
+    print('peak memory of all: ' + ', '.join('%s %.0f MB' % item for item in find_peak_memory().items()))
 
 
 if __name__ == '__main__':

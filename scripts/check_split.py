@@ -42,14 +42,9 @@ def count_overlaps(sets):
 
 
 def find_conflicts(hashed, labels):
-    """Finds the pictures that stand under two classes or more.
+    """Returns [{class: (set, number) of the first copy of this class}], one for each picture of two classes or more.
 
-    Args:
-        hashed: dict from the name of a set to the hashes of its pictures.
-        labels: dict from the name of a set to int [n], the classes; records.NO_CLASS where a picture has none.
-
-    Returns:
-        A list with a dict for each such picture: {class: (set, number) of the first copy that has this class}.
+    hashed: {set: hashes of its pictures}; labels: {set: int [n]}; records.NO_CLASS where a picture has none.
     """
     found = {}
     for name, elements in hashed.items():
@@ -60,15 +55,10 @@ def find_conflicts(hashed, labels):
 
 
 def check_split(name=None, data_dir=None, dataset=''):
-    """Prints what the sets of a dataset have in common, and the pictures that stand under two classes.
+    """Prints what the sets of a dataset such as 'cifar10.3@250-5000' share, and the pictures of two classes or more.
 
-    Args:
-        name: such as 'cifar10.3@250-5000'.
-        data_dir: folder of the datasets; None: $ML_DATA.
-        dataset: another way to give the name.
-
-    Raises:
-        utils.Error: the dataset cannot be read.
+    data_dir is the folder of the datasets; None: $ML_DATA. `dataset` is another way to give the name. Raises utils.Error
+    if the dataset cannot be read.
     """
     dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
     hashed = {name: hash_all(images) for name, images in dataset.sets.items()}

@@ -11,6 +11,12 @@ makes a dataset of a published one, resized.
     python scripts/create_datasets.py --from_folder PICTURES --name birds [--labels FILE.csv] [--size 32x32] ...
 
 makes a dataset of the user's own pictures; see libml/intake/folders.py for how the folder is laid out.
+
+    python scripts/create_datasets.py --describe birds [--augment=mirror,shift4] [--classes=bee,cat]
+
+makes record files of the user's own a dataset: reads them and writes <data_dir>/birds.json. birds-train.tfrecord and
+birds-test.tfrecord hold tf.train.Examples of `image` (PNG bytes, all of one size) and `label` (int64, from 0), perhaps
+`group` (int64). birds-unlabeled.tfrecord may hold more pictures, without `label`.
 """
 
 import os
@@ -23,52 +29,28 @@ if __name__ == '__main__':
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
 import contextlib
-import functools
 import itertools
 import pathlib
-import shutil
 
 import numpy as np
+from easydict import EasyDict
 from PIL import Image
 
 from libml import data_pair, files, records, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
-from libml.family import Family, parse_augment, parse_size
+from libml.family import Family, check_distinct, parse_augment, parse_size, read_class, write_family
 from libml.intake import archives, folders, pictures
-from libml.intake.archives import Archive
-
-TORONTO = 'https://www.cs.toronto.edu/~kriz/'
-STANFORD = 'http://ufldl.stanford.edu/housenumbers/'
-CIFAR10 = Archive(
-    TORONTO + 'cifar-10-binary.tar.gz', 170052171, 'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd'
-)
-CIFAR100 = Archive(
-    TORONTO + 'cifar-100-binary.tar.gz', 168513733, '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec'
-)
-SVHN_TRAIN = Archive(
-    STANFORD + 'train_32x32.mat', 182040794, '435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8'
-)
-SVHN_TEST = Archive(
-    STANFORD + 'test_32x32.mat', 64275384, 'cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b'
-)
-SVHN_EXTRA = Archive(
-    STANFORD + 'extra_32x32.mat', 1329278602, 'a133a4beb38a00fcdda90c9489e0c04f900b660ce8a316a5e854838379a71eb3'
-)
-STL10 = Archive(
-    'http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz',
-    2640397119,
-    'f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866',
-)
+from libml.published import PUBLISHED, STL10, check_new_name
 
 BATCH = 1000  # Pictures converted at a time.
 BATCH_STL10 = 200  # They are nine times as large.
 
 
-# --- Readers: each yields (images uint8 [k, H, W, C], labels int [k]) ---
+# --- Readers of an archive's path: each yields (images uint8 [k, H, W, C], labels int [k]) ---
 
 
-def read_digits(fetch, start, stop):
+def read_digits(_, start=None, stop=None):
     """scikit-learn's 8x8 grey digits, from `start` to `stop`; their values 0 to 16 become 0 to 255."""
     from sklearn.datasets import load_digits  # Slow to import, and only needed here.
 
@@ -77,9 +59,8 @@ def read_digits(fetch, start, stop):
     yield images[..., None], digits.target[start:stop]
 
 
-def read_cifar(fetch, archive, names, label_bytes, nclass):
+def read_cifar(path, names, label_bytes=1, nclass=10):
     """The binary layout of CIFAR: per picture its labels, of which the last counts, then its planes of 32x32."""
-    path = fetch(archive)
     contents = archives.read_members(path, names)
     for name in names:
         rows = split_rows(path, name, contents.pop(name), label_bytes + 3 * 32 * 32)
@@ -104,11 +85,10 @@ def check_labels(path, name, labels, nclass):
     return labels
 
 
-def read_svhn(fetch, archive):
+def read_svhn(path):
     """MATLAB's layout of SVHN: X [32, 32, 3, n], y [n, 1] from 1 to 10, where 10 is the digit 0. Stored as y - 1."""
     from scipy.io import loadmat  # Slow to import, and only needed here.
 
-    path = fetch(archive)
     try:
         found = loadmat(path, variable_names=['X', 'y'])
         images, labels = found['X'], found['y'].ravel().astype(np.int64) - 1
@@ -121,18 +101,18 @@ def read_svhn(fetch, archive):
         yield images[..., i : i + BATCH].transpose(3, 0, 1, 2), labels[i : i + BATCH]
 
 
-def read_stl10(fetch, part, labeled):
+def read_stl10(path, part, labeled=True):
     """The binary layout of STL-10: planes of 96x96 by columns; labels from 1, in a file of their own.
 
     Unlabelled pictures get the label 0, as in the published records: the name of the file says that they have no class.
     """
-    path, label_name, image_name = fetch(STL10), part + '_y.bin', part + '_X.bin'
+    label_name, image_name = part + '_y.bin', part + '_X.bin'
     labels = None
     if labeled:
         labels = np.frombuffer(archives.read_members(path, [label_name])[label_name], np.uint8).astype(np.int64) - 1
         labels = check_labels(path, label_name, labels, 10)
     first = 0
-    for chunk in archives.read_chunks(path, image_name, BATCH_STL10 * 3 * 96 * 96):
+    for _, chunk in archives.read_chunks(path, [image_name], BATCH_STL10 * 3 * 96 * 96):
         images = split_rows(path, image_name, chunk, 3 * 96 * 96).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         stop = first + len(images)
         yield images, labels[first:stop] if labeled else np.zeros(len(images), int)
@@ -141,43 +121,7 @@ def read_stl10(fetch, part, labeled):
         raise utils.Error('%s holds %d pictures but %d labels in %s' % (path, first, len(labels), part))
 
 
-# The digits come block by block: each block begins with 0 to 9 three times over, as a form that one writer fills in.
-# The first ten blocks are for training; the last four, from other hands as far as the file tells, are the test set.
-DIGITS_TRAIN = 1287
-DIGITS_ALL = 1797
-
-read_cifar10 = functools.partial(read_cifar, archive=CIFAR10, label_bytes=1, nclass=10)
-read_cifar100 = functools.partial(read_cifar, archive=CIFAR100, label_bytes=2, nclass=100)  # Coarse, then fine label.
-CIFAR10_TRAIN = tuple('data_batch_%d.bin' % i for i in range(1, 6))
-
-SVHN_NOEXTRA = {
-    'svhn-train': (73257, functools.partial(read_svhn, archive=SVHN_TRAIN)),
-    'svhn-test': (26032, functools.partial(read_svhn, archive=SVHN_TEST)),
-}
-
-# Dataset -> record file -> (number of pictures, reader). A reader is called with the function that fetches an archive.
-PUBLISHED = {
-    'cifar10': {
-        'cifar10-train': (50000, functools.partial(read_cifar10, names=CIFAR10_TRAIN)),
-        'cifar10-test': (10000, functools.partial(read_cifar10, names=('test_batch.bin',))),
-    },
-    'cifar100': {
-        'cifar100-train': (50000, functools.partial(read_cifar100, names=('train.bin',))),
-        'cifar100-test': (10000, functools.partial(read_cifar100, names=('test.bin',))),
-    },
-    'svhn_noextra': SVHN_NOEXTRA,
-    'svhn': {**SVHN_NOEXTRA, 'svhn-extra': (531131, functools.partial(read_svhn, archive=SVHN_EXTRA))},
-    'stl10': {
-        'stl10-train': (5000, functools.partial(read_stl10, part='train', labeled=True)),
-        'stl10-test': (8000, functools.partial(read_stl10, part='test', labeled=True)),
-        'stl10-unlabeled': (100000, functools.partial(read_stl10, part='unlabeled', labeled=False)),
-    },
-    'digits': {
-        'digits-train': (DIGITS_TRAIN, functools.partial(read_digits, start=0, stop=DIGITS_TRAIN)),
-        'digits-test': (DIGITS_ALL - DIGITS_TRAIN, functools.partial(read_digits, start=DIGITS_TRAIN, stop=DIGITS_ALL)),
-    },
-}
-
+READERS = dict(digits=read_digits, cifar=read_cifar, svhn=read_svhn, stl10=read_stl10)  # By layout.
 
 # --- Installing ---
 
@@ -189,47 +133,29 @@ def encode_all(batches):
 
 
 def install(name, data_dir, source='', verify=True):
-    """Installs one of DATASETS in the folder data_dir, which exists; what is there already is left as it is.
+    """Installs one of PUBLISHED in the folder data_dir, which exists; what is there already is left as it is.
 
-    Args:
-        source, verify: see OPTIONS.
-
-    Raises:
-        utils.Error: an archive is missing, damaged or another one; the disk is full.
+    source, verify: see OPTIONS. Raises utils.Error if an archive is missing, damaged or another one, or the disk is
+    full.
     """
     before = os.listdir(data_dir)
     with fetching(data_dir, source, verify) as fetch:
-        for part, (total, reader) in PUBLISHED[name].items():
+        for part, (total, layout, archive, arguments) in PUBLISHED[name].files.items():
             path = os.path.join(data_dir, part + '.tfrecord')
             if not os.path.exists(path):
-                batches = reader(fetch)
-                first = next(batches, None)  # Fetches the archive, before the file and its progress bar are there.
+                batches = READERS[layout](archive and fetch(archive), **arguments)
+                first = next(batches, None)  # An archive is read before the file and its progress bar are there.
                 if first is None:
                     raise utils.Error('the archive holds no pictures for %s' % path)
                 count = records.write(path, encode_all(itertools.chain([first], batches)), total)
                 print('%s: %d pictures' % (path, count))
-        if name in ('svhn', 'svhn_noextra'):  # Both have the same test set, and each reads a file of its own name.
-            copy_test_set(data_dir, 'svhn', 'svhn_noextra')
-        if name == 'stl10':
-            keep_folds(data_pair.locate_stl10_folds(data_dir), fetch)
+        folds = data_pair.locate_stl10_folds(data_dir)
+        if name == 'stl10' and not os.path.exists(folds):
+            content = archives.read_members(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
+            with files.creating(folds) as part:
+                pathlib.Path(part).write_bytes(content)
     if not set(os.listdir(data_dir)) - set(before):
         print('%s is installed in %s already' % (name, data_dir))
-
-
-def copy_test_set(data_dir, name, other):
-    """Makes the test set of one dataset that of another as well, unless the other has one."""
-    path = data_pair.locate_records(data_dir, other, 'test')
-    if not os.path.exists(path):
-        with files.creating(path) as part:
-            shutil.copyfile(data_pair.locate_records(data_dir, name, 'test'), part)
-
-
-def keep_folds(path, fetch):
-    """Keeps the published folds of stl10's labelled pictures, which its splits of 1000 labels take."""
-    if not os.path.exists(path):
-        folds = archives.read_members(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
-        with files.creating(path) as part:
-            pathlib.Path(part).write_bytes(folds)
 
 
 @contextlib.contextmanager
@@ -256,7 +182,7 @@ def fetching(data_dir, source, verify):
             yield fetch
         for path in taken.values():
             os.remove(path)
-        with contextlib.suppress(OSError):  # Other interrupted downloads may be there, to be resumed.
+        with contextlib.suppress(OSError):  # Archives of a dataset that failed may be there, for the next try.
             os.rmdir(downloads)
 
 
@@ -264,7 +190,7 @@ def fetching(data_dir, source, verify):
 
 
 def resize(source, name, data_dir, size, augment=None):
-    """Makes a dataset of an installed one: its pictures at another size, see `shrunk`.
+    """Makes a dataset of an installed one: its pictures at another size, see `shrink`.
 
     Args:
         source: name of the dataset, whose records are in data_dir.
@@ -279,27 +205,18 @@ def resize(source, name, data_dir, size, augment=None):
     size, family = parse_size(size), data_pair.find_family(data_dir, source)
     shift = round(family.shift * min(size) / min(family.height, family.width))
     mirror, shift = (family.mirror, shift) if augment is None else parse_augment(augment, size)
-    train, unlabeled = (
-        data_pair.locate_train_files(data_dir, source),
-        data_pair.locate_records(data_dir, source, 'unlabeled'),
-    )
-    parts = dict(
-        train=[path for path in train if path != unlabeled],  # svhn's two files become one.
-        test=[data_pair.locate_records(data_dir, source, 'test')],
-        unlabeled=[path for path in train if path == unlabeled],
-    )
-    kept = tuple(part for part in ('train', 'unlabeled') if parts[part])
+    parts = dict(train=[], test=[data_pair.locate_records(data_dir, source, 'test')])
+    for path in data_pair.locate_train_files(data_dir, source):  # svhn's two files become one.
+        part = 'unlabeled' if path == data_pair.locate_records(data_dir, source, 'unlabeled') else 'train'
+        parts.setdefault(part, []).append(path)
+    kept = tuple(part for part in parts if part != 'test')
     new = Family(*size, family.colors, family.nclass, mirror, shift, parts=kept, classes=family.classes)
 
     def make_parts():
-        for part in ('train', 'test', *kept[1:]):
-            files = [records.RecordFile(path) for path in parts[part]]
-            total = sum(map(len, files))
-            yield (
-                part,
-                itertools.starmap(records.serialize, encode_all(iterate_resized(files, family.shape, size))),
-                total,
-            )
+        for part, paths in parts.items():
+            files = [records.RecordFile(path) for path in paths]
+            total, examples = sum(map(len, files)), encode_all(iterate_resized(files, family.shape, size))
+            yield part, itertools.starmap(records.serialize, examples), total
             print('%s: %d pictures' % (data_pair.locate_records(data_dir, name, part), total))
 
     folders.save(name, data_dir, new, make_parts())
@@ -324,6 +241,37 @@ def shrink(image, size):
     return np.asarray(pictures.fit(pixels, size, method=method)).reshape(*size, image.shape[2])
 
 
+# --- The user's own record files ---
+
+
+def describe(name, data_dir, augment=None, classes='', similar_classes=False):
+    """Writes the description of a dataset whose record files are there, and prints it. Args: see OPTIONS.
+
+    Raises:
+        utils.Error: the name or the records are not what a dataset needs, or NAME.json is there already.
+    """
+    check_new_name(name)
+    names = tuple(read_class(each, '--classes') for each in classes.split(',')) if classes else ()
+    if not similar_classes:
+        check_distinct({each: 'class %d' % label for label, each in enumerate(names)})
+    train, unlabeled, test = (data_pair.locate_records(data_dir, name, part) for part in ('train', 'unlabeled', 'test'))
+    with files.creating(data_pair.locate_family(data_dir, name)) as description:
+        shape, labels, _ = records.RecordFile(train).check(pixels=True)
+        nclass = int(labels.max()) + 1
+        more = [unlabeled] if os.path.isfile(unlabeled) else []
+        for path in (*more, test):
+            records.RecordFile(path).check(nclass, shape, unlabeled=path == unlabeled, pixels=True)
+        data_pair.check_gaps(train, labels, nclass)
+        if nclass < 2:
+            raise utils.Error('%s has records of one class only: at least 2 are needed' % train)
+        utils.require('classes', classes, len(names) in (0, nclass), '%d names' % nclass)
+        parts = ('train', *('unlabeled' for _ in more))
+        family = Family(*shape, nclass, *parse_augment(augment, shape[:2]), parts=parts, classes=names)
+        write_family(description, family)
+    text = '%s: %d classes, %d x %d pixels, %d colors'
+    print(text % (name, family.nclass, family.width, family.height, family.colors))
+
+
 # --- The command ---
 
 OWN = dict(  # Of the user's own pictures.
@@ -346,61 +294,66 @@ NEW = dict(  # Of a dataset that gets a name of its own.
 OPTIONS = dict(
     **data_pair.OPTIONS,
     source=Option('', 'Folder that holds the published archives already: nothing is downloaded.', path=True),
-    verify=Option(True, "Refuse archives whose length or sha256 differ from the published ones'."),
+    verify=Option(True, "Refuse archives whose sha256 differ from the published ones'."),
     from_folder=Option(
         '', "Folder of the user's own pictures, such as train/<class>/**; docs/data.md has all layouts.", path=True
     ),
+    describe=Option('', "Name of a dataset whose record files are the user's own: writes its description."),
+    classes=Option('', 'Comma-separated names of the classes, in the order of their labels. Default: numbers.'),
     **NEW,
     **OWN,
 )
+# What else goes with what is made: names of published datasets, --from_folder or --describe.
+USED = {
+    'names of datasets': tuple(NEW),
+    '--from_folder': (*NEW, *OWN),
+    '--describe': ('classes', 'augment', 'similar_classes'),
+}
 
 
 def create(names=(), **given):
-    """Does what the command line asks for.
-
-    Args:
-        names: of published datasets.
-        **given: values of OPTIONS, by name.
+    """Does what the command line asks for, with names of published datasets and values of OPTIONS.
 
     Raises:
-        utils.Error: they do not go together; see `install`, `resize` and `folders.make_dataset`.
+        utils.Error: they do not go together; see `install`, `resize`, `describe` and `folders.make_dataset`.
     """
-    chosen = options.fill(OPTIONS, given)
-    check_arguments(names, chosen)
-    source, verify, folder = chosen['source'], chosen['verify'], chosen['from_folder']
-    new = {name: chosen[name] for name in NEW}
-    with files.making_folder(data_pair.find_data_dir(chosen['data_dir'], exists=False)) as data_dir:
-        if folder:
-            own = {name: chosen[name] for name in OWN}
-            return folders.make_dataset(folder, data_dir=data_dir, **dict(new, size=new['size'] or '32x32'), **own)
-        if new['name']:
-            folders.check_free(data_dir, new['name'])  # Before anything is downloaded.
+    o = EasyDict(options.fill(OPTIONS, given))
+    check_arguments(names, o)
+    with files.making_folder(data_pair.find_data_dir(o.data_dir, exists=False)) as data_dir:
+        if o.describe:
+            return describe(o.describe, data_dir, **{name: o[name] for name in USED['--describe']})
+        if o.from_folder:
+            o.size = o.size or '32x32'
+            return folders.make_dataset(o.from_folder, data_dir, o)
+        if o.name:
+            folders.check_free(data_dir, o.name)  # Before anything is downloaded.
         for name in names or PUBLISHED:
-            install(name, data_dir, source, verify)
-        if new['name']:
-            resize(names[0], data_dir=data_dir, **new)
+            install(name, data_dir, o.source, o.verify)
+        if o.name:
+            resize(names[0], o.name, data_dir, o.size, o.augment)
 
 
-def check_arguments(names, chosen):
+def check_arguments(names, o):
     """Raises utils.Error where names of datasets and options do not go together."""
     unknown = [name for name in names if name not in PUBLISHED]
     if unknown:
         raise utils.Error('unknown dataset %s: known are %s' % (', '.join(unknown), ', '.join(PUBLISHED)))
-    if names and chosen['from_folder']:
-        raise utils.Error('give either names of datasets or --from_folder, not both')
-    if chosen['source'] and not os.path.isdir(chosen['source']):
-        raise utils.Error('--source %s is no folder' % chosen['source'])
-    if chosen['from_folder']:
-        if not chosen['name']:
-            raise utils.Error('--from_folder needs --name, such as --name birds')
-        return
-    for name, option in OWN.items():
-        if chosen[name] != option.default:
-            raise utils.Error('--%s is for --from_folder, which is not given' % name)
-    if any(chosen[name] != option.default for name, option in NEW.items()):
-        if len(names) != 1 or not (chosen['name'] and chosen['size']):
+    ways = dict(zip(USED, (names, o.from_folder, o.describe), strict=True))
+    way, *others = [way for way, given in ways.items() if given] or ['names of datasets']
+    if others:
+        raise utils.Error('give either %s or %s, not both' % (way, others[0]))
+    if o.source and not os.path.isdir(o.source):
+        raise utils.Error('--source %s is no folder' % o.source)
+    given = {name for name in {*NEW, *OWN, 'classes'} if o[name] != OPTIONS[name].default}
+    for name in sorted(given - set(USED[way])):
+        where = ' or '.join(where for where in USED if name in USED[where])
+        raise utils.Error('--%s is for %s, which is not given' % (name, where))
+    if way == '--from_folder' and not o.name:
+        raise utils.Error('--from_folder needs --name, such as --name birds')
+    if way == 'names of datasets' and given:
+        if len(names) != 1 or not (o.name and o.size):
             raise utils.Error('to resize, give one dataset, --size and --name: cifar10 --size 16x16 --name cifar10-16')
-        parse_size(chosen['size'])
+        parse_size(o.size)
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ import numpy as np
 from libml import data_pair, files, records, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
+from libml.published import PUBLISHED
 
 OPTIONS = dict(
     **data_pair.OPTIONS,
@@ -35,16 +36,7 @@ OPTIONS = dict(
     size=Option(None, 'How many records keep their labels.', Range(low=1), type=int),
     all=Option(False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet."),
 )
-SEEDS = (1, 2, 3, 4, 5)
-# What --all makes: the sizes of the paper (for digits, which it lacks, some to try), each with SEEDS.
-SIZES = {
-    'cifar10': (250, 500, 1000, 2000, 4000),
-    'cifar100': (10000,),
-    'svhn': (250, 500, 1000, 2000, 4000),
-    'svhn_noextra': (250, 500, 1000, 2000, 4000),
-    'stl10': (1000, 5000),
-    'digits': (20, 50, 100),
-}
+SEEDS = (1, 2, 3, 4, 5)  # Of the paper's splits.
 STL10_FOLD = 1000  # Labels in each of the ten folds that stl10's archive publishes.
 
 # --- The rule ---
@@ -67,16 +59,12 @@ def choose_class(stats, counts):
 
 
 def pick_labeled(labels, stats, size, seed):
-    """Picks the records that keep their labels.
+    """Returns the positions of the `size` records that keep their labels, a list in the order they were picked.
 
     Args:
         labels: int [n], the class of each record; records.NO_CLASS where it has none: such are not picked.
         stats: float64 [nclass], see `compute_shares`.
-        size: how many to pick.
         seed: int; 0: no shuffling.
-
-    Returns:
-        list of `size` positions, in the order they were picked.
 
     Raises:
         utils.Error: a class runs out.
@@ -98,16 +86,10 @@ def pick_labeled(labels, stats, size, seed):
 
 
 def order_unlabeled(labels, stats, labeled):
-    """Orders the records that were not picked so that the first k, for every k, have the classes in proportion.
+    """Returns the positions that were not picked so that the first k, for every k, have the classes in proportion.
 
-    Records without a class wait in class 0's queue, where the published script has them.
-
-    Args:
-        labels, stats: see pick_labeled.
-        labeled: positions that were picked.
-
-    Returns:
-        list of the other positions.
+    Records without a class wait in class 0's queue, where the published script has them. labels, stats: see
+    pick_labeled; labeled: the positions that were picked.
     """
     labeled = set(labeled)
     queues = [collections.deque() for _ in stats]
@@ -228,11 +210,7 @@ class Source:
 
 
 def create(source, targets, size, seed):
-    """Writes a split of `size` labels from a Source to targets, see data_pair.locate_split; prints what it holds.
-
-    Raises:
-        utils.Error: a target exists, or there are too few records.
-    """
+    """Writes a split to targets, see data_pair.locate_split; raises utils.Error if they exist or pictures lack."""
     existing = [path for path in targets if os.path.lexists(path)]
     if existing:
         text = '%s exists already and is never overwritten: to make the split again, remove %s first'
@@ -278,7 +256,7 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
         *paths: the record files to split; none for those of the dataset `name` in data_dir.
         size: number of labelled records.
         seed: int from 0 to 2**32 - 1.
-        all: make the splits in SIZES that are not there yet, instead of one of `size` and `seed`.
+        all: make the splits of the paper that are not there yet, instead of one of `size` and `seed`.
         data_dir: folder of the datasets; None: $ML_DATA.
 
     Raises:
@@ -291,9 +269,9 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
     else:
         data_dir = data_pair.find_data_dir(data_dir)
         folder, paths = os.path.join(data_dir, 'SSL'), data_pair.locate_train_files(data_dir, name)
-    if all and name not in SIZES:
+    if all and name not in PUBLISHED:
         raise utils.Error('the paper has no splits of %s: give --size and --seed' % name)
-    wanted = [(size, seed) for size in SIZES[name] for seed in SEEDS] if all else [(size, seed)]
+    wanted = [(size, seed) for size in PUBLISHED[name].sizes for seed in SEEDS] if all else [(size, seed)]
     source = Source(name, paths)
     for size, seed in wanted:
         targets = data_pair.locate_split(folder, name, seed, size)

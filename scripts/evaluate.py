@@ -28,6 +28,7 @@ from tqdm import tqdm
 from libml import data, files, trained, utils
 from libml.cli import drawing, script
 from libml.cli.options import Option
+from libml.family import shorten
 from libml.utils import escape
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.
@@ -36,6 +37,7 @@ MATRIX = 100  # Classes up to which there is such a matrix: it grows with their 
 WORST = 40  # Confusions and classes that are drawn in its place.
 MISTAKES = 5, 8  # Rows and columns of mistakes.png.
 LONGEST = 22  # Characters of a class's name in a picture.
+SCORES = 'precision', 'recall', 'f1'  # Of a class.
 BLUE, RED, GREY = '#92c5de', '#b2182b', '0.45'
 OPTIONS = dict(
     set=Option('test', 'Pictures to evaluate.', choices=data.SETS),
@@ -76,14 +78,8 @@ def measure(labels, probabilities, classes):
         confidence=to_percent(confidence.mean()),
         calibration_error=float(np.average((bins.accuracy - bins.confidence).abs(), weights=bins['count'])),
         classes=[
-            dict(
-                name=name,
-                precision=to_percent(precision),
-                recall=to_percent(recall),
-                f1=to_percent(f1),
-                count=int(count),
-            )
-            for name, precision, recall, f1, count in zip(classes, *table, strict=True)
+            dict(zip(SCORES, map(to_percent, scores), strict=True), name=name, count=int(count))
+            for name, *scores, count in zip(classes, *table, strict=True)
         ],
         **confusion,
         reliability=bins.to_dict('records'),
@@ -96,14 +92,10 @@ def to_percent(share):
 
 
 def measure_calibration(confidence, right):
-    """Returns how often guesses of about the same confidence are right.
+    """Returns how often guesses of about the same confidence, float [n], are right, bool [n].
 
-    Args:
-        confidence: float [n]; right: bool [n].
-
-    Returns:
-        DataFrame, a row for each of BINS bins that holds a guess: low, high (the bin is from above `low` to `high`),
-        confidence, accuracy (means, all in percent) and count.
+    It is a DataFrame, a row for each of BINS bins that holds a guess: low, high (the bin is from above `low` to
+    `high`), confidence, accuracy (means, all in percent) and count.
     """
     guesses = pd.DataFrame(dict(confidence=confidence, accuracy=right), dtype=float)
     number = pd.cut(confidence.clip(max=1), np.arange(BINS + 1) / BINS, labels=False)
@@ -124,12 +116,6 @@ def format_measures(found):
 # --- Pictures: each is drawn into a matplotlib Figure, which is returned ---
 
 
-def shorten(name):
-    """Returns a name, its middle left out where it is long."""
-    half = (LONGEST - 1) // 2
-    return name if len(name) <= LONGEST else '%s…%s' % (name[:half], name[-half:])
-
-
 def new_figure(width, height, title, layout='constrained'):
     """Returns an empty Figure of a size in inches, with a title."""
     figure = Figure((width, height), layout=layout)
@@ -141,7 +127,7 @@ def draw_confusion(found, title):
     """Draws which class is taken for which. A row is a true class; its cells are shaded by their share of the row."""
     if 'confusion_cells' in found:
         return draw_worst(found, title)
-    counts, names = np.array(found['confusion']), [shorten(row['name']) for row in found['classes']]
+    counts, names = np.array(found['confusion']), [shorten(row['name'], LONGEST) for row in found['classes']]
     many = len(names) > NUMBERED  # Then the cells are too small for numbers.
     side = max(12, 0.14 * len(names)) if many else max(5, 3 + 0.45 * len(names))  # Inches.
     size = 6 if many else 9
@@ -174,22 +160,18 @@ def list_mistakes(counts, names, most=30):
 
 def draw_worst(found, title):
     """Draws, of many classes, those that are confused most often, and those that are found least often."""
-    names = [shorten(row['name']) for row in found['classes']]
+    names = [shorten(row['name'], LONGEST) for row in found['classes']]
     cells = pd.DataFrame(found['confusion_cells'], columns=['true', 'guessed', 'count'])
     pairs = cells[cells.true != cells.guessed].nlargest(WORST, 'count')
     rows = pd.DataFrame(found['classes']).assign(short=names).dropna(subset='recall').nsmallest(WORST, 'recall')
     figure = new_figure(13, 9.5, 'Confusions: ' + title)
     left, right = figure.subplots(1, 2)
-    mistakes = [
-        '%s → %s' % (names[true], names[guessed]) for true, guessed in zip(pairs.true, pairs.guessed, strict=True)
-    ]
-    left.set_title(
-        'the most frequent of %d confusions: true class → guess' % (cells.true != cells.guessed).sum(), fontsize=9
-    )
+    mistakes = ['%s → %s' % (names[pair.true], names[pair.guessed]) for pair in pairs.itertuples()]
+    number = (cells.true != cells.guessed).sum()
+    left.set_title('the most frequent of %d confusions: true class → guess' % number, fontsize=9)
     left.set_xlabel('pictures')
     right.set_title('the classes that are found least often, of %d' % len(names), fontsize=9)
-    right.set_xlabel('pictures of the class that are found (%)')
-    right.set_xlim(0, 100)
+    right.set(xlabel='pictures of the class that are found (%)', xlim=(0, 100))
     classes = ['%s (%d)' % item for item in zip(rows.short, rows['count'], strict=True)]
     for axis, values, texts in ((left, pairs['count'], mistakes), (right, rows.recall, classes)):
         axis.barh(range(len(texts)), values, color=BLUE)
@@ -241,7 +223,7 @@ def draw_mistakes(images, probabilities, classes, title):
         axis.spines[:].set_visible(False)
     for axis, number, image in zip(axes, worst, images.gather(worst), strict=False):
         axis.imshow(image, cmap='gray', vmin=0, vmax=255)
-        guessed, true = (shorten(classes[i]) for i in (guesses[number], labels[number]))
+        guessed, true = (shorten(classes[i], LONGEST) for i in (guesses[number], labels[number]))
         guessed += ' (%.0f %%)' % (100 * confidence[number])
         axis.set_title(guessed, fontsize=min(8.5, 150 / len(guessed)), color=RED, pad=3)
         axis.set_xlabel('is %s' % true, fontsize=min(8.5, 150 / len(true)), labelpad=3)
@@ -255,15 +237,12 @@ def draw_mistakes(images, probabilities, classes, title):
 
 
 def evaluate(run, set='test', out='', data_dir=None, **which):
-    """Evaluates a run, prints and writes the results, see the module.
+    """Evaluates a run, prints and writes the results, see the module; returns them, see `measure`.
 
     Args:
         run: a run's folder or one of its checkpoints; data_dir, **which: further arguments of trained.load.
         set: one of data.SETS.
         out: folder for the results; '': <run>/evaluation.
-
-    Returns:
-        dict, see `measure`.
 
     Raises:
         utils.Error: the run or its data cannot be used (see trained.load and trained.read_dataset), no picture of the

@@ -17,6 +17,8 @@ if __name__ == '__main__':
 
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
+import pathlib
+
 import tensorflow.compat.v1 as tf
 
 from libml import files, trained
@@ -24,22 +26,6 @@ from libml.cli import quiet, script
 from libml.cli.options import Option
 
 OPTIONS = dict(tflite=Option(False, 'Write OUT/model.tflite and OUT/labels.txt, too.'), **trained.OPTIONS)
-
-
-def save(classifier, folder):
-    """Writes a trained.Classifier as a SavedModel into a new folder."""
-    with classifier.graph.as_default():
-        outputs = dict(probabilities=classifier.probabilities, classes=classifier.class_names)
-        tf.saved_model.simple_save(classifier.session, folder, dict(images=classifier.images), outputs)
-
-
-def save_tflite(classifier, path):
-    """Writes a trained.Classifier as a .tflite file, whose one input is `images`, whose one output `probabilities`."""
-    with classifier.graph.as_default(), quiet.muting():
-        tensors = [classifier.images], [classifier.probabilities]
-        content = tf.lite.TFLiteConverter.from_session(classifier.session, *tensors).convert()
-    with open(path, 'wb') as file:
-        file.write(content)
 
 
 def export(run, out, tflite=False, **which):
@@ -56,10 +42,16 @@ def export(run, out, tflite=False, **which):
     """
     with trained.creating_result(out) as part:
         classifier = trained.load(run, **which)
-        save(classifier, part)
-        if tflite:
-            save_tflite(classifier, os.path.join(part, 'model.tflite'))
-            files.write_text(os.path.join(part, 'labels.txt'), '\n'.join([*classifier.classes, '']))
+        images, probabilities = classifier.images, classifier.probabilities
+        with classifier.graph.as_default():
+            outputs = dict(probabilities=probabilities, classes=classifier.class_names)
+            tf.saved_model.simple_save(classifier.session, part, dict(images=images), outputs)
+            if tflite:
+                with quiet.muting():
+                    converter = tf.lite.TFLiteConverter.from_session(classifier.session, [images], [probabilities])
+                    content = converter.convert()
+                pathlib.Path(part, 'model.tflite').write_bytes(content)
+                files.write_text(os.path.join(part, 'labels.txt'), '\n'.join([*classifier.classes, '']))
     shape = 'x'.join(map(str, classifier.family.shape))
     print('%s: images uint8 [None, %s] to probabilities of %d classes' % (out, shape, len(classifier.classes)))
     print('made from %s (%s weights)' % (classifier.ckpt, classifier.weights))

@@ -20,11 +20,7 @@ from libml.running import runs
 
 
 def extract_accuracy(run):
-    """Writes a run's stats/accuracy.json and returns its contents, see runs.take_medians.
-
-    Raises:
-        utils.Error: the folder holds no report.
-    """
+    """Writes a run's stats/accuracy.json and returns it, see runs.take_medians; raises utils.Error without a report."""
     values = [value for _, value in runs.read_accuracies(run)]
     if not values:
         raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)

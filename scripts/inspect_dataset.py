@@ -53,17 +53,11 @@ def print_counts(dataset):
         print('%-20s' % name + ''.join('%12s' % cell for cell in cells))
 
 
-def find_pixel_range(images):
-    """Returns the smallest and the largest pixel of some data.Images."""
-    ranges = [(batch.min(), batch.max()) for batch, _ in images.batches(1024)]
-    return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
 def print_pixels(dataset):
     """Prints range, mean and standard deviation of the training pictures' pixels."""
     sets = dataset.sets['labeled'], dataset.sets['unlabeled']
-    low, high = zip(*[find_pixel_range(images) for images in sets if len(images)], strict=True)
-    print('pixels from %d to %d of 255; on the scale from -1 to 1, for each color:' % (min(low), max(high)))
+    ends = [(batch.min(), batch.max()) for images in sets for batch, _ in images.batches(1024)]
+    print('pixels from %d to %d of 255; on the scale from -1 to 1, for each color:' % (np.min(ends), np.max(ends)))
     for name, values in zip(('mean', 'deviation'), data.compute_mean_std(*sets), strict=True):
         print('%-20s' % name + ' '.join('%.4f' % value for value in values))
 
@@ -121,9 +115,6 @@ def inspect(name=None, png=None, data_dir=None, dataset=''):
     """Prints what a dataset such as 'cifar10.3@250-5000' holds, and writes the sheet to the file `png`, if given.
 
     `dataset` is another way to give the name.
-
-    Raises:
-        utils.Error: the dataset cannot be read.
     """
     dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
     print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))

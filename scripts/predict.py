@@ -39,16 +39,10 @@ OPTIONS = dict(
 
 
 def find_pictures(places):
-    """Finds the pictures that a user means.
+    """Returns (folder that paths are relative to, or ''; sorted paths of pictures; {unused path: reason}).
 
-    Args:
-        places: folders and files. If there is one folder alone, the paths returned are relative to it.
-
-    Returns:
-        (folder that the paths are relative to, '' for the current one; sorted paths; {unused path: reason}).
-
-    Raises:
-        utils.Error: a place does not exist, or there is no picture.
+    places are folders and files; to a folder alone, paths are relative. Raises utils.Error if a place does not exist,
+    or there is no picture.
     """
     root = places[0] if len(places) == 1 and os.path.isdir(places[0]) else ''
     found, unused = set(), {}  # What is in two places counts once.
@@ -68,11 +62,7 @@ def find_pictures(places):
 
 
 def summarise(classes, labels, confidences, unused):
-    """Yields the lines that say what was guessed.
-
-    Args:
-        classes: names; labels: list of int, the guesses; confidences: list of float; unused: {path: reason}.
-    """
+    """Yields the lines that say what was guessed; labels: int, the guesses; unused: {path: reason}."""
     counts, sums = (np.bincount(labels, of, len(classes)) for of in (None, confidences))
     names = [escape(name) for name in classes] + ['all']
     width = max(map(len, ['class', *names]))
@@ -91,15 +81,10 @@ def disarm(text, before):
 
 
 def write_rows(file, classifier, root, paths, probabilities):
-    """Writes the table to an open file.
+    """Writes the table to an open file; returns labels, confidences, and {path: reason} of the unreadable pictures.
 
-    Args:
-        file: open for text; classifier: trained.Classifier.
-        root: folder that paths are relative to; paths: list of the pictures.
-        probabilities: whether to write those of all classes.
-
-    Returns:
-        labels, list of int; confidences, list of float; {path: reason} of the pictures that cannot be read.
+    root is the folder that the paths of the pictures are relative to; probabilities: whether to write those of all
+    classes.
     """
     rows, labels, confidences, bad = csv.writer(file, lineterminator='\n'), [], [], {}
     rows.writerow(['file', 'class', 'confidence', *('p:' + name for name in classifier.classes if probabilities)])

@@ -42,8 +42,8 @@ OPTIONS = dict(
     beside_paper=options.Option(
         0,
         "Show the paper's results with so many labels beside every table, named as those of another setting.",
-        allowed='0 (not at all), 250 or 4000',
-        valid=lambda labels: labels in (0, 250, 4000),
+        (0, 250, 4000).__contains__,
+        '0 (not at all), 250 or 4000',
     ),
 )
 
@@ -91,9 +91,7 @@ def read_run(path):
     """Returns the reports of the run in a folder, a DataFrame of the columns REPORT, a line a report.
 
     kimg is a report's place, error its test error in percent. A run without reports has one line: kimg 0, error nan.
-
-    Raises:
-        utils.Error: its args.json does not say what it is.
+    Raises utils.Error where args.json does not say what it is.
     """
     run, varied = runs.Run(path), parse_paper_rows()[BASE]
     needed = 'dataset', 'seed', 'train_kimg', *varied
@@ -103,16 +101,12 @@ def read_run(path):
     split = data_pair.parse(run.args['dataset'])
     values = {name: run.args[name] for name in varied}
     shared = set(run.args) & set(experiment.list_options(AblationMixMatch)) - {*varied, *NOT_SHARED}
-    about = dict(
-        dataset='%s@%d-%d' % (split.name, split.size, split.valid),
-        flags=show_flags({name: run.args[name] for name in shared}),
-        row=next((row for row, known in parse_paper_rows().items() if known == values), show_flags(values)),
-        split=split.seed,
-        seed=run.args['seed'],
-        train_kimg=float(run.args['train_kimg']),
-    )
+    flags = show_flags({name: run.args[name] for name in shared})
+    row = next((row for row, known in parse_paper_rows().items() if known == values), show_flags(values))
+    dataset, kimg = '%s@%d-%d' % (split.name, split.size, split.valid), float(run.args['train_kimg'])
     step, accuracy = np.array(runs.read_accuracies(path) or [(0, np.nan)], float).T
-    return pd.DataFrame({**about, 'kimg': step / 1024, 'error': (100 - accuracy).round(4)})
+    about = dataset, flags, row, split.seed, run.args['seed'], kimg
+    return pd.DataFrame(dict(zip(REPORT, about, strict=False), kimg=step / 1024, error=(100 - accuracy).round(4)))
 
 
 def read_csv(path):
@@ -129,17 +123,13 @@ def read_csv(path):
 def read_all(sources):
     """Returns the reports of all runs, see read_run, and a line on each thing that cannot be read or is there twice.
 
-    Args:
-        sources: folders, of which all runs in and below are read, each once, and files as runs.csv.
-
-    Raises:
-        utils.Error: a folder is missing, or there is not one run.
+    sources are folders, of which all runs in and below are read, and files as runs.csv. Raises utils.Error if a folder
+    is missing, or there is not one run.
     """
     found, lost, damaged, places = [], [], [], {}
     for source in sources:
         inside = [source] if os.path.isfile(source) else runs.find_runs(source, lambda e: lost.append((e.filename, e)))
-        for path in inside:
-            places.setdefault(os.path.realpath(path), path)
+        places = {**{os.path.realpath(path): path for path in inside}, **places}
     for path in places.values():
         try:
             found.append(read_csv(path) if os.path.isfile(path) else read_run(path))
@@ -177,11 +167,11 @@ class Table:
 
 
 def summarise(reports):
-    """Returns the DataFrame of the runs of a setting, a line a run.
+    """Returns the runs of a setting, a DataFrame, a line a run.
 
     Its columns are row, split, seed and train_kimg; kimg and last, place and error of the last report; error, the
-    median of the last 20 reports in percent; reports, how many there are; finished; and counts: whether the run counts
-    in its row's error. Finished runs count. If a row has no finished run, all its runs that have a report count.
+    median of the last 20 reports in percent; reports, how many there are; finished; and counts, whether it counts in
+    its row's error: it is finished, or it has a report and no run of its row is finished.
     """
     groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
     error = ('error', lambda e: runs.take_medians(e.array)['last%d' % MEDIAN])
@@ -193,10 +183,7 @@ def summarise(reports):
 
 
 def compute_differences(errors):
-    """Compares rows with MixMatch, each over the splits that both have.
-
-    Args:
-        errors: DataFrame, a line a row, a column a split; in percent, nan where there is none.
+    """Compares rows with MixMatch over the splits that both have; errors: percent [row, split], nan for none.
 
     Returns:
         DataFrame, a line a row but MixMatch: splits, how many both have; difference, the mean error minus MixMatch's;
@@ -211,11 +198,11 @@ def compute_differences(errors):
 
 
 def compare(table):
-    """Returns a DataFrame indexed by row, the paper's rows first; table is what summarise returned.
+    """Returns a DataFrame indexed by row, the paper's rows first, of the runs that summarise returned.
 
-    Its columns are error and deviation, the mean and the sample's standard deviation over splits (of the means over
-    seeds); last, the mean of the last reports; reports, the fewest of a run; runs and finished, how many; and the
-    columns of compute_differences, from finished runs alone, nan for MixMatch.
+    Its columns are error and deviation, mean and sample's standard deviation over splits (of means over seeds); last,
+    the mean of the last reports; reports, the fewest of a run; runs and finished, how many; and those of
+    compute_differences, of finished runs alone.
     """
     names = [*parse_paper_rows(), *sorted(set(table.row) - set(parse_paper_rows()))]
     counted, finished = (
@@ -286,26 +273,15 @@ def describe_findings(table):
     return 'Every difference is settled.' if np.isnan(reach) else text % reach
 
 
-def describe_short(table):
-    """Returns a paragraph, lines, on the rows whose median is of fewer reports than MEDIAN; [] where there are none."""
-    ends = table.rows['last'][table.rows.reports < MEDIAN]
-    text = (
-        'Fewer than %d reports: the error is that of the whole training, not of its end. Error of the last report: %s.'
-    )
-    return [text % (MEDIAN, ', '.join('%s %.2f' % item for item in ends.items())), ''] if len(ends) else []
-
-
 def describe_missing(table):
     """Returns paragraphs, lines, on what is missing and unfinished in a table."""
     counts = pd.crosstab(table.runs.row, table.runs.split).reindex(table.rows.index, fill_value=0)
-    lacking = {row: count.index[count == 0] for row, count in counts.iterrows()}
-    texts = ['%s (split %s)' % (row, ', '.join(map(str, splits))) for row, splits in lacking.items() if len(splits)]
-    unfinished = [
-        '%s, split %d, at %g of %g kimg' % (run.row, run.split, run.kimg, run.train_kimg)
-        for run in table.runs[~table.runs.finished].itertuples()
-    ]
-    lines = ['Missing: %s.' % '; '.join(texts), ''] if texts else []
-    text = 'Unfinished, so no difference is made from them: %s.' % '; '.join(unfinished)
+    lacking = {row: ', '.join(map(str, count.index[count == 0])) for row, count in counts.iterrows()}
+    missing = '; '.join('%s (split %s)' % (row, splits) for row, splits in lacking.items() if splits)
+    late = table.runs[~table.runs.finished][['row', 'split', 'kimg', 'train_kimg']].itertuples(index=False, name=None)
+    unfinished = '; '.join('%s, split %d, at %g of %g kimg' % run for run in late)
+    text = 'Unfinished, so no difference is made from them: %s.' % unfinished
+    lines = ['Missing: %s.' % missing, ''] if missing else []
     return [*lines, text if unfinished else 'Runs: %d, all of them finished.' % len(table.runs)]
 
 
@@ -320,8 +296,14 @@ def format_table(table):
     ]
     heads += [table.paper, 'its difference'] if table.paper else []
     lines = ['| %s |' % ' | '.join(line) for line in [heads, ['---'] * len(heads), *lines]]
-    lines = ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '', *lines]
-    return [*lines, '', *describe_short(table), describe_findings(table), '', *describe_missing(table), '']
+    lines = ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '', *lines, '']
+    ends = table.rows['last'][table.rows.reports < MEDIAN]
+    if len(ends):
+        text = (
+            'Fewer than %d reports: the error is of the whole training, not of its end. Error of the last report: %s.'
+        )
+        lines += [text % (MEDIAN, ', '.join('%s %.2f' % item for item in ends.items())), '']
+    return [*lines, describe_findings(table), '', *describe_missing(table), '']
 
 
 def format_markdown(tables, remarks):
@@ -349,36 +331,29 @@ PANELS = 4  # Side by side in curves.png.
 DRAWN = 50  # Tables in a picture at most: matplotlib draws no more than 65,536 pixels.
 
 
-def find_limits(rows):
-    """Returns the ends of the axis of differences. All dots are inside; long intervals are cut, to keep dots apart."""
-    dots = np.nan_to_num([0, *rows.difference, *rows.paper_difference])
-    ends = np.nan_to_num([*dots, *rows.low, *rows.high])
-    room = np.ptp(dots) + 1
-    return max(min(ends), min(dots) - room) - room / 20, min(max(ends), max(dots) + room) + room / 20
-
-
 def draw_differences(figure, table):
     """Draws each row's difference to MixMatch, with its interval, into a matplotlib figure; the paper's below it."""
     axis, rows = figure.subplots(), table.drawn.drop(BASE, errors='ignore')
-    beside = dict(xycoords=('axes fraction', 'data'), va='center', fontsize=8.5)
-    how = dict(textcoords='offset points', fontsize=8.5, color='0.45')
-    axis.annotate('difference (95 % interval)', (1.02, 1), (0, 12), 'axes fraction', **how)
+    how = dict(fontsize=8.5, va='center', transform=axis.get_yaxis_transform())
+    axis.text(1.02, -1, 'difference (95 % interval)', color='0.45', **how)
     for place, row in enumerate(rows.itertuples()):
         axis.axhspan(place - 0.5, place + 0.5, color='0.96' if place % 2 else 'white', linewidth=0)
         axis.plot([row.low, row.high], [place, place], color=STYLE[row.verdict]['color'], linewidth=2)
         text = '%+.2f  (%s)' % (row.difference, format_interval(row)) if row.splits else 'no runs to compare'
-        axis.annotate(text, (1.02, place), **beside)
+        axis.text(1.02, place, text, **how)
     for verdict, found in rows[rows.splits > 0].groupby('verdict'):
-        places = rows.index.get_indexer(found.index)
-        style = dict(STYLE[verdict], markersize=8, markeredgewidth=1.5, linestyle='')
-        axis.plot(found.difference, places, **style, label=verdict)
+        style = dict(STYLE[verdict], markersize=8, markeredgewidth=1.5, linestyle='', label=verdict)
+        axis.plot(found.difference, rows.index.get_indexer(found.index), **style)
     if table.paper:
         axis.plot(rows.paper_difference, np.arange(len(rows)) + 0.3, 'kD', markersize=4, label=table.paper)
     axis.axvline(0, color='black', linewidth=0.8)
-    axis.set(xlim=find_limits(rows), ylim=(max(len(rows), 1) - 0.5, -0.5))
+    dots = np.nan_to_num([0, *rows.difference, *rows.paper_difference])
+    room = np.ptp(dots) + 1  # Long intervals are cut, to keep dots apart.
+    low, high = np.clip(axis.dataLim.intervalx, min(dots) - room, max(dots) + room)
+    axis.set(xlim=(low - room / 20, high + room / 20), ylim=(max(len(rows), 1) - 0.5, -0.5))
+    axis.set_xlabel('test error minus that of MixMatch, percentage points (to the right: worse)')
     if not rows.splits.any():
         axis.set_xticks([0])
-    axis.set_xlabel('test error minus that of MixMatch, percentage points (to the right: worse)')
     axis.set_yticks(range(len(rows)), rows.index)
     axis.tick_params(axis='y', length=0)
     axis.grid(axis='x', color='0.85', linewidth=0.6)
@@ -410,8 +385,8 @@ def draw_curves(figure, table):
             kimg, mean, low, high = compute_curve(table, name)
             axis.fill_between(kimg, low, high, color=shade, alpha=0.22, linewidth=0.5)
             axis.plot(kimg, mean, '.-' if len(kimg) == 1 else '-', color=shade, linewidth=width)
-        words = ('error %s' % format_error(row)) * (row.error >= 0) or 'no report'
-        words = ', '.join(filter(None, [words, row.verdict]))
+        words = 'error %s' % format_error(row) if row.error >= 0 else 'no report'
+        words += ', %s' % row.verdict if row.verdict else ''
         axis.set_title(row.Index, fontsize=8.5, fontweight='bold', loc='left', pad=15)
         axis.annotate(words, (0, 1), (0, 4), 'axes fraction', textcoords='offset points', fontsize=8, color=color)
         axis.grid(color='0.9', linewidth=0.6)
@@ -419,8 +394,8 @@ def draw_curves(figure, table):
         axis.tick_params(labelsize=8, labelbottom=row.Index in table.drawn.index[-PANELS:])
     for axis in axes[len(table.drawn) :]:
         axis.axis('off')
-    note = '%s   (line: mean over runs; band: ± standard deviation; grey: MixMatch)' % table.dataset
-    figure.suptitle(note, x=0.01, ha='left', fontsize=10)
+    note = '   (line: mean over runs; band: ± standard deviation; grey: MixMatch)'
+    figure.suptitle(table.dataset + note, x=0.01, ha='left', fontsize=10)
     figure.supxlabel('kimg: 1024 labelled images seen', fontsize=9)
     figure.supylabel('test accuracy, %', fontsize=9)
 
@@ -445,9 +420,9 @@ def report(sources, out='report', beside_paper=0):
     tables = make_tables(reports, beside_paper)
     text = format_markdown(tables, remarks)
     print(text)
-    for name, content in ('md', text), ('csv', format_csv(tables)):
-        files.write_text(os.path.join(out, 'table4.' + name), content)
-    files.write_text(os.path.join(out, 'runs.csv'), reports.to_csv(index=False))
+    contents = {'table4.md': text, 'table4.csv': format_csv(tables), 'runs.csv': reports.to_csv(index=False)}
+    for name, content in contents.items():
+        files.write_text(os.path.join(out, name), content)
     save_figure(os.path.join(out, 'table4.png'), draw_differences, tables[:DRAWN], 9, lambda rows: 1.6 + 0.32 * rows)
     path = os.path.join(out, 'curves.png')
     save_figure(path, draw_curves, tables[:DRAWN], 10.5, lambda rows: 0.8 + 1.9 * math.ceil(rows / PANELS))

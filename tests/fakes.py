@@ -5,13 +5,15 @@ import io
 import os
 import resource
 import socket
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from libml import data_pair, records
+from libml import records
 from scripts import create_datasets, create_split
 
 
@@ -110,6 +112,23 @@ def encode_png(image):
     return records.encode(image[None])[0]
 
 
+def write_png(pixels, bits, color_type, *more, size=None):
+    """Returns the bytes of a PNG of [H, W, C], with `more` chunks, (type, content), before the pixels.
+
+    The header may claim another size = (width, height).
+    """
+    rows = b''.join(b'\0' + row.astype('>u%d' % (bits // 8)).tobytes() for row in pixels)
+    header = struct.pack('>IIBBBBB', *(size or pixels.shape[1::-1]), bits, color_type, 0, 0, 0)
+    chunks = [(b'IHDR', header), *more, (b'IDAT', zlib.compress(rows)), (b'IEND', b'')]
+    made = [struct.pack('>I', len(c)) + k + c + struct.pack('>I', zlib.crc32(k + c)) for k, c in chunks]
+    return records.PNG_SIGNATURE + b''.join(made)
+
+
+def make_bomb(side):
+    """Returns a PNG of a few bytes that claims side x side pixels."""
+    return write_png(np.zeros([1, 1, 3]), 8, 2, size=(side, side))
+
+
 # --- Harm ---
 
 
@@ -134,12 +153,17 @@ def empty(path):
 @contextlib.contextmanager
 def full_disk(size):
     """No file can grow beyond `size` bytes inside: what a full disk looks like to a writer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit_files(size)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def limit_files(size):
+    """Lets no file of this process grow beyond `size` bytes from here on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def digits(folder, seed=1, size=20):
@@ -147,8 +171,7 @@ def digits(folder, seed=1, size=20):
     folder = str(folder)
     os.makedirs(folder)
     create_datasets.install('digits', folder)
-    source = create_split.Source('digits', data_pair.locate_train_files(folder, 'digits'))
-    create_split.create(source, data_pair.locate_split(os.path.join(folder, 'SSL'), 'digits', seed, size), size, seed)
+    create_split.make('digits', size=size, seed=seed, data_dir=folder)
 
 
 def addresses(count):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
-from libml.family import FAMILIES, Family, write_family
+from libml.family import Family, write_family
+from libml.published import FAMILIES
 from scripts import create_split
 
 NAMES = st.from_regex(r'[A-Za-z0-9_][A-Za-z0-9_-]{0,9}', fullmatch=True)
@@ -26,8 +27,7 @@ def installed(tmp_path_factory):
     for seed, (part, n) in enumerate((('train', 60), ('test', 20))):
         examples = zip(records.encode(fakes.random_images(n, *SHAPE, seed)), np.arange(n) * 3 % 10, strict=True)
         records.write(data_pair.locate_records(folder, 'digits', part), examples)
-    targets = data_pair.locate_split(os.path.join(folder, 'SSL'), 'digits', 1, 12)
-    create_split.create(create_split.Source('digits', data_pair.locate_train_files(folder, 'digits')), targets, 12, 1)
+    create_split.make('digits', size=12, seed=1, data_dir=folder)
     return folder
 
 

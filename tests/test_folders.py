@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import unicodedata
-import zlib
 
 import fakes
 import numpy as np
@@ -93,9 +92,7 @@ def test_a_folder_becomes_a_dataset(tmp_path, capsys):
     assert counts == {**{name: [6, 2] for name in CLASSES}, 'unlabelled': [7], 'all': [25, 6]}
     assert unused == {pictures.HIDDEN: 2, pictures.OTHER: 2}
 
-    files = data_pair.locate_train_files(str(tmp_path / 'data'), 'birds')
-    targets = data_pair.locate_split(str(tmp_path / 'data' / 'SSL'), 'birds', 1, 6)
-    create_split.create(create_split.Source('birds', files), targets, 6, 1)
+    create_split.make('birds', size=6, seed=1, data_dir=str(tmp_path / 'data'))
     dataset = DATASETS['birds.1@6-3'](str(tmp_path / 'data'))
     sets = [dataset.sets[part] for part in ('labeled', 'unlabeled', 'valid', 'test')]
     assert [len(part) for part in sets] == [6, 16, 3, 6]
@@ -722,7 +719,11 @@ def test_the_range_to_give_is_one_that_is_taken(tmp_path):
 # --- Unreadable pictures ---
 
 
-BAD = {'train/crow/bad0.jpg': b'not a picture', 'train/robin/bad1.png': None, 'unlabeled/a/bad2.png': b''}
+BAD = {
+    'train/crow/bad0.jpg': b'not a picture',
+    'train/robin/bad1.png': fakes.make_bomb(50000),
+    'unlabeled/a/bad2.png': b'',
+}
 
 
 @pytest.fixture
@@ -730,11 +731,6 @@ def spoilt(tmp_path):
     """A folder with two unreadable pictures among the training ones and one among the unlabelled ones."""
     folder = make_folder(tmp_path / 'pictures', unlabeled=3)
     for name, content in BAD.items():
-        if content is None:
-            with open(os.path.join(folder, 'train', 'robin', 'train0.png'), 'rb') as file:
-                content = bytearray(file.read())
-            content[16:24] = (50000).to_bytes(4, 'big') * 2
-            content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, 'big')
         with open(os.path.join(folder, name), 'wb') as file:
             file.write(content)
     return folder
@@ -784,14 +780,19 @@ BAD_OPTIONS = {  # By what the command line would say: options and words of the 
     '--name=cifar10': (dict(name='cifar10'), 'name=cifar10 is not allowed'),
     '--name=../x': (dict(name='../x'), 'name=../x is not allowed'),
     '--name=a.b': (dict(name='a.b'), 'name=a.b is not allowed'),
+    '--name=a/b': (dict(name='a/b'), 'name=a/b is not allowed'),
+    '--name=.': (dict(name='.'), 'name=. is not allowed'),
     '--size=32': (dict(size='32'), 'size=32: give WIDTHxHEIGHT'),
     '--size=0x8': (dict(size='0x8'), 'size=0x8'),
+    '--size=axb': (dict(size='axb'), 'size=axb'),
+    '--size=-1x8': (dict(size='-1x8'), 'size=-1x8'),
     '--size=9999x8': (dict(size='9999x8'), 'size=9999x8'),
     '--size=8x-8': (dict(size='8x-8'), 'size='),
-    '--colors=2': (dict(colors=2), 'colors=2 is not allowed: it must be 1'),
+    **{'--colors=%d' % n: (dict(colors=n), 'colors=%d is not allowed: it must be 1' % n) for n in (0, 2, 4)},
     '--augment=shift8': (dict(augment='shift8'), 'cannot be shifted by 8'),
     '--augment=rotate': (dict(augment='rotate'), 'augment=rotate'),
     '--augment=shift': (dict(augment='shift'), 'augment=shift'),
+    '--augment=shift-1': (dict(augment='shift-1'), 'augment=shift-1'),
     '--test_fraction=.2': (dict(test_fraction=0.2), 'leave --test_fraction out'),
     '--from_folder=/nowhere': (dict(from_folder='/nowhere'), '/nowhere is no folder'),
     '--range=1': (dict(range='1'), 'range=1: give LOW,HIGH'),

@@ -1,7 +1,7 @@
 """What inspect_dataset prints and draws."""
 
+import functools
 import os
-import resource
 
 import fakes
 import numpy as np
@@ -20,10 +20,7 @@ def folder(tmp_path):
     for part, n in (('train', 90), ('test', 15)):
         examples = zip(records.encode(fakes.random_images(n, 8, 8, 1, n)), np.arange(n) % 10, strict=True)
         records.write(data_pair.locate_records(str(tmp_path), 'digits', part), examples)
-    targets = data_pair.locate_split(str(tmp_path / 'SSL'), 'digits', 1, 20)
-    create_split.create(
-        create_split.Source('digits', data_pair.locate_train_files(str(tmp_path), 'digits')), targets, 20, 1
-    )
+    create_split.make('digits', size=20, seed=1, data_dir=str(tmp_path))
     return tmp_path
 
 
@@ -109,12 +106,9 @@ def test_bad_arguments(folder):
         inspect_dataset.inspect('digits.2@20-30', data_dir=str(folder))
 
 
-def limit_files():
-    """Lets no file grow beyond 3,000 bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-
-
 def test_a_full_disk_is_one_line_that_names_the_sheet(server, digits_dir, tmp_path):
     args = 'digits.1@20-100', '--png', tmp_path / 'sheet.png', '--data_dir', digits_dir
-    assert_one_line_error(server.run('scripts/inspect_dataset.py', *args, first=[limit_files]), 'sheet.png')
+    assert_one_line_error(
+        server.run('scripts/inspect_dataset.py', *args, first=[functools.partial(fakes.limit_files, 3000)]), 'sheet.png'
+    )
     assert os.listdir(tmp_path) == []

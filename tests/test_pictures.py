@@ -219,23 +219,13 @@ def test_signed_numbers_do_not_wrap():
     assert np.abs(found[..., 0] - RAMP * 255).max() <= 1
 
 
-def png(pixels, bits, color_type, *more):
-    """Returns the bytes of a PNG file of [H, W, C], with `more` chunks, (type, content), before the pixels."""
-    height, width = pixels.shape[:2]
-    rows = b''.join(b'\0' + row.astype('>u%d' % (bits // 8)).tobytes() for row in pixels)
-    header = struct.pack('>IIBBBBB', width, height, bits, color_type, 0, 0, 0)
-    chunks = [(b'IHDR', header), *more, (b'IDAT', zlib.compress(rows)), (b'IEND', b'')]
-    made = [struct.pack('>I', len(c)) + k + c + struct.pack('>I', zlib.crc32(k + c)) for k, c in chunks]
-    return b'\x89PNG\r\n\x1a\n' + b''.join(made)
-
-
 COLORS = np.stack([RAMP * 4095, RAMP * 100, 4095 - RAMP * 4095], -1)  # 12 bits, as many cameras have.
 
 
 @pytest.mark.parametrize('alpha', [False, True])
 def test_deep_colors_are_mapped_from_their_range(alpha):
     pixels = np.concatenate([COLORS, np.full_like(COLORS[..., :1], 65535)], -1) if alpha else COLORS
-    file = io.BytesIO(png(pixels, 16, 6 if alpha else 2))
+    file = io.BytesIO(fakes.write_png(pixels, 16, 6 if alpha else 2))
     with pytest.raises(pictures.TooDeep) as error:
         pictures.convert(file, (24, 24), 3)
     assert (error.value.low, error.value.high) == (0, 4095)
@@ -264,7 +254,7 @@ def test_text_of_any_size_costs_no_picture():
     packed = b'Comment\0\0' + zlib.compress(bytes(100_000_000))  # 100 kB that become 100 MB.
     profile = b'icc\0\0' + zlib.compress(bytes(5_000_000))
     for chunk in [(b'tEXt', text), (b'zTXt', packed), (b'iTXt', b'A\0\1\0\0\0' + packed[9:]), (b'iCCP', profile)]:
-        file = io.BytesIO(png(pixels, 8, 2, *[chunk] * 30))
+        file = io.BytesIO(fakes.write_png(pixels, 8, 2, *[chunk] * 30))
         np.testing.assert_array_equal(pictures.convert(file, (8, 8), 3), pixels)
 
 
@@ -272,7 +262,7 @@ def test_text_of_any_size_costs_no_picture():
 @given(chunk=st.sampled_from([b'eXIf', b'iCCP', b'tEXt', b'zTXt', b'iTXt', b'pHYs', b'gAMA']), junk=st.binary())
 def test_rubbish_in_a_pngs_metadata_costs_no_picture(chunk, junk):
     pixels = fakes.random_images(1, 8, 8, 3)[0]
-    found = pictures.convert(io.BytesIO(png(pixels, 8, 2, (chunk, junk))), (8, 8), 3)
+    found = pictures.convert(io.BytesIO(fakes.write_png(pixels, 8, 2, (chunk, junk))), (8, 8), 3)
     np.testing.assert_array_equal(found, pixels)
 
 
@@ -298,19 +288,13 @@ def test_rubbish_in_a_jpegs_metadata_costs_no_picture(marker, prefix, junk):
 # --- Damage ---
 
 
-def png_header(width, height):
-    header = png(np.zeros([1, 1, 3]), 8, 2)
-    body = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    return header[:12] + body + struct.pack('>I', zlib.crc32(body)) + header[33:]
-
-
 BAD = dict(
     empty=b'',
     text=b'not a picture',
     cut=None,
-    bomb=png_header(50000, 50000),
-    smaller_bomb=png_header(9000, 9000),
-    no_pixels=png_header(100, 100),
+    bomb=fakes.make_bomb(50000),
+    smaller_bomb=fakes.make_bomb(9000),
+    no_pixels=fakes.make_bomb(100),
     html=b'<!DOCTYPE html><html></html>',
     postscript=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n',
 )
@@ -359,7 +343,7 @@ def test_no_picture_starts_a_program_or_opens_another_file(tmp_path):
         for mode in ('RGB', 'L', '1', 'P') if kind in Image.SAVE else ():
             with contextlib.suppress(Exception):  # Not every format takes every mode.
                 Image.new(mode, (64, 64)).save(tmp_path / ('a-%s%s' % (mode, ending)))
-    for i, content in enumerate((BAD['postscript'], iptc(BAD['postscript']), iptc(png_header(9, 9)))):
+    for i, content in enumerate((BAD['postscript'], iptc(BAD['postscript']), iptc(fakes.make_bomb(9)))):
         for ending in ('', *Image.registered_extensions()):
             (tmp_path / ('%d%s' % (i, ending))).write_bytes(content)
     done = command('-c', WATCHED, tmp_path)

@@ -5,7 +5,6 @@ import io
 import os
 import struct
 import tempfile
-import zlib
 
 import fakes
 import numpy as np
@@ -42,17 +41,6 @@ def png(pixels, **options):
     file = io.BytesIO()
     (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, 'PNG', **options)
     return file.getvalue()
-
-
-def bomb(side):
-    """Returns a PNG of a few bytes that claims side x side pixels."""
-
-    def chunk(kind, body):
-        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
-
-    header = struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0)
-    body = zlib.compress(bytes(10000))
-    return records.PNG_SIGNATURE + chunk(b'IHDR', header) + chunk(b'IDAT', body) + chunk(b'IEND', b'')
 
 
 def masked_crc32c(content):
@@ -251,7 +239,7 @@ BAD_RECORDS = dict(
     palette_alpha=(lambda: records.serialize(png(Image.new('P', (5, 6)), transparency=0), 0), 'transparent parts'),
     sixteen_bits=(lambda: records.serialize(png(np.zeros([6, 5], np.uint16)), 0), 'is a picture with 16 bits a value'),
     undecodable=(undecodable, 'has a picture that does not decode'),
-    bomb=(lambda: records.serialize(bomb(50000), 0), 'is a picture of 50000x50000x3'),
+    bomb=(lambda: records.serialize(fakes.make_bomb(50000), 0), 'is a picture of 50000x50000x3'),
 )
 
 
@@ -267,7 +255,7 @@ def test_a_bad_record_is_named(tmp_path, name, number):
 
 
 def test_a_bomb_is_refused_where_no_shape_is_expected(tmp_path):
-    write(tmp_path / 'x', n=1, change={0: records.serialize(bomb(50000), 0)})
+    write(tmp_path / 'x', n=1, change={0: records.serialize(fakes.make_bomb(50000), 0)})
     with pytest.raises(utils.Error, match='record 0 claims a picture of 50000x50000 pixels'):
         records.read(str(tmp_path / 'x'))
 

@@ -2,11 +2,12 @@
 
 import csv
 import errno
+import functools
 import io
 import json
 import os
-import resource
 
+import fakes
 import numpy as np
 import pandas as pd
 import pytest
@@ -542,18 +543,12 @@ def test_the_command_writes_five_files_whatever_the_encoding_of_the_terminal(tmp
         assert (tmp_path / 'out' / name).read_bytes().startswith(b'\x89PNG')
 
 
-def limit_files():
-    """Lets no file grow beyond 2,000 bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-
-
 def test_a_full_disk_costs_nothing_that_was_there(server, tmp_path):
     write_run(tmp_path / 'runs', [90] * 40)
     report.report([str(tmp_path / 'runs')], str(tmp_path / 'report'))
     before = tree(tmp_path)
-    done = server.run(
-        'scripts/report.py', tmp_path / 'report' / 'runs.csv', '--out', tmp_path / 'report', first=[limit_files]
-    )
+    args = 'scripts/report.py', tmp_path / 'report' / 'runs.csv', '--out', tmp_path / 'report'
+    done = server.run(*args, first=[functools.partial(fakes.limit_files, 2000)])
     assert_one_line_error(done, 'runs.csv')
     for path in (tmp_path / 'report').iterdir():  # The first table may be new: it says the same.
         assert before[str(path)][0] == tree(tmp_path)[str(path)][0]

@@ -17,27 +17,20 @@ from libml import utils
 class Range:
     """Finite numbers from `low` on, or above `above`, up to `high`, or below `below`. Its text says what is allowed."""
 
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    below: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
 
     def __call__(self, value):
-        low = -math.inf if self.low is None else self.low
-        high = math.inf if self.high is None else self.high
-        return (
-            math.isfinite(value)
-            and low <= value <= high
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
+        return math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below
 
     def __str__(self):
-        if self.high is not None:
+        if self.high < math.inf:
             return '%s to %s' % (self.low, self.high)
-        if self.above is not None:
+        if self.above > -math.inf:
             return 'a number above %g' % self.above
-        return 'at least %g' % self.low + ('' if self.below is None else ' and below %g' % self.below)
+        return 'at least %g' % self.low + (' and below %g' % self.below if self.below < math.inf else '')
 
 
 @dataclasses.dataclass(frozen=True)

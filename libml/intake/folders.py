@@ -20,7 +20,6 @@ from libml import data_pair, files, records, utils
 from libml.family import (
     Family,
     check_distinct,
-    check_new_name,
     parse_augment,
     parse_range,
     parse_size,
@@ -29,6 +28,7 @@ from libml.family import (
     write_family,
 )
 from libml.intake import labels, pictures
+from libml.published import check_new_name
 from libml.utils import escape
 
 UNLABELED = ('unlabeled', 'unlabelled')
@@ -91,7 +91,10 @@ def plan_folders(folder, test_fraction=None, seed=0, similar=False):
         _check_flat(folder, names, test_fraction)
     parts = ('train', 'test') if 'test' in names else ('train',)
     places = {part: os.path.join(folder, part if nested else '') for part in parts}
-    folders = {part: _find_class_folders(place) for part, place in places.items()}
+    folders = {  # By part: {name of a folder: name of its class}.
+        part: {name: read_class(name, place) for name in pictures.list_folders(place) if name not in UNLABELED}
+        for part, place in places.items()
+    }
     classes = {own: escape(os.path.join(places[part], name)) for part in parts for name, own in folders[part].items()}
     plan, numbers = _make_plan(escape(places['train']), classes, unused, similar)
     _check_test_classes(folder, folders)
@@ -125,11 +128,6 @@ def _check_fraction(test_fraction, has_test, found, missing):
         raise utils.Error(found + ': leave --test_fraction out')
     if not has_test and test_fraction is None:
         raise utils.Error(missing + ': give --test_fraction=.2, say, to set training pictures aside')
-
-
-def _find_class_folders(folder):
-    """Returns {name of a folder: name of its class}."""
-    return {name: read_class(name, folder) for name in pictures.list_folders(folder) if name not in UNLABELED}
 
 
 def _check_test_classes(folder, folders):
@@ -286,7 +284,11 @@ def take_test(items, classes, fraction, seed):
             have.subtract(brought[key])
     for label in sorted(counts):
         if not have[label]:
-            able = [key for key in order if label in brought[key] and _leaves_some(brought[key], have, counts)]
+            able = [  # Each class must keep a training picture.
+                key
+                for key in order
+                if label in brought[key] and all(have[each] + n < counts[each] for each, n in brought[key].items())
+            ]
             if not able:
                 text = 'class %s has too few groups to set one aside for testing'
                 raise utils.Error(text % escape(classes[label]))
@@ -301,11 +303,6 @@ def _hash(seed, kind, name):
     name = unicodedata.normalize('NFC', name).replace(os.sep, '/')
     digest = hashlib.sha256(('%d %s %s' % (seed, kind, name)).encode('utf-8', 'surrogateescape')).digest()
     return int.from_bytes(digest[:8], 'big') / 2**64
-
-
-def _leaves_some(brought, have, counts):
-    """Returns whether each class keeps a training picture if `brought` is set aside in addition to `have`."""
-    return all(have[label] + n < counts[label] for label, n in brought.items())
 
 
 def format_plan(plan):
@@ -341,55 +338,35 @@ def check_free(data_dir, name):
 # --- The records ---
 
 
-def make_dataset(
-    folder,
-    name,
-    data_dir,
-    size,
-    colors,
-    augment,
-    range,
-    labels,
-    test_fraction,
-    seed,
-    skip_bad,
-    max_megapixels,
-    similar_classes,
-):
+def make_dataset(folder, data_dir, o):
     """Writes the records of a folder of pictures and `<name>.json`, which makes the name a dataset.
 
     Args:
         folder: PICTURES, see the module.
-        name: of the dataset, whose files go to data_dir.
-        size, augment, range: texts, see `parse_size`, `parse_augment`, `parse_range`.
-        colors: 1 or 3.
-        labels: path of a table, see `plan_table`; '': classes are folders, see `plan_folders`.
-        test_fraction, seed: see `plan_folders`; seed also shuffles the records.
-        skip_bad: leave unreadable pictures out rather than fail.
-        max_megapixels: see pictures.convert.
-        similar_classes: see `plan_folders`.
+        data_dir: folder of the datasets.
+        o: EasyDict of name, size, augment and what create_datasets.OWN has; their meanings stand there.
 
     Raises:
         utils.Error: the folder is not laid out so; a picture cannot be read (each is listed on stderr); the dataset
             exists. Then nothing is written.
     """
-    size = parse_size(size)
-    augment, range = parse_augment(augment, size), parse_range(range)
-    check_free(data_dir, name)
-    if labels:
-        plan = plan_table(folder, labels, test_fraction, seed, skip_bad, similar_classes)
+    size = parse_size(o.size)
+    augment, range = parse_augment(o.augment, size), parse_range(o.range)
+    check_free(data_dir, o.name)
+    if o.labels:
+        plan = plan_table(folder, o.labels, o.test_fraction, o.seed, o.skip_bad, o.similar_classes)
     else:
-        plan = plan_folders(folder, test_fraction, seed, similar_classes)
+        plan = plan_folders(folder, o.test_fraction, o.seed, o.similar_classes)
     kept = tuple(part for part in plan.parts if part != 'test')
     for part in kept:  # Shuffles: files in order often show the same thing.
-        order = np.random.RandomState(seed).permutation(len(plan.parts[part]))
+        order = np.random.RandomState(o.seed).permutation(len(plan.parts[part]))
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
-    family = Family(*size, colors, len(classes), *augment, parts=kept, classes=classes, range=range)
-    save(name, data_dir, family, _convert(plan, folder, family, max_megapixels, skip_bad))
+    family = Family(*size, o.colors, len(classes), *augment, parts=kept, classes=classes, range=range)
+    save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad))
     for line in format_plan(plan):
         print(line)
-    print('%s is in %s' % (name, escape(data_dir)))
+    print('%s is in %s' % (o.name, escape(data_dir)))
 
 
 def save(name, data_dir, family, parts):
@@ -407,18 +384,13 @@ def save(name, data_dir, family, parts):
 
 def _convert(plan, folder, family, max_megapixels, skip_bad):
     """Yields the parts of a Plan as `save` takes them; at the end, removes unreadable pictures from the Plan."""
-    bad, groups = {}, _number_groups(plan)
+    kept = {item.group for part, items in plan.parts.items() if part != 'test' for item in items} - {None}
+    bad, groups = {}, {group: number for number, group in enumerate(sorted(kept))}  # Records of test need no group.
     for part, items in plan.parts.items():
         paths = (os.path.join(folder, item.path) for item in items)
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, max_megapixels)
         yield part, _serialize_all(items, images, family.shape, bad, groups), len(items)
     _leave_out(plan, folder, bad, skip_bad)
-
-
-def _number_groups(plan):
-    """Returns {group: number} of the groups in training: records of test need none."""
-    groups = {item.group for part, items in plan.parts.items() if part != 'test' for item in items} - {None}
-    return {group: number for number, group in enumerate(sorted(groups))}
 
 
 def _serialize_all(items, images, shape, bad, groups):

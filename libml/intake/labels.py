@@ -86,21 +86,19 @@ def _find_columns(path, header):
 
 
 def _read_row(path, line, columns, cells):
-    if any(cells[len(columns) :]):
-        text = '%s, line %d: has more cells than the header: a comma inside a cell needs quotes around the cell'
-        raise utils.Error(text % (path, line))
     cell = collections.defaultdict(str, zip(columns, cells, strict=False))
     label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
     row = Row(line, cell['file'], read_class(label, '%s, line %d' % (path, line)), split.lower(), group)
-    if row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}'):
-        text = '%s, line %d: the class is a list, %s: give one class a row'
-        raise utils.Error(text % (path, line, escape(shorten(row.label))))
-    if not row.file:
-        raise utils.Error('%s, line %d: has no file' % (path, line))
-    if row.split not in ('', 'train', 'test'):
-        raise utils.Error('%s, line %d: split is %s: it must be train or test' % (path, line, escape(repr(row.split))))
-    if row.split == 'test' and not row.label:
-        raise utils.Error('%s, line %d: %s is for testing, but has no class' % (path, line, escape(row.file)))
+    is_list = row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}')
+    faults = [
+        any(cells[len(columns) :]) and 'has more cells than the header: a comma inside a cell needs quotes around it',
+        is_list and 'the class is a list, %s: give one class a row' % escape(shorten(row.label)),
+        not row.file and 'has no file',
+        row.split not in ('', 'train', 'test') and 'split is %s: it must be train or test' % escape(repr(row.split)),
+        row.split == 'test' and not row.label and '%s is for testing, but has no class' % escape(row.file),
+    ]
+    if any(faults):
+        raise utils.Error('%s, line %d: %s' % (path, line, next(filter(None, faults))))
     return row
 
 
@@ -114,14 +112,11 @@ def find_classes(rows):
 
 
 def match_rows(table, folder, rows, found, unused, skip_bad):
-    """Finds the pictures that the rows of a table name.
+    """Returns {path of a picture: the Row that names it}.
 
     Args:
         table, rows: path of the table and its list of Row; folder, found, unused: see pictures.list_files.
         skip_bad: pass over rows of files that cannot be read.
-
-    Returns:
-        {path of a picture: its Row}.
 
     Raises:
         utils.Error: rows contradict each other, or name files that are not there (they are listed on stderr).

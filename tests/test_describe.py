@@ -1,4 +1,4 @@
-"""Record files of the user's own become a dataset by the description that describe_dataset.py writes."""
+"""Record files of the user's own become a dataset by the description that create_datasets.py --describe writes."""
 
 import os
 
@@ -9,7 +9,7 @@ from conftest import assert_one_line_error, command
 from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
 from libml.family import Family
-from scripts import create_split, describe_dataset
+from scripts import create_datasets, create_split
 
 SHAPE = (9, 8, 3)
 
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 
 def test_described_records_can_be_split_and_read(folder, capsys):
-    describe_dataset.describe('mine', data_dir=str(folder))
+    create_datasets.create(describe='mine', data_dir=str(folder))
     assert 'mine: 3 classes, 8 x 9 pixels, 3 colors' in capsys.readouterr().out
     create_split.make('mine', size=6, seed=1, data_dir=str(folder))
     dataset = DATASETS['mine.1@6-4'](str(folder))
@@ -37,15 +37,15 @@ def test_described_records_can_be_split_and_read(folder, capsys):
 
 def test_a_description_takes_names_augmentation_and_unlabelled_pictures(folder):
     write(folder, 'unlabeled', [records.NO_CLASS] * 5)
-    describe_dataset.describe('mine', augment='shift2', classes='bee,café,ant', data_dir=str(folder))
+    create_datasets.create(describe='mine', augment='shift2', classes='bee,café,ant', data_dir=str(folder))
     family = data_pair.find_family(str(folder), 'mine')
     assert (family.mirror, family.shift, family.parts) == (False, 2, ('train', 'unlabeled'))
     assert family.classes == ('bee', 'café', 'ant')
 
 
 BAD = {  # What is wrong: what is written instead or besides, the arguments, words of the error.
-    'no name': ({}, dict(name='cifar10'), 'none of cifar10'),
-    'no records': ({}, dict(name='yours'), r'yours-train.tfrecord is missing'),
+    'no name': ({}, dict(describe='cifar10'), 'none of cifar10'),
+    'no records': ({}, dict(describe='yours'), r'yours-train.tfrecord is missing'),
     'no test set': (dict(test=None), {}, r'mine-test.tfrecord is missing'),
     'another size': (dict(test=([0], (8, 8, 3))), {}, r'mine-test.tfrecord: record 0 is a picture of 8x8x3'),
     'another class': (dict(test=([3], SHAPE)), {}, r'mine-test.tfrecord: record 0 has label 3'),
@@ -70,15 +70,14 @@ def test_what_cannot_be_described_is_said(folder, what):
             write(folder, part, *content)
     before = sorted(os.listdir(folder))
     with pytest.raises(utils.Error, match=words) as error:
-        describe_dataset.describe(**dict(dict(name='mine', data_dir=str(folder)), **options))
+        create_datasets.create(**dict(dict(describe='mine', data_dir=str(folder)), **options))
     assert '\n' not in str(error.value) and sorted(os.listdir(folder)) == before
 
 
 def test_the_command_line(folder):
     env = dict(os.environ, PYTHONPATH=os.getcwd(), ML_DATA=str(folder))
-    args = 'scripts/describe_dataset.py', 'mine', '--augment=mirror', '--classes=a,b,c'
+    args = 'scripts/create_datasets.py', '--describe=mine', '--augment=mirror', '--classes=a,b,c'
     done = command(*args, env=env)
     assert done.returncode == 0, done.stderr  # TensorFlow 2.18 says something on stderr.
     assert os.path.isfile(folder / 'mine.json')
     assert_one_line_error(command(*args, env=env), 'mine.json exists already')
-    assert_one_line_error(command(args[0], env=env), 'which dataset')
