@@ -369,8 +369,9 @@ class DataSet:
         def convert(number, batch):
             image, label = (tf.repeat(batch[key], views[0] if views else 1, axis=0) for key in ('image', 'label'))
             key = tf.stack([self.seed * 2 + TRAINING.get(name, 0), number])
-            image, label = self.augment(image, key) if endless else to_float(image), tf.cast(label, tf.int64)
-            return {'image': tf.reshape(image, [-1, *views, *self.shape]), 'label': tf.reshape(label, [-1, *views])}
+            image = self.augment(image, key) if endless else to_float(image)
+            label = tf.reshape(tf.cast(label, tf.int64), [-1, *views])
+            return {'image': tf.reshape(image, [-1, *views, *self.shape]), 'label': label}
 
         return batches.enumerate().map(convert).unbatch()
 

@@ -114,7 +114,7 @@ def save_sheet(path, dataset):
 def inspect(name=None, png=None, data_dir=None, dataset=''):
     """Prints what a dataset such as 'cifar10.3@250-5000' holds, and writes the sheet to the file `png`, if given.
 
-    `dataset` is another way to give the name. Raises utils.Error if the dataset cannot be read.
+    `dataset` is another way to give the name.
     """
     dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
     print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 
 
 @contextlib.contextmanager
@@ -54,7 +55,12 @@ def import_tensorflow():
 
     Ctrl-C during the import, which takes seconds, ends the process with one line and exit code 130.
     """
+    sys.excepthook = explain_import
     open_closed_streams()
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = '/tmp'  # There is none that can be written; TensorFlow's import only asks for its name.
     os.environ.pop('MPLBACKEND', None)  # What a notebook leaves there would stop matplotlib's import.
     try:
         # The first variable silences XLA's start-up message. The second leaves Keras out: the import is twice as fast.
@@ -63,6 +69,9 @@ def import_tensorflow():
     except KeyboardInterrupt:
         print('Error: interrupted', file=sys.stderr)
         sys.exit(130)
-    except ImportError as error:
-        print('Error: %s: activate the environment that has it, or pip install -e .' % error, file=sys.stderr)
-        sys.exit(1)
+
+
+def explain_import(kind, error, trace):
+    """Prints an error of the imports as one line; a sys.excepthook, until script.run takes over."""
+    text = 'Error: %s: is the environment active, and the package installed? (pip install -e .)'
+    print(text % error, file=sys.stderr)

@@ -26,6 +26,7 @@ def run(function, table, usage=''):
         table: the options.
         usage: what an error says where the words are too few or too many for `function`.
     """
+    sys.excepthook = sys.__excepthook__  # See quiet.explain_import.
     options.define_flags(table)
     if 'debug' not in flags.FLAGS:  # Tests run several scripts in a process.
         flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
