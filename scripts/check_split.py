@@ -57,8 +57,8 @@ def find_conflicts(hashed, labels):
 def check_split(name=None, data_dir=None, dataset=''):
     """Prints what the sets of a dataset such as 'cifar10.3@250-5000' share, and the pictures of two classes or more.
 
-    data_dir is the folder of the datasets; None: $ML_DATA. `dataset` is another way to give the name. Raises utils.Error
-    if the dataset cannot be read.
+    data_dir is the folder of the datasets; None: $ML_DATA. `dataset` is another way to give the name. Raises
+    utils.Error if the dataset cannot be read.
     """
     dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
     hashed = {name: hash_all(images) for name, images in dataset.sets.items()}
