@@ -83,10 +83,7 @@ class Run:
 
     @contextlib.contextmanager
     def locking(self):
-        """Keeps every other process from writing this run; raises utils.Error where one does so already.
-
-        (The package filelock does not name the process that holds a lock, and fails where a disk answers ENOLCK.)
-        """
+        """Keeps every other process from writing this run; raises utils.Error where one does so already."""
         os.makedirs(self.folder, exist_ok=True)
         self.refuse_links()
         path = os.path.join(self.folder, 'lock')
