@@ -62,12 +62,12 @@ def resolve(path):
     return held
 
 
-def list_files(ckpt):
-    """Returns the paths of a checkpoint's files, the index last."""
-    folder, name = os.path.split(ckpt)
-    own = re.compile(re.escape(name) + ENDING)
-    names = filter(own.fullmatch, os.listdir(folder or '.'))
-    return [os.path.join(folder, file) for file in sorted(names, key=lambda file: (file == name + '.index', file))]
+def list_files(*ckpts):
+    """Returns the paths of the files of checkpoints of one folder, the index of each last."""
+    folder, own = os.path.dirname(ckpts[0]), set(map(os.path.basename, ckpts))
+    matches = (re.fullmatch('(.*)' + ENDING, name) for name in os.listdir(folder or '.'))
+    found = [(match[1], match[2] == 'index', match[0]) for match in matches if match and match[1] in own]
+    return [os.path.join(folder, name) for _, _, name in sorted(found)]
 
 
 @contextlib.contextmanager
@@ -251,8 +251,8 @@ class Checkpoints:
             remove_unfinished(self.folder)  # The half-written file may be what fills the disk.
             raise unwritten_error(ckpt, error) from error
         self.last = ckpt
-        for old in find(self.folder)[:-keep]:
-            remove(old)
+        if old := find(self.folder)[:-keep]:
+            remove(*old)
 
 
 def put_aside(ckpt):
@@ -264,9 +264,9 @@ def put_aside(ckpt):
         os.replace(path, os.path.join(folder, before + os.path.basename(path)))
 
 
-def remove(ckpt):
-    """Removes the files of a checkpoint, the index last: what a killed removal leaves is found, and removed later."""
-    for path in list_files(ckpt):
+def remove(*ckpts):
+    """Removes the files of checkpoints, the index last: what a killed removal leaves is found, and removed later."""
+    for path in list_files(*ckpts):
         os.remove(path)
 
 
