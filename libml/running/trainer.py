@@ -217,6 +217,7 @@ class Loop:
         values, _ = self.make_update()
         if self.step == self.first:  # scripts/benchmark.py waits for this line.
             tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
+            self.bar.unpause()  # So that the time left is without the compilation.
         self.step += self.periods.batch
         self.trainer.check_finite(values, self.step)
         self.means.add(values)
