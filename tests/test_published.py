@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 from conftest import PARAMS, assign, make_dataset, make_model, scalars, variables
 from easydict import EasyDict
 
-from libml import layers, models, trained, utils
+from libml import data_pair, layers, models, trained, utils
 from libml.running import checkpoints, runs
 
 
@@ -125,3 +125,20 @@ def test_a_name_that_is_no_argument_is_an_error(tmp_path):
     model = make_old(tmp_path, make_dataset())
     with pytest.raises(TypeError, match='no argument filtres'):
         model.classifier(model.ops.x, filtres=4)
+
+
+def test_what_it_has_learned_is_used_as_ours_is(digits_dir, tmp_path):
+    dataset = data_pair.DATASETS['digits.1@20-100'](str(digits_dir))
+    with tf.Graph().as_default():
+        model = make_old(tmp_path / dataset.name, dataset, seed=1)
+        model.train(8, 8)
+    classifier = trained.load(model.train_dir, data_dir=str(digits_dir))
+    images = dataset.sets['test'].select(slice(40))
+    with tf.Graph().as_default():
+        model = make_old(tmp_path / dataset.name, dataset, seed=1)
+        with model.trainer.opening_session() as session:
+            with checkpoints.Held(classifier.ckpt) as held:
+                model.trainer.checkpoints.restore(session, held)
+            pixels = images.gather(np.arange(40))
+            expected = session.run(model.ops.classify_op, {model.ops.x: dataset.to_float(pixels)})
+    np.testing.assert_allclose(classifier.classify(pixels), expected, atol=1e-5)
