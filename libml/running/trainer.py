@@ -328,7 +328,10 @@ def print_table(title, rows):
     widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
     print('\n%s' % title)
     for row in rows:
-        print('  ' + '  '.join(str(value).ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            '  '
+            + '  '.join(utils.escape(value).ljust(width) for value, width in zip(row, widths, strict=True)).rstrip()
+        )
     print(flush=True)
 
 
