@@ -54,7 +54,7 @@ class Family:
 def read_family(path):
     """Reads the Family in a .json file that write_family wrote; raises utils.Error if it is damaged."""
     try:
-        with files.naming(path), open(path, encoding='utf-8') as file:
+        with files.reading(path, 'utf-8') as file:
             return check_family(Family(**json.load(file)))
     except (ValueError, TypeError, RecursionError) as error:
         text = '%s does not describe a dataset (%s): make the dataset again'

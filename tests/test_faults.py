@@ -51,13 +51,22 @@ def test_what_other_programs_leave_in_a_runs_folder_stays(start, copy):
 # --- What is beside a checkpoint ---
 
 
-@pytest.mark.parametrize('note', [{}, [float('inf'), []], [-1, [0] * 5], 'x', [1, 2, 3]], ids=str)
+@pytest.mark.parametrize('note', [{}, [float('inf'), []], [-1, [0] * 5], [10**999, [1] * 5], 'x', [1, 2]], ids=str)
 def test_a_note_that_is_not_what_is_expected_stops_no_run(start, copy, note):
     ckpt = checkpoints.find(tf_dir(copy))[-1]
     pathlib.Path(ckpt + checkpoints.NOTE).write_text(json.dumps(note))
     assert start(copy, '--train_kimg=11').returncode == 0
     means = trainer.Means(['a'], note)
     assert means.count == 0 and not means.sums.any()
+
+
+def test_no_named_pipe_is_waited_for(start, copy):
+    ckpt = checkpoints.find(tf_dir(copy))[-1]
+    args = os.path.join(tf_dir(copy), '..', 'args', 'args.json')
+    for path in (checkpoints.list_files(ckpt)[0], ckpt + checkpoints.NOTE, args):
+        os.remove(path)
+        os.mkfifo(path)
+    assert start(copy, '--train_kimg=11').returncode == 0
 
 
 def test_the_graph_is_written_once_a_run(start, copy):
