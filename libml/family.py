@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import re
 import unicodedata
 
@@ -206,12 +205,12 @@ def parse_range(text):
     if not text:
         return ()
     try:
-        low, high = map(float, text.split(','))
+        found = tuple(map(float, text.split(',')))
     except ValueError:
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        found = None
+    if not _is_range(found):
         raise utils.Error('range=%s: give LOW,HIGH, such as 0,4095: the values that become black and white' % text)
-    return low, high
+    return found
 
 
 def check_shift(shift, height, width):

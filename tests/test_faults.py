@@ -16,6 +16,7 @@ from test_survival import copy, start, tf_dir, whole  # noqa: F401  Fixtures.
 
 from libml import data, files, trained, utils
 from libml.running import checkpoints, hardware, trainer
+from scripts import evaluate, extract_accuracy
 
 # --- Links ---
 
@@ -37,6 +38,16 @@ def test_nothing_is_written_or_removed_through_a_link_in_a_runs_folder(start, co
     before = {path: path.read_bytes() for path in (other.rglob('*') if other.is_dir() else [other]) if path.is_file()}
     assert_one_line_error(start(copy, '--train_kimg=11', '--keep_ckpt=1'), run / name, 'is a link')
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize('name', ['stats', 'evaluation'])
+def test_no_result_is_written_through_a_link(name, copy, digits_dir, tmp_path):
+    run, other = os.path.dirname(tf_dir(copy)), tmp_path / 'other'
+    other.mkdir()
+    os.symlink(other, os.path.join(run, name))
+    with pytest.raises(utils.Error, match='is a link'):
+        extract_accuracy.extract_accuracy(run) if name == 'stats' else evaluate.evaluate(run, data_dir=str(digits_dir))
+    assert not os.listdir(other)
 
 
 def test_what_other_programs_leave_in_a_runs_folder_stays(start, copy):

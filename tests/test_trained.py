@@ -530,6 +530,8 @@ def test_nothing_is_overwritten(world, tmp_path):
         predict.predict(world.run, [str(world.pictures)], str(tmp_path / 'out'), data_dir=str(world.data))
     with pytest.raises(utils.Error, match='exists already'):
         export.export(world.run, str(tmp_path / 'out'), data_dir=str(world.data))
+    with pytest.raises(utils.Error, match='OUT= is not allowed'):  # Not the folder that one stands in.
+        export.export(world.run, '')
     assert (tmp_path / 'out').read_text() == 'precious' and os.listdir(tmp_path) == ['out']
 
 
