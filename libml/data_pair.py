@@ -185,7 +185,7 @@ def check_gaps(name, labels, nclass):
 def read_map(path):
     """Returns a map.json's dict(label=[...], unlabel=[...]), perhaps `source`; raises utils.Error if it is damaged."""
     try:
-        with files.naming(path), open(path, encoding='utf-8') as f:
+        with files.reading(path, 'utf-8') as f:
             found = json.load(f)
         utils.require('map', shorten(repr(found)), isinstance(found, dict), 'an object')
         for part in ('label', 'unlabel'):

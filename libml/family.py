@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import math
 import re
 import unicodedata
 
@@ -54,7 +53,7 @@ class Family:
 def read_family(path):
     """Reads the Family in a .json file that write_family wrote; raises utils.Error if it is damaged."""
     try:
-        with files.naming(path), open(path, encoding='utf-8') as file:
+        with files.reading(path, 'utf-8') as file:
             return check_family(Family(**json.load(file)))
     except (ValueError, TypeError, RecursionError) as error:
         text = '%s does not describe a dataset (%s): make the dataset again'
@@ -206,12 +205,12 @@ def parse_range(text):
     if not text:
         return ()
     try:
-        low, high = map(float, text.split(','))
+        found = tuple(map(float, text.split(',')))
     except ValueError:
-        low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        found = None
+    if not _is_range(found):
         raise utils.Error('range=%s: give LOW,HIGH, such as 0,4095: the values that become black and white' % text)
-    return low, high
+    return found
 
 
 def check_shift(shift, height, width):

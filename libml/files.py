@@ -26,10 +26,21 @@ def naming(path):
         raise
 
 
+@contextlib.contextmanager
+def reading(path, encoding=None):
+    """Opens a file of text, or of bytes without an encoding. A named pipe is read as an empty file, without waiting."""
+    mode = 'r' if encoding else 'rb'
+    with (
+        naming(path),
+        open(path, mode, encoding=encoding, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file,
+    ):
+        yield file
+
+
 def read_json(path, default):
     """Returns what a JSON file holds; default where there is no file, or, with a warning, where it is not JSON."""
     try:
-        with naming(path), open(path, encoding='utf-8') as file:
+        with reading(path, 'utf-8') as file:
             return json.load(file)
     except FileNotFoundError:
         return default

@@ -232,7 +232,8 @@ def build_logits(images, arch, sizes, values, normalisation):
 
 @contextlib.contextmanager
 def creating_result(path):
-    """As files.creating; raises utils.Error if `path` exists already or cannot be written."""
+    """As files.creating; raises utils.Error if `path` is empty, exists already or cannot be written."""
+    utils.require('OUT', path, path, 'a path')
     try:
         with files.creating(path) as part:
             yield part

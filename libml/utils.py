@@ -63,7 +63,7 @@ def escape(text):
 
 def warn(text):
     """Prints a warning on stderr."""
-    print('Warning: %s' % text, file=sys.stderr, flush=True)
+    print('Warning: %s' % escape(text), file=sys.stderr, flush=True)
 
 
 def print_list(lines, most=20):

@@ -266,6 +266,8 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
         mistakes=lambda: draw_mistakes(images, probabilities, classifier.classes, title),
     )
     folder = out or os.path.join(classifier.folder, 'evaluation')
+    if not out:
+        files.refuse_link(folder)
     try:
         files.write_json(
             os.path.join(folder, set + '.json'), {**source, **found}

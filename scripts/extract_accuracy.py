@@ -28,6 +28,7 @@ def extract_accuracy(run):
     for line in runs.find_damaged_events(run):
         print(line, file=sys.stderr)
     path = os.path.join(run, 'stats', 'accuracy.json')
+    files.refuse_link(os.path.dirname(path))
     files.write_json(path, stats)
     print(path, ' '.join('%s %.2f' % item for item in stats.items()))
     return stats

@@ -27,12 +27,12 @@ RUN = '{world}/runs/digits.1@20-100/RUN'
 FLAGS = {  # Flag: values that are refused.
     'batch': ['0', '-1', '2', 'x', '1.5', ''],
     'nu': ['0', '-1', 'x'],
-    'lr': ['0', '-1', 'nan', 'inf', 'x'],
+    'lr': ['0', '-1', 'nan', 'inf', '1e-400', 'x'],
     'wd': ['-1', 'nan', 'inf', '500', 'x'],
     'ema': ['-.1', '1', '2', 'nan'],
-    'beta': ['0', '-1', 'inf', 'nan', '1e-38'],
-    'T': ['0', '-1', 'inf', 'nan', '1e-38'],
-    'w_match': ['-1', 'inf', 'nan'],
+    'beta': ['0', '-1', 'inf', 'nan', '1e-38', '1e38'],
+    'T': ['0', '-1', 'inf', 'nan', '1e-38', '1e308'],
+    'w_match': ['-1', 'inf', 'nan', '1e308'],
     'warmup_kimg': ['-1', 'x', '1.5'],
     'scales': ['-1', '11', 'x'],
     'filters': ['0', '-1', 'x'],
@@ -179,6 +179,7 @@ def run_rows():
         yield script, out, 'argument'
         yield script, [*out, '--no_such_flag', RUN], 'no_such_flag'
         yield script, [*out, '{world}/nowhere'], 'nowhere'
+        yield script, [*out, '{world}/\x1b[31m'], r'\x1b[31m'
     for run in ('{world}/file', '{world}/empty', '{world}', '{world}/run-zero', '{world}/run-rubbish'):
         yield 'scripts/extract_accuracy.py', [run], 'report'
 

@@ -16,6 +16,7 @@ from test_survival import copy, start, tf_dir, whole  # noqa: F401  Fixtures.
 
 from libml import data, files, trained, utils
 from libml.running import checkpoints, hardware, trainer
+from scripts import evaluate, extract_accuracy
 
 # --- Links ---
 
@@ -39,6 +40,16 @@ def test_nothing_is_written_or_removed_through_a_link_in_a_runs_folder(start, co
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.parametrize('name', ['stats', 'evaluation'])
+def test_no_result_is_written_through_a_link(name, copy, digits_dir, tmp_path):
+    run, other = os.path.dirname(tf_dir(copy)), tmp_path / 'other'
+    other.mkdir()
+    os.symlink(other, os.path.join(run, name))
+    with pytest.raises(utils.Error, match='is a link'):
+        extract_accuracy.extract_accuracy(run) if name == 'stats' else evaluate.evaluate(run, data_dir=str(digits_dir))
+    assert not os.listdir(other)
+
+
 def test_what_other_programs_leave_in_a_runs_folder_stays(start, copy):
     folder = pathlib.Path(tf_dir(copy))
     others = [folder / name for name in ('notes.part-1', 'model.ckpt-0000000032.txt', 'x.index.tempstate1')]
@@ -51,13 +62,22 @@ def test_what_other_programs_leave_in_a_runs_folder_stays(start, copy):
 # --- What is beside a checkpoint ---
 
 
-@pytest.mark.parametrize('note', [{}, [float('inf'), []], [-1, [0] * 5], 'x', [1, 2, 3]], ids=str)
+@pytest.mark.parametrize('note', [{}, [float('inf'), []], [-1, [0] * 5], [10**999, [1] * 5], 'x', [1, 2]], ids=str)
 def test_a_note_that_is_not_what_is_expected_stops_no_run(start, copy, note):
     ckpt = checkpoints.find(tf_dir(copy))[-1]
     pathlib.Path(ckpt + checkpoints.NOTE).write_text(json.dumps(note))
     assert start(copy, '--train_kimg=11').returncode == 0
     means = trainer.Means(['a'], note)
     assert means.count == 0 and not means.sums.any()
+
+
+def test_no_named_pipe_is_waited_for(start, copy):
+    ckpt = checkpoints.find(tf_dir(copy))[-1]
+    args = os.path.join(tf_dir(copy), '..', 'args', 'args.json')
+    for path in (checkpoints.list_files(ckpt)[0], ckpt + checkpoints.NOTE, args):
+        os.remove(path)
+        os.mkfifo(path)
+    assert start(copy, '--train_kimg=11').returncode == 0
 
 
 def test_the_graph_is_written_once_a_run(start, copy):

@@ -797,6 +797,7 @@ BAD_OPTIONS = {  # By what the command line would say: options and words of the 
     '--from_folder=/nowhere': (dict(from_folder='/nowhere'), '/nowhere is no folder'),
     '--range=1': (dict(range='1'), 'range=1: give LOW,HIGH'),
     '--range=5,1': (dict(range='5,1'), 'range=5,1'),
+    '--range=-1e308,1e308': (dict(range='-1e308,1e308'), 'give LOW,HIGH'),
     '--range=0,nan': (dict(range='0,nan'), 'range=0,nan'),
     '--range=a,b': (dict(range='a,b'), 'range=a,b'),
     '--seed=-1': (dict(seed=-1), 'seed=-1 is not allowed'),

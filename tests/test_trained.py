@@ -494,8 +494,8 @@ BROKEN = {
         ('dataset', 5), ('dataset', '\x1b[31mown.1@9-3'), ('arch', 'resnet9'), ('arch', []), ('seed', True),
         ('filters', 'abc'), ('filters', None), ('filters', 4.5), ('filters', -4), ('filters', 1e30), ('repeat', 10**7),
         ('scales', 0), ('nclass', '3'), ('classes', 'abc'), ('classes', [1, 2, 3]), ('classes', ['a\x1b', 'b', 'c']),
-        ('mean', 'text'), ('mean', [0, float('nan'), 0]), ('mean', [0]), ('std', None), ('data', []),
-        ('data', {'other': 'x'}), ('p_unlabeled', 3), ('train_kimg', 10**400), ('whiten', 'yes'),
+        ('mean', 'text'), ('mean', [0, float('nan'), 0]), ('mean', [0]), ('std', None), ('std', [0, 1, 1]),
+        ('data', []), ('data', {'other': 'x'}), ('p_unlabeled', 3), ('train_kimg', 10**400), ('whiten', 'yes'),
     ],
     ids=str,
 )  # fmt: skip
@@ -530,6 +530,8 @@ def test_nothing_is_overwritten(world, tmp_path):
         predict.predict(world.run, [str(world.pictures)], str(tmp_path / 'out'), data_dir=str(world.data))
     with pytest.raises(utils.Error, match='exists already'):
         export.export(world.run, str(tmp_path / 'out'), data_dir=str(world.data))
+    with pytest.raises(utils.Error, match='OUT= is not allowed'):  # Not the folder that one stands in.
+        export.export(world.run, '')
     assert (tmp_path / 'out').read_text() == 'precious' and os.listdir(tmp_path) == ['out']
 
 

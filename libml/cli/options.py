@@ -15,22 +15,21 @@ from libml import utils
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Finite numbers from `low` on, or above `above`, up to `high`, or below `below`. Its text says what is allowed."""
+    """Numbers from `low` on, or above `above`, up to `high`, or below `below`. Its text says what is allowed."""
 
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
-    below: float = math.inf
+    below: float = 1e30  # Larger ones may overflow in float32.
 
     def __call__(self, value):
-        return math.isfinite(value) and self.low <= value <= self.high and self.above < value < self.below
+        return self.low <= value <= self.high and self.above < value < self.below
 
     def __str__(self):
         if self.high < math.inf:
             return '%s to %s' % (self.low, self.high)
-        if self.above > -math.inf:
-            return 'a number above %g' % self.above
-        return 'at least %g' % self.low + (' and below %g' % self.below if self.below < math.inf else '')
+        least = 'a number above %g' % self.above if self.above > -math.inf else 'at least %g' % self.low
+        return '%s and below %g' % (least, self.below)
 
 
 @dataclasses.dataclass(frozen=True)

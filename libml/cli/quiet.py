@@ -74,4 +74,4 @@ def import_tensorflow():
 def explain_import(kind, error, trace):
     """Prints an error of the imports as one line; a sys.excepthook, until script.run takes over."""
     text = 'Error: %s: is the environment active, and the package installed? (pip install -e .)'
-    print(text % error, file=sys.stderr)
+    print(text % (error or kind.__name__), file=sys.stderr)

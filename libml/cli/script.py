@@ -12,7 +12,7 @@ from absl import app, flags
 
 from libml import utils
 from libml.cli import options
-from libml.utils import Error, explain
+from libml.utils import Error, escape, explain
 
 
 def run(function, table, usage=''):
@@ -110,5 +110,5 @@ def open_nowhere():
 
 def fail(error, code):
     """Prints the error as one line and returns the exit code."""
-    print('Error:', explain(error), file=sys.stderr, flush=True)
+    print('Error:', escape(explain(error)), file=sys.stderr, flush=True)
     return code

@@ -167,7 +167,7 @@ def copying(ckpt, paths):
             place = stack.enter_context(files.making_temporary())
             for path in paths:
                 target = os.path.join(place, os.path.basename(path))
-                with files.naming(path), open(path, 'rb') as source, files.naming(target), open(target, 'wb') as out:
+                with files.reading(path) as source, files.naming(target), open(target, 'wb') as out:
                     while chunk := _read_chunk(source, path):
                         out.write(chunk)
         except OSError as error:

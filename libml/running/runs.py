@@ -148,7 +148,7 @@ FIELDS = {  # What others rely on: {name: (function of a value, what it must be)
     'whiten': (lambda value: isinstance(value, bool), 'true or false'),
     'classes': (is_list(is_text), 'a list of names'),
     'mean': NUMBERS,
-    'std': NUMBERS,
+    'std': (is_list(is_number(1e-30, 1e30, (int, float))), 'a list of numbers above 0'),
     'data': (is_identity, 'the fingerprints of label, unlabel and test'),
 }
 

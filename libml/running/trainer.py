@@ -295,7 +295,7 @@ class Means:
             return
         try:
             count, sums = int(state[0]), np.array(state[1], np.float64)
-            if sums.shape == self.sums.shape and count >= 0 and np.isfinite(sums).all():
+            if sums.shape == self.sums.shape and 0 <= count < 1 << 53 and np.isfinite(sums).all():
                 self.count, self.sums = count, sums
         except (TypeError, ValueError, LookupError, OverflowError):
             utils.warn('the means of the curves saved with the checkpoint cannot be used: they begin anew')
@@ -326,10 +326,11 @@ def print_start(folder, args):
 
 def print_table(title, rows):
     """Prints rows of equal length under a title, columns aligned."""
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
+    rows = [list(map(utils.escape, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     print('\n%s' % title)
     for row in rows:
-        print('  ' + '  '.join(str(value).ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
+        print('  ' + '  '.join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
     print(flush=True)
 
 
