@@ -236,7 +236,7 @@ def test_keys_undo_reload_and_a_table_that_create_datasets_reads(world, browser,
 
     make(world.photos, saved, 'again', tmp_path / 'data')
     image = {name: pictures.convert(world.photos / name, (8, 12), 3).tobytes() for name in checked}
-    images, labels, _ = records.read(data_pair.locate_records(str(tmp_path / 'data'), 'again', 'train'))
+    images, labels = records.read(data_pair.locate_records(str(tmp_path / 'data'), 'again', 'train'))
     made = {pixels.tobytes(): classes[label] for pixels, label in zip(images, labels, strict=True)}
     assert len(made) == 18 + 18 and all(made[image[name]] == label for name, label in checked.items())
 
