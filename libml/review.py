@@ -22,16 +22,12 @@ BATCH = 4096  # Images of a dataset that are read at a time.
 
 
 class Review:
-    """What the page needs besides the guesses; read before the network works, as all of it can be wrong.
-
-    Attributes:
-        known: set of the digests of all pictures that have a label in the run's dataset; those for testing have one.
-        table: labels.Table of the labels so far. path: its path, or ''.
-    """
+    """What the page needs besides the guesses; it is read before the network works, as all of it can be wrong."""
 
     def __init__(self, classifier, path='', data_dir=None):
         """Reads the dataset of a trained.Classifier, and the table; raises utils.Error if one of them is not right."""
-        self.classifier, self.path, self.known = classifier, path, set()
+        self.classifier, self.path = classifier, path
+        self.known = set()  # Digests of the pictures that have a label in the dataset, those for testing among them.
         self.table = labels.read_table(path) if path else NEW_TABLE
         self.rows = labels.read_rows(path, self.table)
         # With --p_unlabeled, pictures that were left out have labels, too.
@@ -41,15 +37,9 @@ class Review:
                 self.known.update(map(hash_image, batch[classes != records.NO_CLASS]))
 
     def choose(self, root, paths, confidences, count, seed):
-        """Returns the indices of the pictures to check: half of the lowest confidence, half at random, all shuffled.
+        """Returns the indices of at most `count` pictures: half of the lowest confidence, half at random, shuffled.
 
-        Args:
-            root, paths: see write_page.
-            confidences: floats, of the guesses.
-            count, seed: how many at most; of the drawing.
-
-        Raises:
-            utils.Error: none is left.
+        root, paths, confidences: see write_page, of all pictures. Raises utils.Error where none is left to check.
         """
         settled, family = self._find_settled(root, paths), self.classifier.family
 
@@ -83,9 +73,8 @@ class Review:
     def write_page(self, page, root, paths, guesses, confidences):
         """Writes the page to a path.
 
-        Args:
-            root, paths: the pictures to check, and the folder that the paths are relative to; '': the current one.
-            guesses, confidences: lists, label and confidence of each.
+        paths: list, the pictures to check, relative to the folder root, '' for the current one; guesses, confidences:
+        lists of the label and the confidence of each.
         """
         where = self._match_rows(root, paths)
         files = [os.path.join(root, path) for path in paths]

@@ -221,7 +221,7 @@ def test_keys_undo_reload_and_a_table_that_create_datasets_reads(world, browser,
     answers = see()[1]
     assert answers[:3] == [-1, -2, None] and None not in answers[3:]
     browser.press('1')
-    assert browser.run("return document.getElementById('count').textContent") == '20 of 20 checked'
+    assert browser.run("return document.getElementById('count').textContent") == '20 done'
 
     saved = tmp_path / 'my labels.csv'
     save(browser, saved)
