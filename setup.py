@@ -14,7 +14,7 @@ setup(
     description='MixMatch (Berthelot et al., NeurIPS 2019) and every ablation of it, on current TensorFlow',
     license='Apache-2.0',
     packages=['libml', 'libml.cli', 'libml.intake', 'libml.running', 'ablation'],
-    package_data={'libml': ['py.typed']},
+    package_data={'libml': ['py.typed', 'review.html']},
     python_requires='>=3.10',
     install_requires=[  # The lower bounds are the oldest that were tried, together.
         'tensorflow>=2.18',  # The graph and its session. Tried: 2.18 to 2.21, with equal bits.

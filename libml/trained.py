@@ -231,11 +231,11 @@ def build_logits(images, arch, sizes, values, normalisation):
 
 
 @contextlib.contextmanager
-def creating_result(path):
-    """As files.creating; raises utils.Error if `path` is empty, exists already or cannot be written."""
-    utils.require('OUT', path, path, 'a path')
+def creating_result(*paths):
+    """As files.creating; raises utils.Error if one of the paths is empty, exists already or cannot be written."""
+    utils.require('OUT', paths[0], all(paths), 'a path')
     try:
-        with files.creating(path) as part:
-            yield part
+        with files.creating(*paths) as parts:
+            yield parts
     except (OSError, tf.errors.OpError) as error:
-        raise utils.Error('cannot write %s (%s)' % (path, utils.explain(error))) from error
+        raise utils.Error('cannot write %s (%s)' % (' and '.join(paths), utils.explain(error))) from error

@@ -1,10 +1,12 @@
 """Labels new pictures with what a run has learned.
 
-    python scripts/predict.py RUN PICTURES... --out predictions.csv [--probabilities] [--skip_bad]
+    python scripts/predict.py RUN PICTURES... --out predictions.csv [--probabilities] [--skip_bad] [--review 200]
 
 RUN is the folder of a run. PICTURES are folders, searched at any depth, or files. The table has a row a picture: file,
 class, confidence. Corrected by hand, it can be given to scripts/create_datasets.py as --labels. A spreadsheet reads it
 as UTF-8, and finds no formula in it: a file `=1.png` stands there as ./=1.png, a class `=1` as '=1.
+
+--review writes review.html beside the table: a page for a browser, to correct some of the guesses by eye.
 """
 
 import os
@@ -23,17 +25,21 @@ import numpy as np
 from tqdm import tqdm
 
 from libml import trained, utils
-from libml.cli import script
+from libml.cli import options, script
 from libml.cli.options import Option
 from libml.intake import pictures
+from libml.intake.labels import disarm
+from libml.review import Review
 from libml.utils import escape
 
 DOUBTFUL = 0.5  # Confidence below which a guess is doubtful.
-FORMULA = tuple('=+-@\t\r＝＋－＠')  # What a formula begins with in a spreadsheet.
 OPTIONS = dict(
     out=Option('', 'CSV file to write.', path=True),
     probabilities=Option(False, 'Write a column p:<class> with the probability of each class, too.'),
     skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
+    review=Option(0, 'How many guesses to correct on a page, review.html beside the table.', options.Range(low=0)),
+    labels=Option('', 'For --review: the table of labels so far; the page saves it with more rows.', path=True),
+    seed=Option(0, 'Of the half of the pictures on the page that is drawn at random.', options.SEED),
     **trained.OPTIONS,
 )
 
@@ -75,11 +81,6 @@ def summarise(classes, labels, confidences, unused):
         yield '%d not used: %s, such as %s' % (count, reason, escape(example))
 
 
-def disarm(text, before):
-    """Returns the text of a cell, with `before` before it where a spreadsheet would take it for a formula."""
-    return before + text if text.startswith(FORMULA) else text
-
-
 def write_rows(file, classifier, root, paths, probabilities):
     """Writes the table to an open file; returns labels, confidences, and {path: reason} of the unreadable pictures.
 
@@ -99,12 +100,12 @@ def write_rows(file, classifier, root, paths, probabilities):
         labels.append(label)
         confidences.append(float(row[label]))
         numbers = [row[label], *row] if probabilities else [row[label]]
-        cells = disarm(path, './'), disarm(classifier.classes[label], "'")
+        cells = disarm(path), disarm(classifier.classes[label], "'")
         rows.writerow([*cells, *('%.6f' % number for number in numbers)])
     return labels, confidences, bad
 
 
-def predict(run, places, out, probabilities=False, skip_bad=False, **which):
+def predict(run, places, out, probabilities=False, skip_bad=False, review=0, labels='', seed=0, **which):
     """Writes the table of a run's guesses for some pictures, and prints a summary.
 
     Args:
@@ -113,28 +114,43 @@ def predict(run, places, out, probabilities=False, skip_bad=False, **which):
         out: path of the table; it must not exist.
         probabilities: write the probabilities of all classes.
         skip_bad: leave out the pictures that cannot be read, rather than fail.
+        review, labels, seed: how many guesses to put on the page review.html, 0 for no page; see OPTIONS.
 
     Raises:
         utils.Error: the run cannot be used (see trained.load), there are no pictures, one cannot be read, or the table
-            cannot be written. Then no table is written.
+            or the page cannot be written. Then neither is.
     """
     if not out:
         raise utils.Error('where shall the table go? Give --out, such as --out predictions.csv')
-    root, paths, unused = find_pictures(places)
-    with trained.creating_result(out) as part, open(part, 'w', encoding='utf-8-sig', newline='') as file:
+    if labels and not review:
+        raise utils.Error('--labels is for --review, which is not given')
+    page = os.path.join(os.path.dirname(out), 'review.html')
+    if review and os.path.abspath(out) == os.path.abspath(page):
+        raise utils.Error('--out %s is the name of the page: choose another one for the table' % escape(out))
+    with trained.creating_result(out, *([page] if review else [])) as parts:
+        part, *pages = parts if review else [parts]
+        root, paths, unused = find_pictures(places)
         classifier = trained.load(run, **which)
-        labels, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
+        checker = Review(classifier, labels, which.get('data_dir')) if review else None
+        with open(part, 'w', encoding='utf-8-sig', newline='') as file:
+            guesses, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
         utils.print_list(['%s: %s' % (escape(path), reason) for path, reason in bad.items()])
         if bad and not skip_bad:
             text = '%d pictures cannot be read, see above: mend or remove them, or give --skip_bad'
             raise utils.Error(text % len(bad))
-        if not labels:
+        if not guesses:
             raise utils.Error('no picture can be read, see above')
-    for line in summarise(classifier.classes, labels, confidences, unused):
+        if review:
+            good = [path for path in paths if path not in bad]
+            chosen = checker.choose(root, good, confidences, review, seed)
+            checker.write_page(*pages, root, *([of[i] for i in chosen] for of in (good, guesses, confidences)))
+    for line in summarise(classifier.classes, guesses, confidences, unused):
         print(line)
     if bad:
         print('%d left out: cannot be read' % len(bad))
-    print('%s: %d rows, guessed by %s (%s weights)' % (out, len(labels), classifier.ckpt, classifier.weights))
+    print('%s: %d rows, guessed by %s (%s weights)' % (out, len(guesses), classifier.ckpt, classifier.weights))
+    if review:
+        print('%s: %d guesses to check; open it in a browser' % (page, len(chosen)))
 
 
 if __name__ == '__main__':

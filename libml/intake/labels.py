@@ -29,6 +29,7 @@ COLUMNS = dict(  # What a column may be called.
     split=('split',),
     group=('group',),
 )
+FORMULA = tuple('=+-@\t\r＝＋－＠')  # What a formula begins with in a spreadsheet.
 NO_TABLES = {
     b'PK\x03\x04': 'a workbook',
     b'\xd0\xcf\x11\xe0': 'a workbook',
@@ -36,6 +37,16 @@ NO_TABLES = {
     b'{': 'JSON',
     b'%PDF': 'a PDF',
 }
+
+
+class Table(NamedTuple):
+    """A table of labels as it stands. Rows are (line where it ends, cells); known columns have the names of COLUMNS."""
+
+    lines: list  # Of text, with their ends.
+    header: int  # How many of them come before the rows.
+    delimiter: str
+    columns: list
+    rows: list
 
 
 def read_labels(path):
@@ -47,6 +58,16 @@ def read_labels(path):
     Raises:
         utils.Error: it is no such file.
     """
+    return read_rows(path, read_table(path))
+
+
+def read_rows(path, table):
+    """Returns the list of Row of a Table; raises utils.Error, which names `path`, where a row is wrong."""
+    return [_read_row(path, line, table.columns, cells) for line, cells in table.rows]
+
+
+def read_table(path):
+    """Returns the Table in a file, see read_labels; rows without a cell are left out."""
     with files.naming(path), open(path, 'rb') as file:
         start = file.read(64)
     for mark, what in NO_TABLES.items():
@@ -55,18 +76,20 @@ def read_labels(path):
     encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try:
         with open(path, newline='', encoding=encoding) as file:
-            first = file.readline()
-            said = re.fullmatch(r'"?sep=(.)"?\s*', first)
-            if not said:
-                file.seek(0)
-            delimiter = said[1] if said else max(',;\t', key=first.count)
-            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
-            columns, before = _find_columns(path, next(reader, [])), bool(said)
-            return [_read_row(path, before + reader.line_num, columns, cells) for cells in reader if any(cells)]
+            lines = list(file)
     except UnicodeError as error:
         raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % escape(path)) from error
+    first = lines[0] if lines else ''
+    said = re.fullmatch(r'"?sep=(.)"?\s*', first)
+    before, delimiter = bool(said), said[1] if said else max(',;\t', key=first.count)
+    reader = csv.reader(lines[before:], delimiter=delimiter, strict=True, skipinitialspace=True)
+    try:
+        columns = _find_columns(path, next(reader, []))
+        header = before + reader.line_num
+        rows = [(before + reader.line_num, cells) for cells in reader if any(cells)]
     except csv.Error as error:
         raise utils.Error('%s, line %d: %s' % (escape(path), reader.line_num, error)) from error
+    return Table(lines, header, delimiter, columns, rows)
 
 
 def _find_columns(path, header):
@@ -121,7 +144,7 @@ def match_rows(table, folder, rows, found, unused, skip_bad):
     Raises:
         utils.Error: rows contradict each other, or name files that are not there (they are listed on stderr).
     """
-    index, by_path, wrong = _Index(folder, found), {}, []
+    index, by_path, wrong = Index(folder, found), {}, []
     for row in rows:
         path, reason = index.find(row.file, unused)
         if path is None or (path in unused and not skip_bad):
@@ -135,7 +158,7 @@ def match_rows(table, folder, rows, found, unused, skip_bad):
     return by_path
 
 
-class _Index:
+class Index:
     """Finds the pictures in a folder by what a table calls them."""
 
     def __init__(self, folder, found):
@@ -178,3 +201,8 @@ def _list_names(path):
 
 def _compose(path):
     return unicodedata.normalize('NFC', path)
+
+
+def disarm(text, before='./'):
+    """Returns the text of a cell, with `before` before it where a spreadsheet would take it for a formula."""
+    return before + text if text.startswith(FORMULA) else text

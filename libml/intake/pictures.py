@@ -159,7 +159,7 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
 
     Args:
         source: a path or a binary file, of any format that Pillow reads; of an animation, the first frame.
-        size: (height, width).
+        size: (height, width); or an int, to scale the whole picture until its longer side is at most that.
         colors: 1 (grey) or 3 (RGB). Transparent parts become white.
         range: (low, high), which become 0 and 255 in pictures deeper than 8 bits; () to refuse such pictures.
         max_megapixels: a picture with more millions of pixels is refused.
@@ -197,18 +197,21 @@ def _convert(source, size, colors, range, max_megapixels):
     mode = {1: 'L', 3: 'RGB'}[colors]
     with open_picture(source) as image:
         full = image.size
-        whole = _draft(image, 2 * max(size), mode)
+        whole = _draft(image, 2 * np.max(size), mode)
         with sharing_memory(count_bytes(image, full), max_megapixels):
             read_strip = load(source, image, range)
             turn = _find_turn(image)
-            wanted = size[::-1] if turn in TURNS and turn >= 5 else size
+            if isinstance(size, int):
+                wanted = [max(1, round(side * min(1, size / max(full)))) for side in full[::-1]]
+            else:
+                wanted = size[::-1] if turn in TURNS and turn >= 5 else size
             large = image.width * image.height > LARGE
             factor = max(1, min(image.width // wanted[1], image.height // wanted[0]) // 2) if large else 1
             left, top, right, bottom = whole or (0, 0, *image.size)
             box = [side / factor for side in (left, top, right, bottom)]
             small = fit(_shrink(image, read_strip, mode, factor), wanted, box)
     small = small.transpose(TURNS[turn]) if turn in TURNS else small
-    return np.asarray(small, np.uint8).reshape(*size, colors)
+    return np.asarray(small, np.uint8).reshape(*small.size[::-1], colors)
 
 
 def _shrink(image, read_strip, mode, factor):

@@ -1,0 +1,118 @@
+"""The page on which a person corrects a run's guesses by eye: one file for any browser, review.html."""
+
+import base64
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from libml import records, trained, utils
+from libml.intake import labels, pictures
+
+NEW_TABLE = labels.Table(['file,class,split\n'], 1, ',', ['file', 'class', 'split'], [])
+SIDE = 256  # Pixels of a thumbnail.
+QUALITIES = 90, 75, 50, 25  # Of JPEG; the first that takes no more than LARGEST bytes.
+LARGEST = 29_000  # As text, 500 of them take 19.3 MB.
+BATCH = 4096  # Images of a dataset that are read at a time.
+
+
+class Review:
+    """What the page needs besides the guesses; it is read before the network works, as all of it can be wrong."""
+
+    def __init__(self, classifier, path='', data_dir=None):
+        """Reads the dataset of a trained.Classifier, and the table; raises utils.Error if one of them is not right."""
+        self.classifier, self.path = classifier, path
+        self.known = set()  # Digests of the pictures that have a label in the dataset, those for testing among them.
+        self.table = labels.read_table(path) if path else NEW_TABLE
+        self.rows = labels.read_rows(path, self.table)
+        # With --p_unlabeled, pictures that were left out have labels, too.
+        dataset = trained.read_dataset(classifier.folder, {**classifier.args, 'p_unlabeled': ''}, data_dir)
+        for images in dataset.sets.values():
+            for batch, classes in images.batches(BATCH):
+                self.known.update(map(hash_image, batch[classes != records.NO_CLASS]))
+
+    def choose(self, root, paths, confidences, count, seed):
+        """Returns the indices of at most `count` pictures: half of the lowest confidence, half at random, shuffled.
+
+        root, paths, confidences: see write_page, of all pictures. Raises utils.Error where none is left to check.
+        """
+        settled, family = self._find_settled(root, paths), self.classifier.family
+
+        def iterate_new(order):
+            order = [i for i in order if paths[i] not in settled]
+            files = (os.path.join(root, paths[i]) for i in order)
+            images = pictures.convert_all(files, family.shape[:2], family.colors, family.range)
+            for i, image in zip(order, images, strict=True):
+                if not isinstance(image, ValueError) and hash_image(image) not in self.known:
+                    settled.add(paths[i])
+                    yield i
+
+        random = np.random.RandomState(seed)
+        chosen = list(itertools.islice(iterate_new(np.argsort(confidences, kind='stable')), count - count // 2))
+        chosen += itertools.islice(iterate_new(random.permutation(len(paths))), count // 2)
+        if not chosen:
+            raise utils.Error('no guess is left to check, as each picture has a label already: leave --review out')
+        return random.permutation(chosen)
+
+    def _match_rows(self, root, paths):
+        """Returns {path: number of the row that names it}."""
+        index = labels.Index(root or os.curdir, paths)
+        return {index.find(row.file, ())[0]: number for number, row in enumerate(self.rows)}
+
+    def _find_settled(self, root, paths):
+        """Returns the set of the paths to which the table gives a class, or a group whose pictures are for testing."""
+        testing = {row.group for row in self.rows if row.split == 'test'} - {''}
+        rows = ((path, self.rows[number]) for path, number in self._match_rows(root, paths).items())
+        return {path for path, row in rows if row.label or row.group in testing}
+
+    def write_page(self, page, root, paths, guesses, confidences):
+        """Writes the page to a path.
+
+        paths: list, the pictures to check, relative to the folder root, '' for the current one; guesses, confidences:
+        lists of the label and the confidence of each.
+        """
+        where = self._match_rows(root, paths)
+        files = [os.path.join(root, path) for path in paths]
+        thumbnails = pictures.convert_all(files, SIDE, 3, self.classifier.family.range)
+        items = [
+            # A path that is relative to no folder of pictures means nothing to create_datasets.py.
+            dict(name=path, file=labels.disarm(path if root else os.path.abspath(path)), guess=guess)
+            | dict(confidence=round(confidence, 6), image=encode(thumbnail), row=where.get(path, -1))
+            for path, guess, confidence, thumbnail in zip(paths, guesses, confidences, thumbnails, strict=True)
+        ]
+        content = dict(classes=self.classifier.classes, items=items, table=self._describe_table())
+        content['key'] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        template = pathlib.Path(__file__).with_name('review.html').read_text(encoding='utf-8')
+        text = json.dumps(content).replace('<', '\\u003c')  # No `</script>`, nor `<!--`, can stand in it.
+        pathlib.Path(page).write_text(template.replace('{{content}}', text), encoding='utf-8')
+
+    def _describe_table(self):
+        """Returns what the page needs of the table: its text, in pieces, and where the cells of a new row belong."""
+        lines, header, delimiter, columns, rows = self.table
+        ends = [header, *(end for end, _ in rows)]
+        head = ''.join(lines[:header]).rstrip('\r\n') + (delimiter + 'split' if 'split' not in columns else '')
+        columns = columns if 'split' in columns else [*columns, 'split']
+        places = {name: columns.index(name) for name in ('file', 'class', 'split')}
+        pieces = [''.join(lines[start:end]).rstrip('\r\n') for start, end in itertools.pairwise(ends)]
+        newline = '\r\n' if lines[0].endswith('\r\n') else '\n'
+        text = dict(head=head, rows=pieces, cells=[cells for _, cells in rows], newline=newline, delimiter=delimiter)
+        return dict(name=os.path.basename(self.path) or 'labels.csv', width=len(columns), **text, **places)
+
+
+def hash_image(image):
+    """Returns a digest of pixels, uint8 [H, W, C], bytes."""
+    return hashlib.sha256(image.tobytes()).digest()
+
+
+def encode(pixels):
+    """Returns a picture, uint8 [H, W, 3], as the data: URL of a JPEG."""
+    for quality in QUALITIES:
+        Image.fromarray(pixels).save(file := io.BytesIO(), 'JPEG', quality=quality)
+        if file.tell() <= LARGEST:
+            break
+    return 'data:image/jpeg;base64,' + base64.b64encode(file.getvalue()).decode()
