@@ -132,10 +132,10 @@ def read_all(sources):
         places = {**{os.path.realpath(path): path for path in inside}, **places}
     for path in places.values():
         try:
+            damaged += map(escape, runs.find_damaged_events(path))
             found.append(read_csv(path) if os.path.isfile(path) else read_run(path))
         except (utils.Error, OSError, tf.errors.OpError) as error:
             lost.append((path, error))
-        damaged += map(escape, runs.find_damaged_events(path))
     remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + damaged
     if not found:
         raise utils.Error('; '.join(['no run in or below %s' % escape(', '.join(sources)), *remarks]))

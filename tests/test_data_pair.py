@@ -405,6 +405,7 @@ BAD_FAMILIES = [
     dict(GOOD, width=10**6),
     dict(GOOD, colors=2),
     dict(GOOD, nclass=1),
+    dict(GOOD, nclass=1 << 30),
     dict(GOOD, nclass=2.5),
     dict(GOOD, mirror=1),
     dict(GOOD, shift=8),

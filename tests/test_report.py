@@ -35,6 +35,21 @@ def write_run(folder, accuracies, dataset='digits.1@20-100', row='MixMatch', sta
             writer.add_summary(tf.Summary(value=[value]), (start + i * period) << 10)
 
 
+def test_a_record_that_is_no_event_is_passed_over_and_a_named_pipe_is_no_run(tmp_path, capsys):
+    write_run(tmp_path / 'a', [90])
+    (path,) = runs.list_events(tmp_path / 'a')
+    records = list(tf.python_io.tf_record_iterator(path))
+    with tf.io.TFRecordWriter(path) as writer:
+        for record in (records[0], b'\xff' * 99, *records[1:]):
+            writer.write(record)
+    assert runs.read_accuracies(tmp_path / 'a') == [(1024, 90)]
+    assert 'no event' in capsys.readouterr().err
+    write_run(tmp_path / 'b', [90], row='K = 3')
+    os.mkfifo(tmp_path / 'b' / 'tf' / 'events.out.tfevents.1.x')
+    found, (remark,) = report.read_all([str(tmp_path)])
+    assert len(found) == 1 and 'is no file' in remark
+
+
 def made_up(errors, dataset='digits@20-100', flags=FLAGS, reports=40, train_kimg=40):
     """Returns reports, see report.read_run, of runs that are always at an error: {row: {split: error}}."""
     lines = [

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+from google.protobuf.message import DecodeError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
@@ -305,9 +306,18 @@ def find_runs(folder, onerror=None):
     return sorted(found)
 
 
+def list_events(run):
+    """Returns the paths of a run's event files, sorted; raises utils.Error where one is a named pipe, or no file."""
+    paths = sorted(glob.glob(os.path.join(glob.escape(run), 'tf', 'events.*')))
+    for path in paths:
+        if not os.path.isfile(path):  # TensorBoard would wait for what comes out of a pipe.
+            raise utils.Error('%s is no file: remove it' % path)
+    return paths
+
+
 def find_damaged_events(run):
     """Yields a line for each event file of a run that cannot be read, or not to its end."""
-    for path in sorted(glob.glob(os.path.join(glob.escape(run), 'tf', 'events.*'))):
+    for path in list_events(run):
         count = 0
         try:
             with checkpoints.aliasing(path) as name:
@@ -322,10 +332,16 @@ def find_damaged_events(run):
 def read_accuracies(run):
     """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out."""
     folder = os.path.join(run, 'tf')
-    if not os.path.isdir(folder):
+    if not list_events(run):
         return []
     with checkpoints.aliasing(folder) as name:
-        events = EventAccumulator(name, size_guidance={'scalars': 0}).Reload()  # 0: all of them.
+        events = EventAccumulator(name, size_guidance={'scalars': 0})  # 0: all of them.
+        while True:
+            try:
+                events.Reload()
+                break
+            except DecodeError:  # Its next call goes on behind it.
+                utils.warn('%s has a record that is no event: it is left out' % folder)
     if 'accuracy' not in events.Tags()['scalars']:
         return []
     return [(event.step, event.value) for event in events.Scalars('accuracy')]
