@@ -68,5 +68,5 @@ def test_a_mat_file_that_holds_code_runs_none(tmp_path, monkeypatch, kind):
     else:
         savemat(path, {'X': np.array([{'a': 'b'}], object), 'y': np.array([[1]])})
     with pytest.raises(ValueError, match='train_32x32'):
-        list(create_datasets.read_svhn(lambda archive: path, create_datasets.SVHN_TRAIN))
+        list(create_datasets.read_svhn(path))
     assert not os.path.exists('executed')

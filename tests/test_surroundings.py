@@ -94,7 +94,7 @@ def test_an_output_that_has_only_ascii(start, whole, tmp_path):
     assert done.returncode == 0, done
     assert str(tmp_path / '?') in done.stdout
     assert_same_end(tmp_path / 'é', whole)
-    assert_one_line_error(start(tmp_path / 'é', '--dataset=é', first=[ascii_only]), '?')
+    assert_one_line_error(start(tmp_path / 'é', '--dataset=é', first=[ascii_only]), '\\xe9')
 
 
 # --- Signals ---

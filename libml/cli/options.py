@@ -20,7 +20,7 @@ class Range:
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
-    below: float = 1e30  # Larger ones may overflow in float32.
+    below: float = 1e38  # Larger ones overflow in float32.
 
     def __call__(self, value):
         return self.low <= value <= self.high and self.above < value < self.below
