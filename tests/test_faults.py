@@ -62,7 +62,7 @@ def test_what_other_programs_leave_in_a_runs_folder_stays(start, copy):
 # --- What is beside a checkpoint ---
 
 
-@pytest.mark.parametrize('note', [{}, [float('inf'), []], [-1, [0] * 5], [10**999, [1] * 5], 'x', [1, 2]], ids=str)
+@pytest.mark.parametrize('note', [{}, [float('inf'), []], [-1, [0] * 5], [10**400, [1] * 5], 'x', [1, 2]], ids=repr)
 def test_a_note_that_is_not_what_is_expected_stops_no_run(start, copy, note):
     ckpt = checkpoints.find(tf_dir(copy))[-1]
     pathlib.Path(ckpt + checkpoints.NOTE).write_text(json.dumps(note))
