@@ -5,7 +5,6 @@ import shlex
 import sys
 
 import tensorflow.compat.v1 as tf
-from absl import flags
 from easydict import EasyDict
 
 from libml import data_pair
@@ -13,8 +12,6 @@ from libml.cli import options, script
 from libml.running import setting
 
 OPTIONS = {**data_pair.TRAINING_OPTIONS, **setting.OPTIONS}  # Besides the method's PARAMS.
-
-flags.disclaim_key_flags()  # See options.py.
 
 
 def list_options(method):

@@ -1,4 +1,4 @@
-"""What everything else stands on: errors, scripts, sessions, variables, new files, JSON files."""
+"""What everything else stands on: errors, texts, paths, sessions, variables, the names of checkpoints."""
 
 import contextlib
 import os

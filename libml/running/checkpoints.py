@@ -115,7 +115,9 @@ class Held:
                 if ckpt + '.index' not in paths:
                     raise FileNotFoundError
                 self.path = stack.enter_context(copying(ckpt, paths))
-                self.read()
+                reader = tf.train.load_checkpoint(self.path)
+                for name in reader.get_variable_to_shape_map():  # One at a time: all together may not fit in memory.
+                    reader.get_tensor(name)
             except (FileNotFoundError, NotADirectoryError):
                 text = '%s is not a whole checkpoint: there is no file %s.index'
                 raise utils.Error(text % (ckpt, ckpt)) from None
