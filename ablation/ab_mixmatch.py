@@ -57,9 +57,8 @@ class AblationMixMatch(models.MultiModel):
             EasyDict of p_target, the sharpened guess, and p_model, the mean prediction, both float32 [B, nclass].
         """
         with tf.name_scope('guess_label'):
-            # Each call normalises by the statistics of its own batch, and changes no average of batch norm.
-            how = dict(kwargs, training=True, getter=getter, moments=[])
-            logits = [classifier(y_k, **how) for y_k in y]  # nu * [B, nclass]
+            # Their statistics change no average of batch norm.
+            logits = self.classify_each(y, [], classifier, getter=getter, **kwargs)  # nu * [B, nclass]
             p_model = tf.reduce_mean(tf.nn.softmax(tf.stack(logits)), axis=0)  # [B, nclass]
             p_target = layers.sharpen(p_model, T)  # [B, nclass]
         return EasyDict(p_target=p_target, p_model=p_model)
@@ -104,8 +103,7 @@ class AblationMixMatch(models.MultiModel):
         # Only the first batch's statistics move batch norm's averages. One batch is enough, because each has about the
         # same mixture of labelled and unlabelled images.
         moments = []
-        logits = [self.classifier(batches[0], training=True, moments=moments)]
-        logits += [self.classifier(b, training=True, moments=[]) for b in batches[1:]]
+        logits = self.classify_each(batches, moments)  # (1 + nu) * [B, nclass]
         with tf.name_scope('interleave'):
             logits_x, *logits_y = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
 

@@ -36,9 +36,8 @@ class PiModel(models.MultiModel):
         average = self.create_average(weights, ema)
 
         moments = []  # Batch norm's statistics of the labelled batch.
-        logits_x = self.classifier(x, training=True, moments=moments)  # [B, nclass]
-        views = tf.unstack(y, axis=1)  # 2 * [B, H, W, C]; their statistics move nothing
-        logits_1, logits_2 = (self.classifier(view, training=True, moments=[]) for view in views)  # 2 * [B, nclass]
+        batches = [x, *tf.unstack(y, axis=1)]  # 3 * [B, H, W, C]
+        logits_x, logits_1, logits_2 = self.classify_each(batches, moments)  # 3 * [B, nclass]
 
         loss_xe = layers.labeled_loss(tf.one_hot(label, nclass), logits_x)
         loss_l2u = layers.unlabeled_loss(tf.nn.softmax(logits_1), logits_2)

@@ -101,6 +101,23 @@ class MultiModel(train.ClassifySemi):
         size['arch'] = arch or size['arch']
         return self.network(**size)(x, training, self.keys('network'), getter, moments)
 
+    def classify_each(self, batches, moments, classifier=None, **kwargs):
+        """Classifies batches in training, each normalised by its own statistics.
+
+        Args:
+            batches: list of n float32 [B, H, W, C].
+            moments: a list that gets the statistics of the first batch, see `classifier`: those of one batch are enough
+                to move batch norm's averages.
+            classifier: function of images; None: the model's own.
+            **kwargs: further arguments of the classifier.
+
+        Returns:
+            n float32 [B, nclass], the logits.
+        """
+        classifier = classifier or self.classifier
+        lists = [moments] + [[] for _ in batches[1:]]
+        return [classifier(x, training=True, moments=m, **kwargs) for x, m in zip(batches, lists, strict=True)]
+
     def create_average(self, weights, ema):
         """Returns the tf.train.ExponentialMovingAverage of weights, created; an update moves it by its `apply`."""
         average = tf.train.ExponentialMovingAverage(ema)
