@@ -67,7 +67,7 @@ def get_bias(units):
     return tf.get_variable('bias', [units], initializer=tf.zeros_initializer())
 
 
-def batch_norm(x, training, moments=None):
+def batch_norm(x, training, moments=None, groups=1):
     """Normalises each channel of x, [N, H, W, C], by statistics in float32 (Ioffe and Szegedy 2015).
 
     Args:
@@ -75,6 +75,8 @@ def batch_norm(x, training, moments=None):
         training: True normalises by the mean and variance of x itself, False by the moving averages.
         moments: a list to which two pairs are added: (moving mean, mean of x) and (moving variance, variance of x,
             unbiased). update_moments takes the list; without a list, nothing is updated.
+        groups: int, batches of N / groups that x holds one after another. In training, each is normalised by its own
+            statistics; `moments` gets those of the first.
     """
     channels = [int(x.shape[3])]
     with tf.variable_scope(None, default_name='batch_normalization'):
@@ -85,10 +87,30 @@ def batch_norm(x, training, moments=None):
         variance = average('moving_variance', channels, initializer=tf.ones_initializer())
         if not training:
             return tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, BN_EPSILON, is_training=False)[0]
-        x, x_mean, x_variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BN_EPSILON)
+        if groups > 1:
+            x, x_mean, x_variance = normalise_groups(x, gamma, beta, groups)
+        else:
+            x, x_mean, x_variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=BN_EPSILON)
         if moments is not None:
             moments += [(mean, x_mean), (variance, x_variance)]
         return x
+
+
+def normalise_groups(x, gamma, beta, groups):
+    """Normalises several batches, each by its own statistics: elementary operations, which XLA fuses.
+
+    Args: as for batch_norm; gamma, beta: float32 [C].
+
+    Returns:
+        Of the type and shape of x; the mean and the unbiased variance of the first group, float32 [C].
+    """
+    batches = tf.cast(tf.reshape(x, [groups, -1, *x.shape[1:]]), tf.float32)  # [G, N / G, H, W, C]
+    mean = tf.reduce_mean(batches, [1, 2, 3], keepdims=True)  # [G, 1, 1, 1, C]
+    variance = tf.reduce_mean(tf.math.squared_difference(batches, mean), [1, 2, 3], keepdims=True)
+    scale = gamma * tf.math.rsqrt(variance + BN_EPSILON)
+    normalised = tf.reshape(tf.cast((batches - mean) * scale + beta, x.dtype), tf.shape(x))
+    count = tf.cast(tf.size(batches[0, ..., 0]), tf.float32)
+    return normalised, mean[0, 0, 0, 0], variance[0, 0, 0, 0] * (count / (count - 1))
 
 
 def update_moments(moments):

@@ -60,8 +60,7 @@ class MultiModel(train.ClassifySemi):
         if key not in self.networks:
             size = dict(nclass=self.nclass, scales=scales, filters=filters, repeat=repeat)
             dtype = tf.bfloat16 if self.setting.precision == 'bfloat16' else tf.float32
-            xla, shape = self.machine.compiles_networks, self.dataset.shape
-            found = networks.Network(arch, shape, xla, dtype, self.whiten, **size)
+            found = networks.Network(arch, self.dataset.shape, dtype, self.whiten, **size)
             found.get_variables(getter=None)
             self.networks[key] = found
         return self.networks[key]
@@ -75,7 +74,7 @@ class MultiModel(train.ClassifySemi):
         """Normalises images by the mean and standard deviation of the training images, if --whiten asks for it."""
         return (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype)
 
-    def classifier(self, x, arch=None, training=False, getter=None, moments=None, **params):
+    def classifier(self, x, arch=None, training=False, getter=None, moments=None, groups=1, **params):
         """Classifies images with the variables of scope `classify`, which the first call creates.
 
         Args:
@@ -85,6 +84,7 @@ class MultiModel(train.ClassifySemi):
             getter: a custom getter for the variables, such as utils.getter_ema with its average filled in.
             moments: a list that collects batch norm's statistics in training, see layers.batch_norm. None: an op that
                 moves batch norm's averages by them joins tf.GraphKeys.UPDATE_OPS, as TF1's layers do it.
+            groups: int, batches of one size that x holds, see layers.batch_norm.
             **params: arguments of the model, such as filters, as the published code gives them; the model's
                 own values where they are not given. The network takes what it needs.
 
@@ -99,10 +99,13 @@ class MultiModel(train.ClassifySemi):
             raise TypeError('the model has no argument %s' % unknown[0])
         size = {name: params.get(name, self.params[name]) for name in PARAMS}
         size['arch'] = arch or size['arch']
-        return self.network(**size)(x, training, self.keys('network'), getter, moments)
+        keys = [self.keys('network') for _ in range(groups)]
+        return self.network(**size)(x, training, keys, getter, moments)
 
     def classify_each(self, batches, moments, classifier=None, **kwargs):
         """Classifies batches in training, each normalised by its own statistics.
+
+        Where XLA compiles the update, all go through the network in one pass.
 
         Args:
             batches: list of n float32 [B, H, W, C].
@@ -115,6 +118,9 @@ class MultiModel(train.ClassifySemi):
             n float32 [B, nclass], the logits.
         """
         classifier = classifier or self.classifier
+        if self.machine.compiles_update and classifier == self.classifier:  # On a CPU without XLA, this is slower.
+            joined = classifier(tf.concat(batches, 0), training=True, moments=moments, groups=len(batches), **kwargs)
+            return tf.split(joined, len(batches))
         lists = [moments] + [[] for _ in batches[1:]]
         return [classifier(x, training=True, moments=m, **kwargs) for x, m in zip(batches, lists, strict=True)]
 

@@ -130,10 +130,10 @@ ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
 
 
-def build(arch, x, noise, training=False, moments=None, getter=None, **size):
-    """Builds a network in scope `classify`. Arguments as for resnet and for MultiModel.classifier."""
+def build(arch, x, noise, training=False, moments=None, getter=None, groups=1, **size):
+    """Builds a network in scope `classify`. Arguments as for resnet, layers.batch_norm and MultiModel.classifier."""
     with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
-        batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments)
+        batch_norm = functools.partial(layers.batch_norm, training=training, moments=moments, groups=groups)
         return ARCHS[arch](x, batch_norm=batch_norm, training=training, noise=noise, **size)
 
 
@@ -183,18 +183,17 @@ class Network:
     """A classifier as a function of images and weights, traced once for training and once for inference.
 
     Weights are arguments of the traces. So the same two traces serve raw and averaged weights, the guess and the
-    update: the graph stays small, and XLA compiles little.
+    update: the graph stays small.
 
     Args:
         arch: one of MODELS.
         shape: (H, W, C) of the images.
-        xla: bool, whether XLA compiles the network.
         dtype: tf.float32 or tf.bfloat16, the type of the layers. Images, weights, logits and statistics are float32.
         whiten: function that normalises images.
         **size: nclass, scales, filters, repeat.
     """
 
-    def __init__(self, arch, shape, xla, dtype, whiten, **size):
+    def __init__(self, arch, shape, dtype, whiten, **size):
         self.dtype = dtype
         self.layers = functools.partial(build, arch, whiten=whiten, **size)
         images = tf.TensorSpec([None, *shape], tf.float32)
@@ -204,21 +203,21 @@ class Network:
         self.moving = [i for i, variable in enumerate(self.described) if not variable['trainable']]
         self.variables = {}  # (variables, values) by getter. Safe to share: an update writes after all calls have read.
         weights = [tf.TensorSpec(variable['shape'], tf.float32) for variable in self.described]
-        signature = [images, self.noise, weights]
-        with tf.Graph().as_default():  # Without a strategy, which would tie the traces to a device.
-            self.functions = {
-                training: tf.function(
-                    functools.partial(self.trace, training), signature, jit_compile=xla or None, autograph=False
-                ).get_concrete_function()
-                for training in (False, True)
-            }
+        self.signature = [images, self.noise, weights]
+        self.get_function = functools.cache(self.get_function)
 
-    def trace(self, training, x, noise, weights):
+    def get_function(self, training, groups):
+        """Returns the network of given weights, traced: a function of images, noise and weights, see `trace`."""
+        with tf.Graph().as_default():  # Without a strategy, which would tie the trace to a device.
+            traced = functools.partial(self.trace, training, groups)
+            return tf.function(traced, self.signature, autograph=False).get_concrete_function()
+
+    def trace(self, training, groups, x, noise, weights):
         """Builds the network with given weights; returns the logits, and batch norm's statistics in training."""
         values = {'classify/' + variable['name']: w for variable, w in zip(self.described, weights, strict=True)}
         moments = []
         x, noise = tf.cast(x, self.dtype), tf.cast(noise, self.dtype)
-        logits = self.layers(x, noise, training, moments, getter=lambda getter, name, **_: values[name])
+        logits = self.layers(x, noise, training, moments, getter=lambda getter, name, **_: values[name], groups=groups)
         return logits, [value for _, value in moments]
 
     def get_variables(self, getter):
@@ -229,11 +228,12 @@ class Network:
             self.variables[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
         return self.variables[getter]
 
-    def __call__(self, x, training, key, getter=None, moments=None):
-        """See MultiModel.classifier."""
+    def __call__(self, x, training, keys, getter=None, moments=None):
+        """See MultiModel.classifier; keys: one for each group that x holds, see layers.batch_norm."""
         variables, values = self.get_variables(getter)
-        noise = tf.random.stateless_uniform([tf.shape(x)[0], *self.noise.shape[1:]], key)
-        logits, statistics = self.functions[training](x, noise, values)
+        shape = [tf.shape(x)[0] // len(keys), *self.noise.shape[1:]]
+        noise = tf.concat([tf.random.stateless_uniform(shape, key) for key in keys], axis=0)
+        logits, statistics = self.get_function(training, len(keys))(x, noise, values)
         if training:
             found = list(zip([variables[i] for i in self.moving], statistics, strict=True))
             if moments is None:

@@ -160,7 +160,7 @@ class Bench:
             fixed: self.make_model(False, cls=OnOneBatch),
             COMPILED: self.make_model(True),
         }
-        updates = {what: s.make_callable([m.ops.losses, m.ops.train_op]) for what, (m, s) in models.items()}
+        updates = {what: s.make_callable([m.trainer.values, m.trainer.train_op]) for what, (m, s) in models.items()}
         product, gflop = multiply_matrices(tf.bfloat16 if self.o.precision == 'bfloat16' else tf.float32)
         seconds = measure_in_turns(dict(updates, product=product), self.o.turns, self.o.turn)
         rates = {what: self.flop / 1e9 / seconds[what] for what in (PLAIN, COMPILED)}
@@ -224,7 +224,6 @@ def describe_machine():
     return {
         'cpu': cpu,
         'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-        'avx512': hardware.has_avx512(),
         'gpus': [details.get('device_name', 'unknown') for details in devices],
         'tensorflow': tf.__version__,
     }

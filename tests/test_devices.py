@@ -28,7 +28,7 @@ KINDS = {  # Many ways to draw and to move variables.
     'mixmatch': dict(arch='resnet', mixmode='xxy.yxy', use_ema_guess=True, batch=8, devices=2),
     'random blends': dict(arch='shake', mixmode='xx.yx', batch=9, devices=3),
     'no mixing': dict(arch='cnn13', mixmode='.', w_match=0, batch=6, devices=2),
-    'compiled bfloat16': dict(arch='resnet', mixmode='.yy', batch=6, devices=2, xla=True, precision='bfloat16'),
+    'bfloat16': dict(arch='resnet', mixmode='.yy', batch=6, devices=2, precision='bfloat16'),
 }
 
 

@@ -107,13 +107,11 @@ def test_every_operation_of_the_exported_graph_has_a_gpu_kernel(arch):
     assert without_kernel(tf.get_default_graph(), [probabilities]) == {}
 
 
-@pytest.mark.parametrize('xla', [False, True])
-def test_on_a_gpu_xla_compiles_what_it_can_of_an_update_not_each_network(xla, gpus, tmp_path):
-    model = make_model(tmp_path, xla=xla)
-    levels = tf.OptimizerOptions.ON_2 if xla else tf.OptimizerOptions.DEFAULT
+@pytest.mark.parametrize('devices, xla', [(1, True), (2, False), (2, True)])
+def test_several_gpus_leave_to_tensorflow_what_xla_compiles(devices, xla, gpus, tmp_path):
+    model = make_model(tmp_path, xla=xla, devices=devices, batch=6)
+    levels = tf.OptimizerOptions.ON_2 if xla and devices > 1 else tf.OptimizerOptions.DEFAULT
     assert model.machine.config().graph_options.optimizer_options.global_jit_level == levels
-    (network,) = model.networks.values()
-    assert not any('_XlaMustCompile' in f.function_def.attr for f in network.functions.values())
     draws = [op for op in model.graph.get_operations() if 'Random' in op.type and 'Normal' not in op.type]
     assert draws and not any(op.get_attr('_XlaCompile') for op in draws)
 

@@ -178,7 +178,7 @@ def test_what_is_not_at_its_default_joins_the_name_of_the_folder(more, tmp_path)
 
 
 def compile_always():
-    hardware.is_xla_faster = lambda flop, updates: True
+    hardware.is_xla_faster = lambda updates: True
 
 
 def test_a_run_goes_on_compiled_as_it_began_unless_told_otherwise(finished, digits_dir, tmp_path, server):
@@ -273,21 +273,16 @@ def test_a_bad_flag_of_a_process(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    'gpus, avx512, flop, updates, pays',
-    [
-        (1, True, 1e8, 1000, False),
-        (1, True, 1e8, 3000, True),
-        (0, False, 1e8, 10**6, False),  # Small updates.
-        (0, True, 3e11, 10**6, False),  # A long run of large ones.
-        (0, False, 3e11, 10**6, True),
-        (0, False, 3e11, 10, False),
-    ],
-)
-def test_xla_is_chosen_where_it_pays(gpus, avx512, flop, updates, pays, monkeypatch):
+@pytest.mark.parametrize('gpus, updates, pays', [(1, 1000, False), (1, 3000, True), (0, 10**6, False)])
+def test_xla_is_chosen_where_it_pays(gpus, updates, pays, monkeypatch):
     monkeypatch.setattr(utils, 'get_available_gpus', lambda: ['/device:GPU:%d' % i for i in range(gpus)])
-    monkeypatch.setattr(hardware, 'has_avx512', lambda: avx512)
-    assert hardware.is_xla_faster(flop, updates) is pays
+    assert hardware.is_xla_faster(updates) is pays
+
+
+@pytest.mark.parametrize('devices, warned', [(1, False), (2, True)])
+def test_xla_on_several_cpu_devices_is_a_warning(devices, warned, capsys):
+    machine = hardware.choose(1e6, 10, xla=True, devices=devices)
+    assert ('XLA compiles nothing' in capsys.readouterr().err) is warned is not machine.compiles_update
 
 
 @pytest.mark.parametrize('driver, visible, warned', [(True, '0', True), (True, '-1', False), (False, '0', False)])

@@ -23,8 +23,6 @@ from libml.running import replicas
 # Floating-point operations of an update. Below, several threads for an operation are slower than one.
 SMALL_UPDATE = 1e9
 WATCH = 5  # Seconds between two looks at the other hosts.
-# Floating-point operations of a run. Above, on a CPU without AVX-512, XLA saves more than its 10 to 15 s of compiling.
-LARGE_RUN = 1e13
 LONG_RUN = 2000  # Updates. Above, on a GPU, XLA saves more than its 25 s of compiling; an H100 gained 12 ms an update.
 NVIDIA = '/dev/nvidiactl'  # Exists where the driver of an NVIDIA GPU runs.
 
@@ -82,7 +80,7 @@ class Machine:
     """How a model uses the hardware.
 
     Attributes:
-        xla: bool, whether XLA compiles: on a CPU the networks, on a GPU whatever it can of an update.
+        xla: bool, whether XLA compiles: the whole update, or on several GPUs what TensorFlow chooses of it.
         devices: names of the devices of this host that share an update, each with a replica of the model.
         cluster: tf.distribute's ClusterResolver of the hosts that share an update; None: this host alone.
     """
@@ -147,14 +145,14 @@ class Machine:
         return device if device in utils.get_available_gpus() else None
 
     @property
-    def compiles_networks(self):
-        """Whether each network is compiled by itself. On a GPU this gains little: the rest has more operations."""
-        return self.xla and not self.gpu
+    def compiles_update(self):
+        """Whether XLA compiles the whole update: not if devices add up their gradients in the midst of it."""
+        return self.xla and self.replicas == 1
 
     def config(self):
         """Returns the ConfigProto of the model's session."""
         config = utils.get_config()
-        if self.xla and self.gpu:
+        if self.xla and self.gpu and not self.compiles_update:  # TensorFlow chooses what it compiles.
             config.graph_options.optimizer_options.global_jit_level = tf.OptimizerOptions.ON_2
         if not self.gpu and len(self.devices) > 1:
             config.device_count['CPU'] = len(self.devices)
@@ -224,21 +222,17 @@ def choose(flop, updates, xla=None, devices=1):
     gpus = utils.get_available_gpus()
     if not gpus and os.path.exists(NVIDIA) and os.environ.get('CUDA_VISIBLE_DEVICES') not in ('', '-1', 'NoDevFiles'):
         utils.warn("TensorFlow finds no GPU that it can use; if libraries are missing: pip install -e '.[gpu]'")
+    if xla and not gpus and (cluster or len(devices) > 1):
+        utils.warn('XLA compiles nothing if several CPU devices share an update')
     if cluster and len(devices) > 1:
         utils.require('devices', len(devices), gpus, '1 on each of several hosts without GPUs')
     set_operation_threads(choose_operation_threads(flop))
-    return Machine(is_xla_faster(flop, updates) if xla is None else xla, devices, cluster)
+    return Machine(is_xla_faster(updates) if xla is None else xla, devices, cluster)
 
 
-def is_xla_faster(flop, updates):
-    """Returns whether XLA makes a run faster, its compilation included; flop and updates: see `choose`.
-
-    Measured on 2 CPU cores by scripts/benchmark.py, and on an H100, see docs/speed.md. On a CPU, a small update is
-    faster with one thread for each operation. Of 512-bit vectors, only TensorFlow's own convolutions make use.
-    """
-    if utils.get_available_gpus():
-        return updates > LONG_RUN
-    return flop >= SMALL_UPDATE and flop * updates > LARGE_RUN and not has_avx512()
+def is_xla_faster(updates):
+    """Returns whether XLA makes a run faster, its compilation included: on a GPU, if it is not short."""
+    return bool(utils.get_available_gpus()) and updates > LONG_RUN
 
 
 def choose_operation_threads(flop):
@@ -274,14 +268,7 @@ def switching(tf32, deterministic=False):
 
 
 def keep_draws(graph):
-    """Keeps XLA from compiling the random draws that a graph has by now: it would draw other numbers."""
+    """Keeps TensorFlow from choosing the random draws that a graph has by now for XLA: it would draw other numbers."""
     for op in graph.get_operations():
         if op.type.startswith('StatelessRandom'):
             op._set_attr('_XlaCompile', attr_value_pb2.AttrValue(b=False))
-
-
-def has_avx512():
-    """Returns whether the CPU has 512-bit vectors; False if /proc/cpuinfo does not say."""
-    with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
-        return ' avx512f ' in file.read()
-    return False

@@ -14,7 +14,7 @@ from easydict import EasyDict
 from tqdm import tqdm
 
 from libml import utils
-from libml.running import checkpoints, hardware, replicas, runs, setting
+from libml.running import checkpoints, hardware, program, replicas, runs, setting
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 POINTS = 16  # Points that each loss curve gets between two reports.
@@ -35,6 +35,7 @@ class Trainer:
         checkpoints: checkpoints.Checkpoints of the run.
         scalars: dict from a tag of TensorBoard to float32 [], which become curves; values: all of them, float32 [n].
         floats: all variables of floating point.
+        train_op: an update, compiled if the machine compiles it.
         init_op, init_input_op: give variables their first values; begin the input at the present step.
     """
 
@@ -45,7 +46,10 @@ class Trainer:
         self._scratch = tempfile.TemporaryDirectory() if machine.host else None
         self.run = runs.Run(self._scratch.name) if machine.host else run
         self.scalars = {**find_summaries(), **model.ops.get('losses', {}), **model.ops.get('monitors', {})}
-        self.values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
+        values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
+        self.values, self.train_op = values, model.ops.train_op
+        if machine.compiles_update:
+            self.values, self.train_op = program.compile_update(values, model.ops.train_op)
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
         self._hosts = replicas.Hosts(machine.strategy) if machine.hosts > 1 else None
         self.checkpoints = checkpoints.Checkpoints(self.run.checkpoint_dir)
@@ -187,7 +191,7 @@ class Loop:
         self.log, self.bar, self.stopped = log, bar, stopped
         self.first = self.saved = step
         self.remarked = False
-        model, fetches = trainer.model, [trainer.values, trainer.model.ops.train_op]
+        model, fetches = trainer.model, [trainer.values, trainer.train_op]
         # By default nothing is fed: the graph draws its images itself, see ClassifySemi.inputs.
         plain = session.make_callable(fetches)
         self.make_update = (lambda: session.run(fetches, model.draw_feed(session))) if model.fed else plain
@@ -214,7 +218,12 @@ class Loop:
     def update(self):
         """Makes an update."""
         clock = time.monotonic()
-        values, _ = self.make_update()
+        try:
+            values, _ = self.make_update()
+        except tf.errors.OpError as error:
+            if self.step == self.first and self.trainer.model.machine.compiles_update:
+                raise utils.Error('the first update failed; try --noxla: %s' % utils.explain(error)) from error
+            raise
         if self.step == self.first:  # scripts/benchmark.py waits for this line.
             tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
             self.bar.unpause()  # So that the time left is without the compilation.

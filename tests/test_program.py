@@ -1,0 +1,136 @@
+"""An update as one XLA program, and the networks' passes over several batches at once."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from conftest import evaluate, fitting, make_model
+from tensorflow.python.framework import kernels
+from test_step import updates
+
+from ablation.ab_mixmatch import AblationMixMatch
+from libml import layers, networks, utils
+from libml.running import program
+
+# Each architecture with each precision, and with three values of nu.
+CASES = list(
+    zip(networks.MODELS * 3, ('float32', 'tf32', 'bfloat16') * 4, (1, 2, 3, 4, 2, 3, 4, 1, 3, 4, 1, 2), strict=True)
+)
+
+
+def find_losses_and_gradients(train_dir, arch, precision, nu, xla):
+    """Returns the losses of the first update and their gradients, float [n] and list of arrays, by the plain graph.
+
+    Left out are the biases: before batch norm, their gradients are rounding alone.
+    """
+    dataset, scales = fitting(arch)
+    with tf.Graph().as_default():
+        model = make_model(
+            train_dir, dataset, arch=arch, scales=scales, precision=precision, nu=nu, batch=6, warmup_kimg=0, xla=xla
+        )
+        losses = list(model.ops.losses.values())
+        weights = [v for v in utils.model_vars() if not v.op.name.endswith('bias')]
+        gradients = tf.gradients(losses[0] + 100 * losses[1], weights)
+        with model.trainer.opening_session() as session:
+            session.run(model.trainer.init_input_op)
+            return session.run([losses, gradients])
+
+
+@pytest.mark.parametrize('arch, precision, nu', CASES)
+def test_one_pass_over_several_batches_equals_several_passes(arch, precision, nu, tmp_path):
+    (losses, gradients), (again, gradients_again) = (
+        find_losses_and_gradients(tmp_path, arch, precision, nu, xla) for xla in (False, True)
+    )
+    rounded = precision == 'bfloat16'
+    np.testing.assert_allclose(again, losses, rtol=1e-2 if rounded else 5e-6)
+    if rounded and arch == 'cnn13':
+        return  # In few bits, another pixel is the largest of four.
+    for value, expected in zip(gradients_again, gradients, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=0, atol=(0.1 if rounded else 1e-3) * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('training_dtype, bound', [(tf.float32, 1e-6), (tf.bfloat16, 1e-2)])
+def test_batch_norm_of_groups_equals_that_of_each(training_dtype, bound):
+    x = tf.constant(np.random.RandomState(0).normal(3, 2, (12, 5, 4, 2)), training_dtype)
+    moments, alone = [], []
+    with tf.variable_scope('net', reuse=tf.AUTO_REUSE):
+        joined = layers.batch_norm(x, True, moments, groups=3)
+    with tf.variable_scope('net', reuse=tf.AUTO_REUSE):
+        parts = [layers.batch_norm(part, True, alone) for part in tf.split(x, 3)[:1]]
+    for part in tf.split(x, 3)[1:]:
+        with tf.variable_scope('net', reuse=tf.AUTO_REUSE):
+            parts.append(layers.batch_norm(part, True))
+    assert joined.dtype == training_dtype and [v for v, _ in moments] == [v for v, _ in alone]
+    separate = tf.concat(parts, 0)
+    slopes = [tf.gradients(tf.cast(y, tf.float32)[..., 0] ** 3, x)[0] for y in (joined, separate)]
+    pairs = [(joined, separate), slopes, *zip([v for _, v in moments], [v for _, v in alone], strict=True)]
+    for found, expected in evaluate([[tf.cast(v, tf.float32) for v in pair] for pair in pairs]):
+        np.testing.assert_allclose(found, expected, rtol=bound, atol=bound * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('arch', networks.MODELS)
+def test_a_program_is_the_whole_update_and_draws_nothing(arch, tmp_path):
+    dataset, scales = fitting(arch)
+    model = make_model(tmp_path, dataset, arch=arch, scales=scales, xla=True)
+    trainer = model.trainer
+    assert trainer.values.op.inputs[0].op is trainer.train_op or trainer.values.op is trainer.train_op
+    (name,) = {trainer.train_op.get_attr('f').name}
+    functions = {f.signature.name: f for f in model.graph.as_graph_def().library.function}
+    assert functions[name].attr['_XlaMustCompile'].b
+    outside = {op.type for op in program.find_parts([trainer.train_op])[0]} - {'StatefulPartitionedCall'}
+    assert not any(word in type for type in outside for word in ('Conv', 'Assign', 'Apply', 'MatMul'))
+    inside = {node.op for node in follow(functions, name)}
+    assert {'Conv2D', 'Conv2DBackpropFilter', 'ResourceApplyAdam', 'AssignVariableOp', 'AssignAddVariableOp'} <= inside
+    assert not any('Random' in type for type in inside)
+    # TensorFlow registers XLA's kernels when it first compiles.
+    compiled = tf.function(lambda: tf.constant(1.0) + 1, jit_compile=True)()
+    assert evaluate(compiled) == 2
+    assert [type for type in inside if 'XLA_GPU_JIT' not in find_devices(type)] == []
+    assert 'XLA_GPU_JIT' not in find_devices('StatelessRandomGammaV3')  # So the registry knows what cannot be compiled.
+
+
+def find_devices(type):
+    """Returns the kinds of devices for which TensorFlow has a kernel of an operation."""
+    return {kernel.device_type for kernel in kernels.get_registered_kernels_for_op(type).kernel}
+
+
+def follow(functions, name):
+    """Yields the nodes of a function, and of those that it calls."""
+    for node in functions[name].node_def:
+        yield node
+        if node.attr['f'].func.name:
+            yield from follow(functions, node.attr['f'].func.name)
+
+
+def test_the_graph_of_a_program_is_left_as_it_is(tmp_path):
+    """The plain update beside it gives the same."""
+    model = make_model(tmp_path, xla=True)
+    (compiled, after) = updates(model, 2)
+    model.trainer.values, model.trainer.train_op = tf.stack(list(model.trainer.scalars.values())), model.ops.train_op
+    plain, plain_after = updates(model, 2)
+    for found, expected in zip(compiled, plain, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert after['global_step'] == plain_after['global_step'] == 2 * model.batch
+
+
+def test_a_draw_that_waits_for_the_update_cannot_be_compiled():
+    v = tf.get_variable('v', initializer=1.0)
+    with tf.control_dependencies([v.assign(2.0)]):
+        noise = tf.random.stateless_uniform([], [1, 2])
+    value = v * noise
+    with tf.control_dependencies([value]):
+        train_op = tf.group(v.assign(noise))
+    with pytest.raises(utils.Error, match=r'draw waits for .*--noxla'):
+        program.compile_update(value, train_op)
+
+
+def test_an_update_that_xla_cannot_compile_names_the_way_out(tmp_path):
+    class Unusual(AblationMixMatch):
+        def guess_label(self, *args, **kwargs):
+            guess = super().guess_label(*args, **kwargs)
+            (changed,) = tf.numpy_function(lambda p: [p], [guess.p_target], [tf.float32])
+            guess.p_target = tf.ensure_shape(changed, guess.p_target.shape)
+            return guess
+
+    model = make_model(tmp_path, cls=Unusual, xla=True)
+    with pytest.raises(utils.Error, match=r'try --noxla: .*PyFunc'):
+        model.train(model.batch, model.batch)
