@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
+from libml.intake import splits
 from libml.published import PUBLISHED
 from scripts import check_split, create_split
 
@@ -82,25 +83,25 @@ def test_picks_follow_the_rule(data):
     labels = list(range(nclass)) + data.draw(st.lists(st.integers(0, nclass - 1), max_size=60))
     labels = data.draw(st.permutations(labels))
     size, seed = data.draw(st.integers(1, len(labels))), data.draw(st.integers(0, 2**32 - 1))
-    stats = create_split.compute_shares(np.array(labels), nclass)
+    stats = splits.compute_shares(np.array(labels), nclass)
     try:
         expected = rule(labels, size, seed)
     except IndexError:  # A class is used up.
         with pytest.raises(utils.Error, match='are used up after'):
-            create_split.pick_labeled(np.array(labels), stats, size, seed)
+            splits.pick_labeled(np.array(labels), stats, size, seed)
         return
-    picked = create_split.pick_labeled(np.array(labels), stats, size, seed)
+    picked = splits.pick_labeled(np.array(labels), stats, size, seed)
     assert picked == expected[0]
-    assert create_split.order_unlabeled(np.array(labels), stats, picked) == expected[1]
+    assert splits.order_unlabeled(np.array(labels), stats, picked) == expected[1]
 
 
 def test_a_hand_made_example():
     # Shares 1, 1/2, 1/2; the order of the picks worked out by hand: 0 1 2, then behind by 0, -1/2, -1/2: 0, then ties.
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
-    stats = create_split.compute_shares(labels, 3)
+    stats = splits.compute_shares(labels, 3)
     assert stats.tolist() == [1, 0.5, 0.5]
-    assert create_split.pick_labeled(labels, stats, 4, seed=0) == [0, 4, 6, 1]
-    assert create_split.order_unlabeled(labels, stats, [0, 4, 6, 1]) == [2, 5, 7, 3]
+    assert splits.pick_labeled(labels, stats, 4, seed=0) == [0, 4, 6, 1]
+    assert splits.order_unlabeled(labels, stats, [0, 4, 6, 1]) == [2, 5, 7, 3]
 
 
 # --- Groups ---
@@ -116,7 +117,7 @@ def test_groups_without_a_labelled_picture_come_first_and_whole(data):
     groups = np.array(data.draw(st.lists(st.integers(NO_GROUP, 4), min_size=count, max_size=count)))
     labeled = data.draw(st.sets(st.integers(0, count - 1), max_size=count))
     positions = data.draw(st.permutations(sorted(set(range(count)) - labeled)))
-    order, free = create_split.order_groups(positions, labels, groups, sorted(labeled))
+    order, free = splits.order_groups(positions, labels, groups, sorted(labeled))
     assert sorted(order) == sorted(positions)
     if (groups == NO_GROUP).all():
         assert order == positions and free == len(positions)
