@@ -9,6 +9,7 @@ from easydict import EasyDict
 
 from libml import data_pair
 from libml.cli import options, script
+from libml.intake import splits
 from libml.running import setting
 
 OPTIONS = {**data_pair.TRAINING_OPTIONS, **setting.OPTIONS}  # Besides the method's PARAMS.
@@ -63,6 +64,7 @@ def start(method, o):
     setting.check_hosts(decided, o)
     if decided.machine.host:  # From here on, only host 0 prints to stdout.
         sys.stdout = script.open_nowhere()
+    splits.provide(split, data_dir)
     print('Reading %s' % split, flush=True)
     needed = method.needs_unlabeled(**params)
     dataset = data_pair.read_dataset(split, data_dir, needs_unlabeled=needed, **chosen)

@@ -1,9 +1,10 @@
 """Splits a dataset's training records into labelled and unlabelled ones, as the published script does.
 
     python scripts/create_split.py --seed=3 --size=250 cifar10
+    python scripts/create_split.py --seed=1 photos                  # all labels, if some pictures have none
     python scripts/create_split.py --seed=3 --size=250 $ML_DATA/SSL/cifar10 $ML_DATA/cifar10-train.tfrecord
 
-An existing split is never overwritten.
+An existing split is never overwritten. A training makes its split itself, if it is not there.
 """
 
 import os
@@ -28,7 +29,7 @@ OPTIONS = dict(
         'Seed of the choice of labels; 0: in file order. stl10 with 1000 labels: number of the published fold.',
         options.SEED,
     ),
-    size=Option(None, 'How many records keep their labels.', Range(low=1), type=int),
+    size=Option(None, 'How many records keep their labels. Default: all, if not all have one.', Range(low=1), type=int),
     all=Option(False, "Make the splits of the paper (seeds 1 to 5, its sizes) that aren't there yet."),
 )
 SEEDS = (1, 2, 3, 4, 5)  # Of the paper's splits.
@@ -40,7 +41,7 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
     Args:
         name: of the dataset. With `paths`: the splits' path and name, such as DIR/cifar10 for DIR/cifar10.3@250-*.
         *paths: the record files to split; none for those of the dataset `name` in data_dir.
-        size: number of labelled records.
+        size: number of labelled records; None: all that have a label, if not all have one.
         seed: int from 0 to 2**32 - 1.
         all: make the splits of the paper that are not there yet, instead of one of `size` and `seed`.
         data_dir: folder of the datasets; None: $ML_DATA.
@@ -48,7 +49,7 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
     Raises:
         utils.Error: what is asked for cannot be made.
     """
-    if bool(all) == bool(size):
+    if all and size:
         raise utils.Error('give either --size=N (and --seed=N), or --all')
     if paths:
         folder, name = os.path.split(name)
@@ -57,13 +58,15 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
         folder, paths = os.path.join(data_dir, 'SSL'), data_pair.locate_train_files(data_dir, name)
     if all and name not in PUBLISHED:
         raise utils.Error('the paper has no splits of %s: give --size and --seed' % name)
-    wanted = [(size, seed) for size in PUBLISHED[name].sizes for seed in SEEDS] if all else [(size, seed)]
+    wanted = (
+        [(size, seed) for size in PUBLISHED[name].sizes for seed in SEEDS] if all else [(size or data_pair.ALL, seed)]
+    )
     source = splits.Source(name, paths)
     for size, seed in wanted:
         targets = data_pair.locate_split(folder, name, seed, size)
         missing = [path for path in targets if not os.path.isfile(path)]
         if missing or not all:
-            splits.create(source, targets, size, seed)
+            splits.remark(*splits.create(source, targets, size, seed))
 
 
 if __name__ == '__main__':

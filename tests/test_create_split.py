@@ -7,7 +7,7 @@ import os
 import fakes
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, command
+from conftest import assert_one_line_error, command, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,6 +168,74 @@ def test_records_of_ones_own_need_a_description(tmp_path, capsys):
             use()
 
 
+def test_without_a_size_all_labels_are_taken(tmp_path, capsys):
+    labels = [0, NO_CLASS, 1, 1, NO_CLASS, 0, 1, NO_CLASS]
+    write(str(tmp_path / 'mine-train.tfrecord'), labels)
+    data_pair.write_family(str(tmp_path / 'mine.json'), data.Family(2, 2, 1, 2, mirror=False, shift=0))
+    make('mine', seed=1, data_dir=tmp_path)
+    printed = capsys.readouterr()
+    assert 'mine.1@all: 5 labelled, 3 unlabelled\n' in printed.out and 'not used' not in printed.err
+    assert read_split(tmp_path / 'SSL', 'mine', 1, 'all')[2]['label'] == [0, 2, 3, 5, 6]
+    make('mine', seed=1, size=3, data_dir=tmp_path)
+    assert 'Warning: mine.1@3: 2 of 5 labels are not used\n' in capsys.readouterr().err
+
+
+# --- Splits that a run makes itself ---
+
+
+def provide(folder, name):
+    splits.provide(data_pair.parse(name), str(folder))
+
+
+def test_a_missing_split_is_made_once_and_said(digits, capsys):
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)))
+    provide(digits, 'digits.3@20-5')
+    out = capsys.readouterr().out
+    assert '`python scripts/create_split.py --seed=3 --size=20 digits`' in out and '20 labelled, 40 unlab' in out
+    made = read_split(digits / 'SSL', 'digits', 3, 20)
+    os.rename(digits / 'SSL', digits / 'first')
+    make('digits', seed=3, size=20, data_dir=digits)
+    assert read_split(digits / 'SSL', 'digits', 3, 20) == made
+    before, _ = tree(digits), capsys.readouterr()
+    provide(digits, 'digits.3@20-7')
+    assert (tree(digits), capsys.readouterr().out) == (before, '')
+
+
+def test_no_split_is_made_without_all_records_or_beside_a_part_of_it(digits, monkeypatch):
+    monkeypatch.setattr(splits, 'PATIENCE', 0)
+    provide(digits, 'digits.3@20-5')  # There is no test set.
+    assert os.listdir(digits) == ['digits-train.tfrecord']
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)))
+    write(str(digits / 'SSL' / 'digits.3@20-label.tfrecord'), [0])
+    before = tree(digits)
+    provide(digits, 'digits.3@20-5')
+    assert tree(digits) == before
+
+
+def test_two_processes_may_make_one_split(digits, monkeypatch):
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)))
+    sources = splits.Source
+
+    def slower(*args):  # The other one is done first.
+        monkeypatch.setattr(splits, 'Source', sources)
+        provide(digits, 'digits.3@20-5')
+        return sources(*args)
+
+    monkeypatch.setattr(splits, 'Source', slower)
+    provide(digits, 'digits.3@20-5')
+    assert len(read_split(digits / 'SSL', 'digits', 3, 20)[0]) == 20
+
+
+@pytest.mark.parametrize('script', ['ablation/ab_mixmatch.py', 'scripts/check_split.py', 'scripts/inspect_dataset.py'])
+def test_commands_make_a_missing_split(digits, server, script):
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)), shape=(8, 8, 1))
+    os.remove(digits / 'digits-train.tfrecord')
+    write(str(digits / 'digits-train.tfrecord'), [i % 10 for i in range(60)], shape=(8, 8, 1))
+    done = server.run(script, '--data_dir=%s' % digits, '--dataset=digits.3@20-41')
+    assert_one_line_error(done, 'validation')  # Read at once, and refused only then.
+    assert 'is made now' in done.stdout and len(os.listdir(digits / 'SSL')) == 3
+
+
 # --- Files ---
 
 
@@ -299,7 +367,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 
 BAD = [
-    (('digits',), dict(), 'either --size=N'),
+    (('digits',), dict(), 'all 60 pictures have a label, .*by --size=N'),
     (('digits',), dict(size=3, all=True), 'either --size=N'),
     (('birds',), dict(size=3), "unknown dataset 'birds'"),
     (('../digits',), dict(size=3), 'unknown dataset'),

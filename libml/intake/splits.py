@@ -4,12 +4,14 @@ import collections
 import itertools
 import json
 import os
+import time
 
 import numpy as np
 
 from libml import data_pair, files, records, utils
 
 STL10_FOLD = 1000  # Labels in each of the ten folds that stl10's archive publishes.
+PATIENCE = 10  # Seconds that a process waits for the files of a split which another one is making.
 
 # --- The rule ---
 
@@ -151,7 +153,16 @@ class Source:
         return file.check(unlabeled=True)[1:]
 
     def pick(self, size, seed):
-        """Returns the positions of the labelled records, in file order."""
+        """Returns the positions of the labelled records, in file order; size: int, or data_pair.ALL that have a label.
+
+        Raises:
+            utils.Error: there are fewer; or ALL is asked for where every record has one.
+        """
+        if size == data_pair.ALL:
+            if self.labels.min() != records.NO_CLASS:
+                text = '%s: all %d pictures have a label, and none would be unlabelled: say how many keep it, by '
+                raise utils.Error((text + '--size=N, or by a number in place of `all`') % (self.name, len(self.labels)))
+            return np.flatnonzero(self.labels != records.NO_CLASS).tolist()
         if self.name == 'stl10' and size == STL10_FOLD:
             return sorted(self._fold(seed))
         return sorted(pick_labeled(self.labels, self.stats, size, seed))
@@ -182,7 +193,10 @@ class Source:
 
 
 def create(source, targets, size, seed):
-    """Writes a split to targets, see data_pair.locate_split; raises utils.Error if they exist or pictures lack."""
+    """Writes a split to targets, see data_pair.locate_split; raises utils.Error if they exist, or as Source.pick.
+
+    Returns what `remark` takes.
+    """
     existing = [path for path in targets if os.path.lexists(path)]
     if existing:
         text = '%s exists already and is never overwritten: to make the split again, remove %s first'
@@ -195,9 +209,12 @@ def create(source, targets, size, seed):
             records.write_part(part, source.serialized(positions), len(positions))
         with open(map_part, 'w', encoding='utf-8') as f:
             json.dump({'label': labeled, 'unlabel': unlabeled, 'source': source.fingerprints}, f)
-    split = targets[0].removesuffix('-label.tfrecord')
-    print('%s: %d labelled, %d unlabelled' % (split, size, len(unlabeled)))
-    remark(os.path.basename(split), source, labeled, unlabeled, free)
+    path = targets[0].removesuffix('-label.tfrecord')
+    print('%s: %d labelled, %d unlabelled' % (path, len(labeled), len(unlabeled)), flush=True)
+    split, known = os.path.basename(path), np.count_nonzero(source.labels != records.NO_CLASS)
+    if len(labeled) < known < len(source.labels):  # In a dataset of published pictures, all of them have labels.
+        utils.warn('%s: %d of %d labels are not used' % (split, known - len(labeled), known))
+    return split, source, labeled, unlabeled, free
 
 
 def remark(split, source, labeled, unlabeled, free):
@@ -212,9 +229,36 @@ def remark(split, source, labeled, unlabeled, free):
         text = '%s: no picture is left to be unlabelled: train %s-0 with --w_match=0, or choose a smaller --size'
         utils.warn(text % (split, split))
     elif source.labels[unlabeled].max() == records.NO_CLASS:
-        utils.warn('%s: no picture with a class is left to validate: the validation accuracy will be nan' % split)
+        utils.warn('%s: no picture with a class is left to validate: there will be no validation accuracy' % split)
     if free < count:
         text = '%s: %d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
         utils.warn(text % (split, count - free, free))
     if not source.family:
         utils.warn('%s: %s' % (split, data_pair.explain_description(source.name)))
+
+
+def provide(split, data_dir):
+    """Makes a data_pair.Split whose files are not there, if its dataset's records are, and says so.
+
+    Raises:
+        utils.Error: see data_pair.find_family, Source and `create`.
+    """
+    label, unlabel, map_file, test = split.files(data_dir).values()
+    sources, targets = data_pair.locate_train_files(data_dir, split.name), (label, unlabel, map_file)
+    if all(map(os.path.isfile, (*sources, test))) and not any(map(os.path.lexists, targets)):
+        print('%s is not there yet: it is made now, as by `%s`' % (split.stem, split.command), flush=True)
+        try:
+            create(Source(split.name, sources), targets, split.size, split.seed)
+        except utils.Error:
+            if not any(map(os.path.lexists, targets)):
+                raise  # Else another process has made it meanwhile, such as the next run of a sweep.
+    end = time.monotonic() + PATIENCE
+    while any(map(os.path.isfile, targets)) and not all(map(os.path.isfile, targets)) and time.monotonic() < end:
+        time.sleep(0.1)  # Another process gives the files their names just now.
+
+
+def read(name, data_dir=None):
+    """Returns the data.DataSet of a name such as 'photos.1@all-0'; first `provide`s its split."""
+    split, data_dir = data_pair.parse(name), data_pair.find_data_dir(data_dir)
+    provide(split, data_dir)
+    return data_pair.read_dataset(split, data_dir)
