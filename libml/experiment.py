@@ -46,7 +46,7 @@ def start(method, o):
     family = data_pair.find_family(data_dir, split.name)
     folder, train_nimg = os.path.join(o.train_dir, str(split)), o.train_kimg << 10
     params, chosen = method.arguments(o, family), dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
-    decided = setting.Setting(method, folder, params, o.seed, o.precision, **chosen)
+    decided = setting.Setting(method, folder, params, o.seed, o.precision, name=o.run_name, **chosen)
     if o.eval_ckpt:  # Checkpoints are read now: reading the data takes longer.
         decided.hold(o.eval_ckpt)
     else:
@@ -78,12 +78,12 @@ def start(method, o):
 
 
 def describe_next(folder, data_dir):
-    """Returns the lines that say how to use a finished run. data_dir is the flag's value; None stands for $ML_DATA."""
-    run = shlex.quote(folder)
+    """Returns the lines that say how to use a finished run, for a shell. data_dir: the flag's value, or None."""
     place = ' --data_dir=%s' % shlex.quote(data_dir) if data_dir else ''
     return (
         'What it has learned:\n'
-        f'  python scripts/evaluate.py {run}{place}\n'
-        f'  python scripts/predict.py {run} PICTURES --out predictions.csv{place}\n'
-        f'  python scripts/export.py {run} OUT{place}'
+        f'  RUN={shlex.quote(folder)}\n'
+        f'  python scripts/evaluate.py "$RUN"{place}\n'
+        f'  python scripts/predict.py "$RUN" PICTURES --out predictions.csv{place}\n'
+        f'  python scripts/export.py "$RUN" OUT{place}'
     )

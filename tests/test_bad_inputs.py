@@ -44,6 +44,7 @@ FLAGS = {  # Flag: values that are refused.
     'report_kimg': ['0', '-1', 'x'],
     'save_kimg': ['0', '-1', 'x'],
     'keep_ckpt': ['0', '-1', 'x'],
+    'run_name': ['.', '..', '-x', 'a/b', 'a b', 'tf', 'args', 'a\n'],
     'seed': ['-1', '4294967296', 'x'],
     'shuffle': ['0', 'x'],
     'para_parse': ['0'],
@@ -182,8 +183,9 @@ def run_rows():
         yield script, [*out, '--no_such_flag', RUN], 'no_such_flag'
         yield script, [*out, '{world}/nowhere'], 'nowhere'
         yield script, [*out, '{world}/\x1b[31m'], r'\x1b[31m'
-    for run in ('{world}/file', '{world}/empty', '{world}', '{world}/run-zero', '{world}/run-rubbish'):
+    for run in ('{world}/file', '{world}/empty', '{world}/run-zero', '{world}/run-rubbish'):
         yield 'scripts/extract_accuracy.py', [run], 'report'
+    yield 'scripts/extract_accuracy.py', ['{world}'], 'runs, see above, the newest last'
 
 
 def split_rows():

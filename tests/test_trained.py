@@ -420,7 +420,7 @@ def test_a_run_is_named_by_its_folder_or_a_checkpoint(copy, world):
     assert trained.load(copy, ckpt=ckpt, data_dir=str(world.data)).ckpt == ckpt
 
 
-def test_a_run_is_named_by_a_folder_that_holds_it_alone(copy, world, tmp_path):
+def test_a_run_is_named_by_a_folder_that_holds_it_alone(copy, world, tmp_path, capsys, monkeypatch):
     deep = str(tmp_path / 'above' / 'a')
     shutil.move(copy, deep)
     os.symlink(deep, tmp_path / 'above' / 'link')  # The same run once more.
@@ -428,8 +428,11 @@ def test_a_run_is_named_by_a_folder_that_holds_it_alone(copy, world, tmp_path):
     for name in ('z', 'b'):
         shutil.copytree(deep, tmp_path / 'above' / name)
     os.utime(tmp_path / 'above' / 'b' / 'tf', (9e9, 9e9))
-    with pytest.raises(utils.Error, match=r'holds 3 runs, name one of them \(newest last\): .*, b$'):
-        trained.load(str(tmp_path / 'above'), data_dir=str(world.data))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(utils.Error, match=r'above holds 3 runs, see above, the newest last: name one of them'):
+        trained.load('above', data_dir=str(world.data))
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(lines) == ['above/a', 'above/b', 'above/z'] and lines[-1] == 'above/b'
 
 
 # --- Bad input: one line, nothing half-written ---
