@@ -60,7 +60,7 @@ def start(method, o):
             return
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
     decided.choose_machine(method.flop(family.shape, **params), updates, o.xla, o.devices)
-    decided.log_device_placement = o.log_device_placement
+    decided.log_device_placement, decided.debug = o.log_device_placement, o.debug
     setting.check_hosts(decided, o)
     if decided.machine.host:  # From here on, only host 0 prints to stdout.
         sys.stdout = script.open_nowhere()

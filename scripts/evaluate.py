@@ -23,10 +23,9 @@ import pandas as pd
 from matplotlib import colors
 from matplotlib.figure import Figure
 from sklearn import metrics
-from tqdm import tqdm
 
 from libml import data, files, trained, utils
-from libml.cli import drawing, script
+from libml.cli import drawing, progress, script
 from libml.cli.options import Option
 from libml.family import shorten
 from libml.utils import escape
@@ -253,8 +252,10 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     images = images.select(np.flatnonzero(images.labels >= 0))
     if not len(images):
         raise utils.Error('no picture of the set %s has a class: choose another --set' % set)
-    batches = tqdm(images.batches(classifier.batch), 'batches', math.ceil(len(images) / classifier.batch), leave=False)
-    probabilities = np.concatenate([classifier.classify(batch) for batch, _ in batches])
+    bar = progress.make_bar(
+        images.batches(classifier.batch), 'batches', math.ceil(len(images) / classifier.batch), leave=False
+    )
+    probabilities = np.concatenate([classifier.classify(batch) for batch, _ in bar])
     found = measure(images.labels, probabilities, classifier.classes)
     source = dict(dataset=classifier.args['dataset'], set=set, checkpoint=classifier.ckpt, weights=classifier.weights)
     title = '%s set of %s' % (set, source['dataset'])

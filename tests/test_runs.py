@@ -90,6 +90,19 @@ def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
     assert utils.get_latest_global_step(os.path.join(run, 'tf')) == 16
 
 
+# --- The start ---
+
+
+def test_variables_are_listed_by_kind_and_in_debugging_one_by_one(tmp_path, capsys):
+    make_model(tmp_path)
+    total = sum(v.shape.num_elements() for v in utils.model_vars())
+    for debug in (False, True):
+        trainer.print_start('folder', {}, debug)
+        out = capsys.readouterr().out
+        assert ('  all     %-9d  %d\n' % (len(utils.model_vars()), total)) in out
+        assert all((v.op.name in out) == debug for v in utils.model_vars())
+
+
 # --- The end ---
 
 

@@ -53,6 +53,7 @@ OPTIONS = dict(
         'a number from 1, or all',
     ),
     log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
+    debug=Option(False, 'Show the whole traceback of an error instead of one line, and each variable at the start.'),
 )
 
 
@@ -72,7 +73,7 @@ class Setting:
         precision: of the networks, one of PRECISIONS.
         machine: hardware.Machine; None until it is chosen.
         held: checkpoints.Held, what the run begins with; None: its initial values, or it is not known yet.
-        log_device_placement: bool, see OPTIONS.
+        log_device_placement, debug: bools, see OPTIONS.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Setting:
         self.is_seeded = seed is not None or 'seed' in self.run.args
         self.seed = self.run.args.get('seed', secrets.randbits(31)) if seed is None else seed
         self.machine = self.held = self._found = None
-        self.log_device_placement = False
+        self.log_device_placement = self.debug = False
 
     @property
     def wants_determinism(self):
