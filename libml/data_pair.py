@@ -116,6 +116,17 @@ def locate_family(data_dir, name):
     return os.path.join(data_dir, name + '.json')
 
 
+def locate_sources(data_dir, name):
+    """Returns the path of the file that says which picture file a record of a user's own dataset was made of."""
+    return os.path.join(data_dir, 'files', name + '.json')
+
+
+def read_sources(data_dir, name):
+    """Returns {digest of pixels, hexadecimal: picture file}, see pictures.hash_pixels; {} where that is not known."""
+    found = files.read_json(locate_sources(data_dir, name), default={})
+    return found if isinstance(found, dict) else {}
+
+
 record_file, family_file = locate_records, locate_family  # The names that other people's scripts use.
 
 

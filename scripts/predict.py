@@ -75,6 +75,7 @@ def summarise(classes, labels, confidences, unused):
     for name, count, total in zip(names, [*counts, len(labels)], [*sums, sum(confidences)], strict=True):
         yield '%-*s %9d %16s' % (width, name, count, '%.3f' % (total / count) if count else '-')
     yield '%d doubtful (confidence below %g)' % (sum(c < DOUBTFUL for c in confidences), DOUBTFUL)
+    yield 'A picture that is like none of the training pictures gets a class, too; its confidence may be high.'
     for reason, count in collections.Counter(unused.values()).items():
         example = next(path for path in unused if unused[path] == reason)
         yield '%d not used: %s, such as %s' % (count, reason, escape(example))

@@ -276,7 +276,8 @@ def test_evaluation_of_a_run(world, tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         found = evaluate.evaluate(world.run, out=str(tmp_path / 'e'), data_dir=str(world.data))
-    assert sorted(os.listdir(tmp_path / 'e')) == ['confusion.png', 'mistakes.png', 'reliability.png', 'test.json']
+    files = ['confusion.png', 'mistakes.csv', 'mistakes.png', 'reliability.png', 'test.json']
+    assert sorted(os.listdir(tmp_path / 'e')) == files
     written = json.loads((tmp_path / 'e' / 'test.json').read_text())
     assert written.items() >= found.items() and written['set'] == 'test'
     images, labels = records.read(data_pair.locate_records(str(world.data), 'own', 'test'))
@@ -291,7 +292,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_numbers(world, tmp_path, monkey
     monkeypatch.setattr(evaluate, 'draw_confusion', None)
     with pytest.raises(TypeError):
         evaluate.evaluate(world.run, out=str(tmp_path), data_dir=str(world.data))
-    assert os.listdir(tmp_path) == ['test.json']
+    assert sorted(os.listdir(tmp_path)) == ['mistakes.csv', 'test.json']
 
 
 @pytest.mark.parametrize('set', ['valid', 'labeled', 'unlabeled'])
@@ -300,6 +301,29 @@ def test_other_sets(set, world):
     assert found['pictures'] == dict(valid=3, labeled=9, unlabeled=15)[set]
     assert os.path.isfile(os.path.join(world.run, 'evaluation', set + '.json'))
     shutil.rmtree(os.path.join(world.run, 'evaluation'))
+
+
+def test_each_mistake_is_named_by_its_file(world, tmp_path):
+    out = tmp_path / 'p.csv'
+    predict.predict(world.run, [str(world.pictures)], str(out), data_dir=str(world.data))
+    tests = {row['file'] for row in read_table(world.labels) if row['split'] == 'test'}
+    rows = [row for row in read_table(out) if row['file'] in tests and row['class'] != world.truth[row['file']]]
+    evaluate.evaluate(world.run, out=str(tmp_path), data_dir=str(world.data))
+    found = read_table(tmp_path / 'mistakes.csv')
+    assert rows and {(row['file'], row['class'], row['guess']) for row in found} == {
+        (row['file'], world.truth[row['file']], row['class']) for row in rows
+    }
+    confidences = [float(row['confidence']) for row in found]
+    assert confidences == sorted(confidences, reverse=True)
+    labels = data_pair.read_dataset(data_pair.parse('own.1@9-3'), str(world.data)).sets['test'].labels
+    assert [CLASSES[labels[int(row['number'])]] for row in found] == [row['class'] for row in found]
+
+
+@pytest.mark.parametrize('sources', [{}, {'other': 'x.png'}])
+def test_mistakes_whose_files_are_not_known(sources):
+    images = data.Images(np.zeros([3, 2, 2, 1], np.uint8), [0, 1, 1])
+    found = evaluate.tabulate_mistakes(images, np.array([[0.4, 0.6], [0.2, 0.8], [0.9, 0.1]]), ['=a', 'b'], sources)
+    assert found.values.tolist() == [['', 'b', "'=a", 0.9, 2], ['', "'=a", 'b', 0.6, 0]]
 
 
 def probabilities_of(guesses, nclass, confidence):
