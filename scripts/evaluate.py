@@ -118,10 +118,8 @@ def tabulate_mistakes(images, probabilities, classes, sources):
 
     images: data.Images; probabilities, classes: see `measure`; sources: see data_pair.read_sources; number: in images.
     """
-    wrong, names = (
-        rank_mistakes(images.labels, probabilities),
-        np.array([disarm(name, "'") for name in classes], object),
-    )
+    wrong = rank_mistakes(images.labels, probabilities)
+    names = np.array([disarm(name, "'") for name in classes], object)
     found = dict(file='', **{'class': names[images.labels[wrong]]}, guess=names[probabilities[wrong].argmax(1)])
     table = pd.DataFrame(dict(found, confidence=probabilities[wrong].max(1), number=wrong))
     if sources:
