@@ -5,9 +5,12 @@ import glob
 import itertools
 import json
 import os
+import pathlib
+import re
 import resource
 import shlex
 import shutil
+import textwrap
 import types
 import warnings
 
@@ -196,6 +199,18 @@ def test_the_export_gives_the_same_in_a_fresh_process(world, tmp_path):
         np.testing.assert_allclose(found['lite'], expected, atol=1e-3)
         assert [name.decode() for name in found['classes']] == list(CLASSES)
     assert (tmp_path / 'out' / 'labels.txt').read_text(encoding='utf-8').splitlines() == list(CLASSES)
+
+
+def test_the_documentation_prepares_pictures_as_predict_does(tmp_path):
+    text = (pathlib.Path(__file__).parent.parent / 'docs' / 'trained.md').read_text(encoding='utf-8')
+    code = re.search(r'^( +)from PIL import .*?return [^\n]*', text, re.DOTALL | re.MULTILINE)
+    exec(textwrap.dedent(code[0]), here := dict(np=np))
+    for size in [(70, 41), (20, 90), (9, 9)]:
+        path = str(tmp_path / ('%dx%d.png' % size))
+        picture(np.random.RandomState(0), 1, *size).save(path)
+        for mode, colors in dict(RGB=3, L=1).items():
+            found = here['prepare'](path, (WIDTH, HEIGHT), mode).reshape(HEIGHT, WIDTH, colors)
+            np.testing.assert_array_equal(found, pictures.convert(path, (HEIGHT, WIDTH), colors))
 
 
 def test_the_signature_is_the_contracts(world, tmp_path):
