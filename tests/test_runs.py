@@ -12,7 +12,7 @@ from conftest import PARAMS, ROOT, assert_one_line_error, command, make_model
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import experiment, files, utils
+from libml import files, utils
 from libml.running import checkpoints, runs, setting, trainer
 
 
@@ -142,16 +142,6 @@ def test_a_named_run_is_continued_with_its_own_arguments_alone(tmp_path):
     ]:
         with pytest.raises(utils.Error, match='first holds a run with .*%s: take another --run_name' % words):
             name(**changed)
-
-
-def test_what_a_run_says_at_its_end_is_for_a_shell(tmp_path):
-    script = experiment.describe_next("runs/it's one", None).split('\n', 1)[1].replace('python', 'printf "%s\\n"')
-    done = subprocess.run(['bash', '-euc', script], capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    assert lines == [
-        *('scripts/evaluate.py', "runs/it's one", 'scripts/predict.py', "runs/it's one", 'PICTURES', '--out'),
-        *('predictions.csv', 'scripts/export.py', "runs/it's one", 'OUT'),
-    ], done
 
 
 def test_a_finished_run_started_again_needs_no_data(tmp_path):

@@ -8,8 +8,8 @@ import os
 import pathlib
 import re
 import resource
-import shlex
 import shutil
+import subprocess
 import textwrap
 import types
 import warnings
@@ -650,11 +650,17 @@ def test_a_full_disk_leaves_nothing(world, server, tmp_path):
 # --- The end of a training ---
 
 
-def test_a_run_ends_with_the_commands_that_use_it(digits_dir, tmp_path, capsys, monkeypatch):
-    run = train(digits_dir, 'digits.1@20-100', tmp_path / 'a place')
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith('  python ')]
-    assert [line[1] for line in lines] == ['scripts/%s.py' % name for name in ('evaluate', 'predict', 'export')]
-    assert all(line[2] == run and line[-1] == '--data_dir=%s' % digits_dir for line in lines)
+def test_a_run_ends_with_the_commands_that_use_it(digits_dir, tmp_path, capsys):
+    run = train(digits_dir, 'digits.1@20-100', tmp_path / "a place, it's")
+    commands = capsys.readouterr().out.split('What it has learned:\n')[1]
+    shell = 'python() { printf \'%s\\n\' "$*"; }\n' + commands  # What a shell makes of it.
+    lines = subprocess.run(['bash', '-euc', shell], capture_output=True, text=True, check=True).stdout.splitlines()
+    end = ' --data_dir=%s' % digits_dir
+    assert lines == [
+        'scripts/evaluate.py %s%s' % (run, end),
+        'scripts/predict.py %s PICTURES --out predictions.csv%s' % (run, end),
+        'scripts/export.py %s OUT%s' % (run, end),
+    ]
 
 
 def test_eval_ckpt_passes_over_a_damaged_checkpoint(copy, world, capsys):
