@@ -15,7 +15,7 @@ setup(
     license='Apache-2.0',
     packages=['libml', 'libml.cli', 'libml.intake', 'libml.running', 'ablation'],
     package_data={'libml': ['py.typed', 'review.html']},
-    python_requires='>=3.10',
+    python_requires='>=3.10',  # Tried: 3.10 to 3.13. For 3.14, TensorFlow has a release candidate only.
     install_requires=[  # The lower bounds are the oldest that were tried, together.
         'tensorflow>=2.18',  # The graph and its session. Tried: 2.18 to 2.21, with equal bits.
         'absl-py',  # Command-line flags.

@@ -14,7 +14,7 @@ The method itself is ablation/ab_mixmatch.py. Beside these stand `records` (reco
 classifier), `experiment` (a method's command line), `family` (what a dataset of a name is) and `files` (new files,
 JSON). Behind them are three wings:
 
-    intake      from the world to records: archives, pictures, tables of labels, folders
+    intake      from the world to records: archives, pictures, tables of labels, folders, splits
     running     what keeps a run alive: its folder, checkpoints, devices and loop
     cli         how a script starts: options, streams, exit codes
 

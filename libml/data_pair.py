@@ -20,6 +20,7 @@ from libml.family import NAME, read_family, shorten, write_family  # noqa: F401 
 from libml.published import FAMILIES
 from libml.utils import escape
 
+ALL = 'all'  # In a split's name, in place of the number of labels: all that the pictures have.
 UNUSED = 'Unused, kept so that old command lines run: images are drawn from memory in whole batches.'
 OPTIONS = dict(  # Of scripts that read a dataset.
     data_dir=Option(None, 'Folder of the datasets; default: the environment variable ML_DATA.', type=str, path=True),
@@ -31,7 +32,9 @@ NAMED_OPTIONS = dict(  # Of scripts that take one dataset.
     dataset=Option('', 'The dataset, in place of the word NAME; as the published scripts take it.'), **OPTIONS
 )
 TRAINING_OPTIONS = dict(
-    dataset=Option('cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>.'),
+    dataset=Option(
+        'cifar10.3@250-5000', '<name>.<split seed>@<labels>-<validation images>; all for the number of all labels.'
+    ),
     **OPTIONS,
     whiten=Option(False, "Normalise by the training images' mean and standard deviation."),
     p_unlabeled=Option('', 'Comma-separated weight of each class among the unlabelled images, any scale.'),
@@ -43,22 +46,23 @@ TRAINING_OPTIONS = dict(
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """The parts of a dataset's name, `<name>.<seed>@<size>-<valid>`."""
+    """The parts of a dataset's name, `<name>.<seed>@<size>-<valid>`; size: int, or ALL."""
 
     name: str
     seed: int
-    size: int
+    size: int | str
     valid: int
 
     @property
     def stem(self):
         """The name of the split's files."""
-        return '%s.%d@%d' % (self.name, self.seed, self.size)
+        return '%s.%d@%s' % (self.name, self.seed, self.size)
 
     @property
     def command(self):
         """The command that makes the split."""
-        return 'python scripts/create_split.py --seed=%d --size=%d %s' % (self.seed, self.size, self.name)
+        size = '' if self.size == ALL else ' --size=%d' % self.size
+        return 'python scripts/create_split.py --seed=%d%s %s' % (self.seed, size, self.name)
 
     def files(self, data_dir):
         """Returns the paths of the split's records and map, and of the test set: dict(label, unlabel, map, test)."""
@@ -73,11 +77,11 @@ class Split:
 
 def parse(text):
     """Returns the Split that a name such as 'cifar10.3@250-5000' means; raises utils.Error if it has another form."""
-    match = re.fullmatch(r'(%s)\.([0-9]{1,9})@([0-9]{1,9})-([0-9]{1,9})' % NAME, text)
-    if not match or int(match[3]) < 1:
-        form = '<name>.<split seed>@<labels>-<validation images>, such as cifar10.3@250-5000'
+    match = re.fullmatch(r'(%s)\.([0-9]{1,9})@([0-9]{1,9}|%s)-([0-9]{1,9})' % (NAME, ALL), text)
+    if not match or (match[3] != ALL and int(match[3]) < 1):
+        form = '<name>.<split seed>@<labels>-<validation images>, such as cifar10.3@250-5000 or photos.1@all-0'
         raise utils.Error('dataset %r is not of the form %s' % (text, form))
-    return Split(match[1], *map(int, match.groups()[1:]))
+    return Split(match[1], int(match[2]), ALL if match[3] == ALL else int(match[3]), int(match[4]))
 
 
 def choose_name(word, dataset):
@@ -112,6 +116,17 @@ def locate_family(data_dir, name):
     return os.path.join(data_dir, name + '.json')
 
 
+def locate_sources(data_dir, name):
+    """Returns the path of the file that says which picture file a record of a user's own dataset was made of."""
+    return os.path.join(data_dir, 'files', name + '.json')
+
+
+def read_sources(data_dir, name):
+    """Returns {digest of pixels, hexadecimal: picture file}, see pictures.hash_pixels; {} where that is not known."""
+    found = files.read_json(locate_sources(data_dir, name), default={})
+    return found if isinstance(found, dict) else {}
+
+
 record_file, family_file = locate_records, locate_family  # The names that other people's scripts use.
 
 
@@ -123,7 +138,7 @@ def locate_train_files(data_dir, name):
 
 def locate_split(folder, name, seed, size):
     """Returns the paths of a split's three files in `folder`: labelled records, unlabelled records, map."""
-    prefix = os.path.join(folder, '%s.%d@%d' % (name, seed, size))
+    prefix = os.path.join(folder, '%s.%d@%s' % (name, seed, size))
     return prefix + '-label.tfrecord', prefix + '-unlabel.tfrecord', prefix + '-map.json'
 
 
@@ -243,7 +258,7 @@ def open_split(split, data_dir):
         test=records.RecordFile(paths['test']),
     )
     listed, held = (tuple(len(of[part]) for part in ('label', 'unlabel')) for of in (found, files))
-    if listed != held or held[0] != split.size:
+    if listed != held or split.size not in (ALL, held[0]):
         text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
         raise utils.Error(text % (paths['map'], *listed, *held))
     check_source(split, data_dir, found.get('source', {}), files['test'])
@@ -321,7 +336,7 @@ def take_validation(split, labeled, rest):
         unlabeled = unlabeled.select(np.flatnonzero(outside))
     classless = np.count_nonzero(valid.labels == records.NO_CLASS)
     if classless and classless == len(valid):
-        utils.warn('%s: no validation image has a class: validation accuracy will be nan' % split)
+        utils.warn('%s: no validation image has a class: there will be no validation accuracy' % split)
     elif classless:
         text = '%s: %d of the %d validation images have no class: validation accuracy is that of the others'
         utils.warn(text % (split, classless, len(valid)))

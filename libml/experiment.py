@@ -9,6 +9,7 @@ from easydict import EasyDict
 
 from libml import data_pair
 from libml.cli import options, script
+from libml.intake import splits
 from libml.running import setting
 
 OPTIONS = {**data_pair.TRAINING_OPTIONS, **setting.OPTIONS}  # Besides the method's PARAMS.
@@ -45,7 +46,7 @@ def start(method, o):
     family = data_pair.find_family(data_dir, split.name)
     folder, train_nimg = os.path.join(o.train_dir, str(split)), o.train_kimg << 10
     params, chosen = method.arguments(o, family), dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
-    decided = setting.Setting(method, folder, params, o.seed, o.precision, **chosen)
+    decided = setting.Setting(method, folder, params, o.seed, o.precision, name=o.run_name, **chosen)
     if o.eval_ckpt:  # Checkpoints are read now: reading the data takes longer.
         decided.hold(o.eval_ckpt)
     else:
@@ -59,10 +60,11 @@ def start(method, o):
             return
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
     decided.choose_machine(method.flop(family.shape, **params), updates, o.xla, o.devices)
-    decided.log_device_placement = o.log_device_placement
+    decided.log_device_placement, decided.debug = o.log_device_placement, o.debug
     setting.check_hosts(decided, o)
     if decided.machine.host:  # From here on, only host 0 prints to stdout.
         sys.stdout = script.open_nowhere()
+    splits.provide(split, data_dir)
     print('Reading %s' % split, flush=True)
     needed = method.needs_unlabeled(**params)
     dataset = data_pair.read_dataset(split, data_dir, needs_unlabeled=needed, **chosen)
@@ -76,12 +78,12 @@ def start(method, o):
 
 
 def describe_next(folder, data_dir):
-    """Returns the lines that say how to use a finished run. data_dir is the flag's value; None stands for $ML_DATA."""
-    run = shlex.quote(folder)
+    """Returns the lines that say how to use a finished run, for a shell. data_dir: the flag's value, or None."""
     place = ' --data_dir=%s' % shlex.quote(data_dir) if data_dir else ''
     return (
         'What it has learned:\n'
-        f'  python scripts/evaluate.py {run}{place}\n'
-        f'  python scripts/predict.py {run} PICTURES --out predictions.csv{place}\n'
-        f'  python scripts/export.py {run} OUT{place}'
+        f'  RUN={shlex.quote(folder)}\n'
+        f'  python scripts/evaluate.py "$RUN"{place}\n'
+        f'  python scripts/predict.py "$RUN" PICTURES --out predictions.csv{place}\n'
+        f'  python scripts/export.py "$RUN" OUT{place}'
     )

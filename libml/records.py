@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
-from tqdm import tqdm
 
 from libml import files, utils
+from libml.cli import progress
 
 MAX_SIDE = 4096  # Pixels. An image beyond this is damage or a decompression bomb: no dataset here comes near.
 BATCH_BYTES = 1 << 24  # Decoded bytes handled at a time: large enough to be fast, small enough not to be noticed.
@@ -131,7 +131,7 @@ def write(path, examples, total=None):
 def write_part(part, examples, total=None):
     """Writes serialized examples to a file given by `files.creating`, with a progress bar; returns their number."""
     n, path = 0, part.rsplit('.part-', 1)[0]
-    bar = tqdm(examples, os.path.basename(path), total, unit='rec', leave=False)
+    bar = progress.make_bar(examples, os.path.basename(path), total, unit='rec', leave=False)
     try:
         with tf.io.TFRecordWriter(part) as writer, bar:
             for example in bar:

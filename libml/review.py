@@ -34,7 +34,7 @@ class Review:
         dataset = trained.read_dataset(classifier.folder, {**classifier.args, 'p_unlabeled': ''}, data_dir)
         for images in dataset.sets.values():
             for batch, classes in images.batches(BATCH):
-                self.known.update(map(hash_image, batch[classes != records.NO_CLASS]))
+                self.known.update(map(pictures.hash_pixels, batch[classes != records.NO_CLASS]))
 
     def choose(self, root, paths, confidences, count, seed):
         """Returns the indices of at most `count` pictures: half of the lowest confidence, half at random, shuffled.
@@ -48,7 +48,7 @@ class Review:
             files = (os.path.join(root, paths[i]) for i in order)
             images = pictures.convert_all(files, family.shape[:2], family.colors, family.range)
             for i, image in zip(order, images, strict=True):
-                if not isinstance(image, ValueError) and hash_image(image) not in self.known:
+                if not isinstance(image, ValueError) and pictures.hash_pixels(image) not in self.known:
                     settled.add(paths[i])
                     yield i
 
@@ -102,11 +102,6 @@ class Review:
         newline = '\r\n' if lines[0].endswith('\r\n') else '\n'
         text = dict(head=head, rows=pieces, cells=[cells for _, cells in rows], newline=newline, delimiter=delimiter)
         return dict(name=os.path.basename(self.path) or 'labels.csv', width=len(columns), **text, **places)
-
-
-def hash_image(image):
-    """Returns a digest of pixels, uint8 [H, W, C], bytes."""
-    return hashlib.sha256(image.tobytes()).digest()
 
 
 def encode(pixels):

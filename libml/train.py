@@ -193,7 +193,7 @@ class ClassifySemi(Model):
         """See Model.report. If the test set's classes differ in size, balanced accuracy is reported too."""
         predicted = self.predict_classes(stopped=stopped)
         train, valid, test = self.compute_accuracies(predicted)
-        tqdm.write('kimg %-5d  accuracy train/valid/test  %.2f  %.2f  %.2f' % (step >> 10, train, valid, test))
+        tqdm.write('kimg %-5d  accuracy train/valid/test  %s  %s  %s' % (step >> 10, *map(show, (train, valid, test))))
         scalars = {'accuracy': test, 'accuracy/valid': valid, 'accuracy/train_labeled': train}
         labels = self.dataset.sets['test'].labels
         if len(labels) and len(set(np.unique(labels, return_counts=True)[1])) > 1:
@@ -269,8 +269,13 @@ class ClassifySemi(Model):
             results.update({'tuned_' + name: self.eval_stats(classify_op=op) for name, op in which.items()})
         print('%-12s' % 'accuracy' + ''.join('%8s' % name for name in SUBSETS))
         for name, accuracies in results.items():
-            print('%-12s' % name + ''.join('%8.2f' % accuracy for accuracy in accuracies))
+            print('%-12s' % name + ''.join('%8s' % show(accuracy) for accuracy in accuracies))
         return results
+
+
+def show(accuracy):
+    """Returns a percentage as it is printed; `-` for nan, which is that of no picture."""
+    return '-' if np.isnan(accuracy) else '%.2f' % accuracy
 
 
 def compute_accuracy(predicted, labels):

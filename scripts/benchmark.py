@@ -37,6 +37,7 @@ from ablation.ab_mixmatch import PARAMS, AblationMixMatch
 from libml import data, data_pair, experiment, files, train, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
+from libml.intake import splits
 from libml.running import hardware
 
 PARTS = ('step', 'input', 'eval', 'startup')
@@ -134,6 +135,7 @@ class Bench:
         self.flop = AblationMixMatch.flop(family.shape, **self.params)
         threads = hardware.choose_operation_threads(self.flop)
         hardware.set_operation_threads(threads)  # Before the data: that opens a session.
+        splits.provide(split, data_dir)
         self.dataset = data_pair.read_dataset(split, data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
 
     def make_model(self, xla, dataset=None, cls=AblationMixMatch):

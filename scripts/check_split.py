@@ -21,6 +21,7 @@ import numpy as np
 
 from libml import data_pair, records
 from libml.cli import script
+from libml.intake import splits
 
 OPTIONS = data_pair.NAMED_OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.
@@ -60,7 +61,7 @@ def check_split(name=None, data_dir=None, dataset=''):
     data_dir is the folder of the datasets; None: $ML_DATA. `dataset` is another way to give the name. Raises
     utils.Error if the dataset cannot be read.
     """
-    dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
+    dataset = splits.read(data_pair.choose_name(name, dataset), data_dir)
     hashed = {name: hash_all(images) for name, images in dataset.sets.items()}
     matrix = count_overlaps(list(hashed.values()))
     print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in hashed))

@@ -10,8 +10,8 @@ if [ ! -x "$venv/bin/python" ]; then
   "${PYTHON:-python3}" -m venv "$venv"
 fi
 if ! cmp -s setup.py "$venv/installed-${1:-base}"; then
-  echo "Installing into $venv (TensorFlow is about 600 MB) ..."
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${1:+[$1]}" ${TENSORFLOW:+"tensorflow==$TENSORFLOW.*"}
+  echo "Installing into $venv (TensorFlow is about 600 MB, which takes minutes) ..."
+  "$venv/bin/python" -m pip install --disable-pip-version-check --editable ".${1:+[$1]}" ${TENSORFLOW:+"tensorflow==$TENSORFLOW.*"}
   cp setup.py "$venv/installed-${1:-base}"
 fi
 PATH="$PWD/$venv/bin:$PATH"

@@ -4,7 +4,8 @@
 
 Prints accuracy, balanced accuracy (the mean of the classes' recalls), and for each class precision, recall, F1 and the
 number of pictures; shares are in percent. FOLDER, <run>/evaluation if not given, gets <set>.json with all of this,
-confusion.png, reliability.png and mistakes.png. Older files of these names are replaced.
+confusion.png, reliability.png, mistakes.png, and mistakes.csv, a row for each mistake, the surest ones first. Older
+files of these names are replaced.
 """
 
 import os
@@ -23,12 +24,13 @@ import pandas as pd
 from matplotlib import colors
 from matplotlib.figure import Figure
 from sklearn import metrics
-from tqdm import tqdm
 
-from libml import data, files, trained, utils
-from libml.cli import drawing, script
+from libml import data, data_pair, files, trained, utils
+from libml.cli import drawing, progress, script
 from libml.cli.options import Option
 from libml.family import shorten
+from libml.intake import pictures
+from libml.intake.labels import disarm
 from libml.utils import escape
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.
@@ -102,6 +104,29 @@ def measure_calibration(confidence, right):
     groups = (100 * guesses).groupby(number)
     table = groups.mean().assign(count=groups.size())
     return table.assign(low=100 * table.index / BINS, high=100 * (table.index + 1) / BINS)
+
+
+def rank_mistakes(labels, probabilities):
+    """Returns the indices of the mistakes, int [m], those first that the network was surest of; see `measure`."""
+    guesses, confidence = probabilities.argmax(1), probabilities.max(1)
+    wrong = np.flatnonzero(guesses != labels)
+    return wrong[np.argsort(-confidence[wrong], kind='stable')]
+
+
+def tabulate_mistakes(images, probabilities, classes, sources):
+    """Returns all mistakes as a DataFrame, surest first: file ('' if not known), class, guess, confidence, number.
+
+    images: data.Images; probabilities, classes: see `measure`; sources: see data_pair.read_sources; number: in images.
+    """
+    wrong = rank_mistakes(images.labels, probabilities)
+    names = np.array([disarm(name, "'") for name in classes], object)
+    found = dict(file='', **{'class': names[images.labels[wrong]]}, guess=names[probabilities[wrong].argmax(1)])
+    table = pd.DataFrame(dict(found, confidence=probabilities[wrong].max(1), number=wrong))
+    if sources:
+        pixels = (images.gather(wrong[i : i + 1])[0] for i in range(len(wrong)))
+        paths = (str(sources.get(pictures.hash_pixels(image).hex(), '')) for image in pixels)
+        table['file'] = [disarm(path.encode(errors='backslashreplace').decode()) for path in paths]
+    return table
 
 
 def format_measures(found):
@@ -211,8 +236,8 @@ def draw_mistakes(images, probabilities, classes, title):
         images: data.Images; probabilities, classes: see `measure`.
     """
     labels, guesses, confidence = images.labels, probabilities.argmax(1), probabilities.max(1)
-    wrong = np.flatnonzero(guesses != labels)
-    worst = wrong[np.argsort(-confidence[wrong], kind='stable')][: MISTAKES[0] * MISTAKES[1]]
+    wrong = rank_mistakes(labels, probabilities)
+    worst = wrong[: MISTAKES[0] * MISTAKES[1]]
     columns = min(MISTAKES[1], max(4, len(worst)))
     rows = max(1, math.ceil(len(worst) / columns))
     ratio = min(3.0, max(1 / 3, images.shape[0] / images.shape[1]))
@@ -253,31 +278,37 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     images = images.select(np.flatnonzero(images.labels >= 0))
     if not len(images):
         raise utils.Error('no picture of the set %s has a class: choose another --set' % set)
-    batches = tqdm(images.batches(classifier.batch), 'batches', math.ceil(len(images) / classifier.batch), leave=False)
-    probabilities = np.concatenate([classifier.classify(batch) for batch, _ in batches])
+    bar = progress.make_bar(
+        images.batches(classifier.batch), 'batches', math.ceil(len(images) / classifier.batch), leave=False
+    )
+    probabilities = np.concatenate([classifier.classify(batch) for batch, _ in bar])
     found = measure(images.labels, probabilities, classifier.classes)
     source = dict(dataset=classifier.args['dataset'], set=set, checkpoint=classifier.ckpt, weights=classifier.weights)
     title = '%s set of %s' % (set, source['dataset'])
     print('%s: %d pictures, by %s (%s weights)' % (title, len(images), classifier.ckpt, classifier.weights))
     print(format_measures(found))
-    pictures = dict(
+    drawn = dict(
         confusion=lambda: draw_confusion(found, title),
         reliability=lambda: draw_reliability(found, title),
         mistakes=lambda: draw_mistakes(images, probabilities, classifier.classes, title),
     )
+    name = data_pair.parse(source['dataset']).name
+    sources = data_pair.read_sources(data_pair.find_data_dir(data_dir), name)
+    mistakes = tabulate_mistakes(images, probabilities, classifier.classes, sources)
     folder = out or os.path.join(classifier.folder, 'evaluation')
     if not out:
         files.refuse_link(folder)
     try:
-        files.write_json(
-            os.path.join(folder, set + '.json'), {**source, **found}
-        )  # Before the pictures, which may fail.
-        for kind, draw in pictures.items():
+        # Before the pictures, which may fail.
+        files.write_json(os.path.join(folder, set + '.json'), {**source, **found})
+        text = mistakes.to_csv(index=False, float_format='%.6f', lineterminator='\n')
+        files.write_text(os.path.join(folder, 'mistakes.csv'), '\ufeff' + text)  # As predictions.csv, for spreadsheets.
+        for kind, draw in drawn.items():
             with drawing.styling():
                 drawing.save(draw(), os.path.join(folder, kind + '.png'), bbox_inches='tight')
     except OSError as error:
         raise utils.Error('cannot write to %s (%s)' % (folder, utils.explain(error))) from error
-    print('\n%s: %s.json, %s' % (folder, set, ', '.join(kind + '.png' for kind in pictures)))
+    print('\n%s: %s.json, mistakes.csv, %s' % (folder, set, ', '.join(kind + '.png' for kind in drawn)))
     return found
 
 

@@ -1,8 +1,8 @@
 """Writes <run>/stats/accuracy.json: the median test accuracy of the last 1, 10, 20 and 50 reports of a run.
 
-    python scripts/extract_accuracy.py experiments/cifar10.3@250-5000/AblationMixMatch_...
+    python scripts/extract_accuracy.py RUN...
 
-The paper reports last20.
+RUN is the folder of a run, or a folder that holds one run alone. The paper reports last20.
 """
 
 import os
@@ -20,7 +20,13 @@ from libml.running import runs
 
 
 def extract_accuracy(run):
-    """Writes a run's stats/accuracy.json and returns it, see runs.take_medians; raises utils.Error without a report."""
+    """Writes a run's stats/accuracy.json and returns it, see runs.take_medians.
+
+    Raises:
+        utils.Error: the run has no report, or the folder holds several runs.
+    """
+    if os.path.isdir(run) and not os.path.isdir(os.path.join(run, 'tf')):
+        run = runs.find_folder(run)
     values = [value for _, value in runs.read_accuracies(run)]
     if not values:
         raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)

@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from libml import data, data_pair, files, utils
 from libml.cli import script
 from libml.cli.options import Option
+from libml.intake import splits
 
 OPTIONS = dict(
     **data_pair.NAMED_OPTIONS,
@@ -116,7 +117,7 @@ def inspect(name=None, png=None, data_dir=None, dataset=''):
 
     `dataset` is another way to give the name.
     """
-    dataset = data_pair.DATASETS[data_pair.choose_name(name, dataset)](data_dir)
+    dataset = splits.read(data_pair.choose_name(name, dataset), data_dir)
     print('%s: pictures of %d x %d pixels, %d colors' % (dataset.name, dataset.width, dataset.height, dataset.colors))
     print_counts(dataset)
     print_pixels(dataset)

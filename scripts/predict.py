@@ -22,10 +22,9 @@ import collections
 import csv
 
 import numpy as np
-from tqdm import tqdm
 
 from libml import trained, utils
-from libml.cli import options, script
+from libml.cli import options, progress, script
 from libml.cli.options import Option
 from libml.intake import pictures
 from libml.intake.labels import disarm
@@ -76,6 +75,7 @@ def summarise(classes, labels, confidences, unused):
     for name, count, total in zip(names, [*counts, len(labels)], [*sums, sum(confidences)], strict=True):
         yield '%-*s %9d %16s' % (width, name, count, '%.3f' % (total / count) if count else '-')
     yield '%d doubtful (confidence below %g)' % (sum(c < DOUBTFUL for c in confidences), DOUBTFUL)
+    yield 'A picture that is like none of the training pictures gets a class, too; its confidence may be high.'
     for reason, count in collections.Counter(unused.values()).items():
         example = next(path for path in unused if unused[path] == reason)
         yield '%d not used: %s, such as %s' % (count, reason, escape(example))
@@ -90,7 +90,8 @@ def write_rows(file, classifier, root, paths, probabilities):
     rows, labels, confidences, bad = csv.writer(file, lineterminator='\n'), [], [], {}
     rows.writerow(['file', 'class', 'confidence', *('p:' + name for name in classifier.classes if probabilities)])
     found = classifier.classify_files(os.path.join(root, path) for path in paths)
-    for path, (_, row) in zip(paths, tqdm(found, 'pictures', len(paths), unit='img', leave=False), strict=True):
+    bar = progress.make_bar(found, 'pictures', len(paths), unit='img', leave=False)
+    for path, (_, row) in zip(paths, bar, strict=True):
         if path.encode(errors='ignore').decode() != path:
             row = ValueError('its name is not UTF-8: rename it')
         if isinstance(row, ValueError):

@@ -11,7 +11,6 @@ dataset=digits.1@20-100
 train_dir=experiments/quickstart
 
 python scripts/create_datasets.py digits
-[ -f "$ML_DATA/SSL/digits.1@20-map.json" ] || python scripts/create_split.py --seed=1 --size=20 digits
 
 train() {
   python ablation/ab_mixmatch.py --dataset=$dataset --train_dir=$train_dir --seed=1 \

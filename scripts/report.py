@@ -103,7 +103,7 @@ def read_run(path):
     shared = set(run.args) & set(experiment.list_options(AblationMixMatch)) - {*varied, *NOT_SHARED}
     flags = show_flags({name: run.args[name] for name in shared})
     row = next((row for row, known in parse_paper_rows().items() if known == values), show_flags(values))
-    dataset, kimg = '%s@%d-%d' % (split.name, split.size, split.valid), float(run.args['train_kimg'])
+    dataset, kimg = '%s@%s-%d' % (split.name, split.size, split.valid), float(run.args['train_kimg'])
     step, accuracy = np.array(runs.read_accuracies(path) or [(0, np.nan)], float).T
     about = dataset, flags, row, split.seed, run.args['seed'], kimg
     return pd.DataFrame(dict(zip(REPORT, about, strict=False), kimg=step / 1024, error=(100 - accuracy).round(4)))

@@ -3,7 +3,6 @@
 # network, all 11 rows, splits 1 to 5. With --seeds=1,2 there are only 22 runs. See sweep_table4.sh for arguments.
 #
 #     python scripts/create_datasets.py cifar10 --size 16x16 --name cifar10-16
-#     for seed in 1 2 3 4 5; do python scripts/create_split.py --seed=$seed --size=250 cifar10-16; done
 #     scripts/sweep_cifar10_small.sh | bash
 #     python scripts/report.py experiments/cifar10-16 --out=report --beside_paper=250
 #

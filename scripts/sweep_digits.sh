@@ -3,7 +3,6 @@
 # three splits. These are 33 runs, which take less than half an hour on 2 idle cores. See sweep_table4.sh for arguments.
 #
 #     python scripts/create_datasets.py digits
-#     python scripts/create_split.py --all digits
 #     scripts/sweep_digits.sh | bash
 #     python scripts/report.py experiments/digits
 #

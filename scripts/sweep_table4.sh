@@ -34,7 +34,7 @@ done
 [ ${#datasets[@]} -gt 0 ] || datasets=(cifar10.3@250-1 cifar10.3@4000-1)
 [[ ${seeds:-0} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--seeds=$seeds is not a list such as 1,2,3"
 for dataset in "${datasets[@]}"; do
-  [[ $dataset =~ ^([^.]+)\.([0-9]+)@([0-9]+-[0-9]+)$ ]] || fail "--dataset=$dataset is not such as cifar10.3@250-1"
+  [[ $dataset =~ ^([^.]+)\.([0-9]+)@(([0-9]+|all)-[0-9]+)$ ]] || fail "--dataset=$dataset is not such as cifar10.3@250-1"
   name=${BASH_REMATCH[1]} own_seed=${BASH_REMATCH[2]} size=${BASH_REMATCH[3]}
   for seed in $(tr , ' ' <<< "${seeds:-$own_seed}"); do
     while IFS=, read -r _ row _; do

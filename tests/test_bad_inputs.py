@@ -44,6 +44,7 @@ FLAGS = {  # Flag: values that are refused.
     'report_kimg': ['0', '-1', 'x'],
     'save_kimg': ['0', '-1', 'x'],
     'keep_ckpt': ['0', '-1', 'x'],
+    'run_name': ['.', '..', '-x', 'a/b', 'a b', 'tf', 'args', 'a\n'],
     'seed': ['-1', '4294967296', 'x'],
     'shuffle': ['0', 'x'],
     'para_parse': ['0'],
@@ -72,7 +73,9 @@ DATASETS = {  # Name: a word of the line.
     '/etc/passwd': 'form',
     'DIGITS.1@20-100': 'unknown',
     'nope.1@20-100': 'Known',
-    'digits.2@20-100': 'create_split.py --seed=2 --size=20 digits',
+    'digits.2@1288-0': 'used up',
+    'digits.1@all-0': 'all 1287 pictures have a label',
+    'digits.1@alle-0': 'form',
     'cifar10.3@250-5000': 'create_datasets.py cifar10',
     'digits.1@20-1268': 'validation',
     'digits.1@20-1267': 'no training images',
@@ -180,8 +183,9 @@ def run_rows():
         yield script, [*out, '--no_such_flag', RUN], 'no_such_flag'
         yield script, [*out, '{world}/nowhere'], 'nowhere'
         yield script, [*out, '{world}/\x1b[31m'], r'\x1b[31m'
-    for run in ('{world}/file', '{world}/empty', '{world}', '{world}/run-zero', '{world}/run-rubbish'):
+    for run in ('{world}/file', '{world}/empty', '{world}/run-zero', '{world}/run-rubbish'):
         yield 'scripts/extract_accuracy.py', [run], 'report'
+    yield 'scripts/extract_accuracy.py', ['{world}'], 'runs, see above, the newest last'
 
 
 def split_rows():

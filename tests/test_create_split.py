@@ -7,12 +7,13 @@ import os
 import fakes
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, command
+from conftest import assert_one_line_error, command, tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libml import data, data_pair, records, utils
 from libml.data_pair import DATASETS
+from libml.intake import splits
 from libml.published import PUBLISHED
 from scripts import check_split, create_split
 
@@ -82,25 +83,25 @@ def test_picks_follow_the_rule(data):
     labels = list(range(nclass)) + data.draw(st.lists(st.integers(0, nclass - 1), max_size=60))
     labels = data.draw(st.permutations(labels))
     size, seed = data.draw(st.integers(1, len(labels))), data.draw(st.integers(0, 2**32 - 1))
-    stats = create_split.compute_shares(np.array(labels), nclass)
+    stats = splits.compute_shares(np.array(labels), nclass)
     try:
         expected = rule(labels, size, seed)
     except IndexError:  # A class is used up.
         with pytest.raises(utils.Error, match='are used up after'):
-            create_split.pick_labeled(np.array(labels), stats, size, seed)
+            splits.pick_labeled(np.array(labels), stats, size, seed)
         return
-    picked = create_split.pick_labeled(np.array(labels), stats, size, seed)
+    picked = splits.pick_labeled(np.array(labels), stats, size, seed)
     assert picked == expected[0]
-    assert create_split.order_unlabeled(np.array(labels), stats, picked) == expected[1]
+    assert splits.order_unlabeled(np.array(labels), stats, picked) == expected[1]
 
 
 def test_a_hand_made_example():
     # Shares 1, 1/2, 1/2; the order of the picks worked out by hand: 0 1 2, then behind by 0, -1/2, -1/2: 0, then ties.
     labels = np.array([0, 0, 0, 0, 1, 1, 2, 2])
-    stats = create_split.compute_shares(labels, 3)
+    stats = splits.compute_shares(labels, 3)
     assert stats.tolist() == [1, 0.5, 0.5]
-    assert create_split.pick_labeled(labels, stats, 4, seed=0) == [0, 4, 6, 1]
-    assert create_split.order_unlabeled(labels, stats, [0, 4, 6, 1]) == [2, 5, 7, 3]
+    assert splits.pick_labeled(labels, stats, 4, seed=0) == [0, 4, 6, 1]
+    assert splits.order_unlabeled(labels, stats, [0, 4, 6, 1]) == [2, 5, 7, 3]
 
 
 # --- Groups ---
@@ -116,7 +117,7 @@ def test_groups_without_a_labelled_picture_come_first_and_whole(data):
     groups = np.array(data.draw(st.lists(st.integers(NO_GROUP, 4), min_size=count, max_size=count)))
     labeled = data.draw(st.sets(st.integers(0, count - 1), max_size=count))
     positions = data.draw(st.permutations(sorted(set(range(count)) - labeled)))
-    order, free = create_split.order_groups(positions, labels, groups, sorted(labeled))
+    order, free = splits.order_groups(positions, labels, groups, sorted(labeled))
     assert sorted(order) == sorted(positions)
     if (groups == NO_GROUP).all():
         assert order == positions and free == len(positions)
@@ -165,6 +166,74 @@ def test_records_of_ones_own_need_a_description(tmp_path, capsys):
     for use in (lambda: make('mine', size=6, data_dir=tmp_path), lambda: DATASETS['mine.0@3-1'](str(tmp_path))):
         with pytest.raises(utils.Error, match="unknown dataset 'mine': .*%s" % hint):
             use()
+
+
+def test_without_a_size_all_labels_are_taken(tmp_path, capsys):
+    labels = [0, NO_CLASS, 1, 1, NO_CLASS, 0, 1, NO_CLASS]
+    write(str(tmp_path / 'mine-train.tfrecord'), labels)
+    data_pair.write_family(str(tmp_path / 'mine.json'), data.Family(2, 2, 1, 2, mirror=False, shift=0))
+    make('mine', seed=1, data_dir=tmp_path)
+    printed = capsys.readouterr()
+    assert 'mine.1@all: 5 labelled, 3 unlabelled\n' in printed.out and 'not used' not in printed.err
+    assert read_split(tmp_path / 'SSL', 'mine', 1, 'all')[2]['label'] == [0, 2, 3, 5, 6]
+    make('mine', seed=1, size=3, data_dir=tmp_path)
+    assert 'Warning: mine.1@3: 2 of 5 labels are not used\n' in capsys.readouterr().err
+
+
+# --- Splits that a run makes itself ---
+
+
+def provide(folder, name):
+    splits.provide(data_pair.parse(name), str(folder))
+
+
+def test_a_missing_split_is_made_once_and_said(digits, capsys):
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)))
+    provide(digits, 'digits.3@20-5')
+    out = capsys.readouterr().out
+    assert '`python scripts/create_split.py --seed=3 --size=20 digits`' in out and '20 labelled, 40 unlab' in out
+    made = read_split(digits / 'SSL', 'digits', 3, 20)
+    os.rename(digits / 'SSL', digits / 'first')
+    make('digits', seed=3, size=20, data_dir=digits)
+    assert read_split(digits / 'SSL', 'digits', 3, 20) == made
+    before, _ = tree(digits), capsys.readouterr()
+    provide(digits, 'digits.3@20-7')
+    assert (tree(digits), capsys.readouterr().out) == (before, '')
+
+
+def test_no_split_is_made_without_all_records_or_beside_a_part_of_it(digits, monkeypatch):
+    monkeypatch.setattr(splits, 'PATIENCE', 0)
+    provide(digits, 'digits.3@20-5')  # There is no test set.
+    assert os.listdir(digits) == ['digits-train.tfrecord']
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)))
+    write(str(digits / 'SSL' / 'digits.3@20-label.tfrecord'), [0])
+    before = tree(digits)
+    provide(digits, 'digits.3@20-5')
+    assert tree(digits) == before
+
+
+def test_two_processes_may_make_one_split(digits, monkeypatch):
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)))
+    sources = splits.Source
+
+    def slower(*args):  # The other one is done first.
+        monkeypatch.setattr(splits, 'Source', sources)
+        provide(digits, 'digits.3@20-5')
+        return sources(*args)
+
+    monkeypatch.setattr(splits, 'Source', slower)
+    provide(digits, 'digits.3@20-5')
+    assert len(read_split(digits / 'SSL', 'digits', 3, 20)[0]) == 20
+
+
+@pytest.mark.parametrize('script', ['ablation/ab_mixmatch.py', 'scripts/check_split.py', 'scripts/inspect_dataset.py'])
+def test_commands_make_a_missing_split(digits, server, script):
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)), shape=(8, 8, 1))
+    os.remove(digits / 'digits-train.tfrecord')
+    write(str(digits / 'digits-train.tfrecord'), [i % 10 for i in range(60)], shape=(8, 8, 1))
+    done = server.run(script, '--data_dir=%s' % digits, '--dataset=digits.3@20-41')
+    assert_one_line_error(done, 'validation')  # Read at once, and refused only then.
+    assert 'is made now' in done.stdout and len(os.listdir(digits / 'SSL')) == 3
 
 
 # --- Files ---
@@ -298,7 +367,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 
 
 BAD = [
-    (('digits',), dict(), 'either --size=N'),
+    (('digits',), dict(), 'all 60 pictures have a label, .*by --size=N'),
     (('digits',), dict(size=3, all=True), 'either --size=N'),
     (('birds',), dict(size=3), "unknown dataset 'birds'"),
     (('../digits',), dict(size=3), 'unknown dataset'),

@@ -341,7 +341,7 @@ def test_a_validation_accuracy_of_nothing_is_announced(tmp_path, capsys):
     folder = own(tmp_path, SIX, [(records.NO_CLASS, NO_GROUP)] * 5)
     assert 'own.1@6: no picture with a class is left to validate' in capsys.readouterr().err
     assert len(DATASETS['own.1@6-1'](folder).sets['unlabeled']) == 4
-    assert 'no validation image has a class: validation accuracy will be nan' in capsys.readouterr().err
+    assert 'no validation image has a class: there will be no validation accuracy' in capsys.readouterr().err
 
 
 def test_classes_without_a_label_are_named(tmp_path, capsys):

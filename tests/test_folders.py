@@ -841,7 +841,7 @@ def test_an_existing_dataset_is_never_overwritten(tmp_path):
     folder = make_folder(tmp_path / 'pictures')
     run(folder, tmp_path / 'data')
     words = r'exists already .*choose another --name; or remove .*birds.*the splits and runs of the old dataset'
-    for name in sorted(os.listdir(tmp_path / 'data')):
+    for name in sorted(entry.name for entry in os.scandir(tmp_path / 'data') if entry.is_file()):
         content = (tmp_path / 'data' / name).read_bytes()
         with pytest.raises(utils.Error, match=words):
             run(folder, tmp_path / 'data', size='10x10')

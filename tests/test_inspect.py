@@ -103,7 +103,7 @@ def test_bad_arguments(folder):
     with pytest.raises(utils.Error, match='not of the form'):
         inspect_dataset.inspect('digits', data_dir=str(folder))
     with pytest.raises(utils.Error, match='not installed'):
-        inspect_dataset.inspect('digits.2@20-30', data_dir=str(folder))
+        inspect_dataset.inspect('svhn.2@20-30', data_dir=str(folder))
 
 
 def test_a_full_disk_is_one_line_that_names_the_sheet(server, digits_dir, tmp_path):

@@ -8,9 +8,10 @@ import subprocess
 import fakes
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import ROOT, command, make_model
+from conftest import PARAMS, ROOT, assert_one_line_error, command, make_model
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from ablation.ab_mixmatch import AblationMixMatch
 from libml import files, utils
 from libml.running import checkpoints, runs, setting, trainer
 
@@ -89,6 +90,19 @@ def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
     assert utils.get_latest_global_step(os.path.join(run, 'tf')) == 16
 
 
+# --- The start ---
+
+
+def test_variables_are_listed_by_kind_and_in_debugging_one_by_one(tmp_path, capsys):
+    make_model(tmp_path)
+    total = sum(v.shape.num_elements() for v in utils.model_vars())
+    for debug in (False, True):
+        trainer.print_start('folder', {}, debug)
+        out = capsys.readouterr().out
+        assert ('  all     %-9d  %d\n' % (len(utils.model_vars()), total)) in out
+        assert all((v.op.name in out) == debug for v in utils.model_vars())
+
+
 # --- The end ---
 
 
@@ -112,13 +126,37 @@ def test_the_folder_is_known_before_the_model_is_built(tmp_path, seed):
     assert setting.locate_run(type(model), str(tmp_path), seed, **model.params) == model.train_dir
 
 
+def test_a_named_run_is_continued_with_its_own_arguments_alone(tmp_path):
+    params = dict(PARAMS, nclass=3)
+    runs.Run(str(tmp_path / 'first')).write_args({**params, 'class': 'AblationMixMatch', 'seed': 3, 'whiten': False})
+
+    def name(**changed):
+        given = dict(seed=changed.pop('seed', None), whiten=changed.pop('whiten', False), name='first')
+        return setting.Setting(AblationMixMatch, str(tmp_path), {**params, **changed}, **given)
+
+    assert name().run.folder == str(tmp_path / 'first') and name().seed == name(seed=3).seed == 3
+    for changed, words in [
+        (dict(lr=0.1), 'lr=0.002, not 0.1'),
+        (dict(seed=4), 'seed=3, not 4'),
+        (dict(whiten=True), 'not True'),
+    ]:
+        with pytest.raises(utils.Error, match='first holds a run with .*%s: take another --run_name' % words):
+            name(**changed)
+
+
 def test_a_finished_run_started_again_needs_no_data(tmp_path):
     fakes.digits(tmp_path / 'data')
     args = ['--batch=4', '--filters=2', '--repeat=1', '--nu=1', '--train_kimg=1', '--report_kimg=1']
-    args += ['--dataset=digits.1@20-100', '--data_dir=%s' % (tmp_path / 'data'), '--train_dir=%s' % (tmp_path / 'runs')]
+    args += [
+        '--dataset=digits.1@20-100',
+        '--data_dir=%s' % (tmp_path / 'data'),
+        '--train_dir=%s' % (tmp_path / 'runs'),
+        '--run_name=one',
+    ]
     env = dict(os.environ, PYTHONPATH=ROOT)
     done = command('ablation/ab_mixmatch.py', *args, env=env)
     assert done.returncode == 0, done.stderr
+    assert '\n  RUN=%s\n' % (tmp_path / 'runs' / 'digits.1@20-100' / 'one') in done.stdout
     for path in glob.glob(str(tmp_path / 'data' / '**' / '*.tfrecord'), recursive=True):
         os.remove(path)
 
@@ -128,6 +166,8 @@ def test_a_finished_run_started_again_needs_no_data(tmp_path):
     assert done.stdout == '%s is finished: to train it longer, give a --train_kimg above 1\n' % run
     done = command('ablation/ab_mixmatch.py', *args, '--train_kimg=2', env=env)
     assert done.returncode == 1 and 'is not installed' in done.stderr
+    done = command('ablation/ab_mixmatch.py', *args, '--lr=.1', env=env)
+    assert_one_line_error(done, 'one holds a run with lr=0.002, not 0.1')
 
 
 # --- Signals ---

@@ -271,13 +271,15 @@ def test_accuracies_are_those_of_each_set(batch, model, session):
         np.testing.assert_allclose(model.eval_stats(batch), expected)
 
 
-def test_a_set_without_images_has_no_accuracy(tmp_path):
+def test_a_set_without_images_has_no_accuracy(tmp_path, capsys):
     dataset = make_dataset()
     dataset.sets['valid'] = dataset.sets['valid'].select(slice(0))
     model = make_model(tmp_path, dataset)
     with model.trainer.opening_session():
         train, valid, test = model.eval_stats()
+        model.report(2048)
     assert np.isnan(valid) and 0 <= train <= 100 and 0 <= test <= 100
+    assert capsys.readouterr().out == 'kimg 2      accuracy train/valid/test  %.2f  -  %.2f\n' % (train, test)
 
 
 # --- Repeatability ---

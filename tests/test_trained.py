@@ -5,9 +5,12 @@ import glob
 import itertools
 import json
 import os
+import pathlib
+import re
 import resource
-import shlex
 import shutil
+import subprocess
+import textwrap
 import types
 import warnings
 
@@ -198,6 +201,18 @@ def test_the_export_gives_the_same_in_a_fresh_process(world, tmp_path):
     assert (tmp_path / 'out' / 'labels.txt').read_text(encoding='utf-8').splitlines() == list(CLASSES)
 
 
+def test_the_documentation_prepares_pictures_as_predict_does(tmp_path):
+    text = (pathlib.Path(__file__).parent.parent / 'docs' / 'trained.md').read_text(encoding='utf-8')
+    code = re.search(r'^( +)from PIL import .*?return [^\n]*', text, re.DOTALL | re.MULTILINE)
+    exec(textwrap.dedent(code[0]), here := dict(np=np))
+    for size in [(70, 41), (20, 90), (9, 9)]:
+        path = str(tmp_path / ('%dx%d.png' % size))
+        picture(np.random.RandomState(0), 1, *size).save(path)
+        for mode, colors in dict(RGB=3, L=1).items():
+            found = here['prepare'](path, (WIDTH, HEIGHT), mode).reshape(HEIGHT, WIDTH, colors)
+            np.testing.assert_array_equal(found, pictures.convert(path, (HEIGHT, WIDTH), colors))
+
+
 def test_the_signature_is_the_contracts(world, tmp_path):
     export.export(world.run, str(tmp_path / 'out'), data_dir=str(world.data))
     with tf.Graph().as_default(), tf.Session() as session:
@@ -276,7 +291,8 @@ def test_evaluation_of_a_run(world, tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         found = evaluate.evaluate(world.run, out=str(tmp_path / 'e'), data_dir=str(world.data))
-    assert sorted(os.listdir(tmp_path / 'e')) == ['confusion.png', 'mistakes.png', 'reliability.png', 'test.json']
+    files = ['confusion.png', 'mistakes.csv', 'mistakes.png', 'reliability.png', 'test.json']
+    assert sorted(os.listdir(tmp_path / 'e')) == files
     written = json.loads((tmp_path / 'e' / 'test.json').read_text())
     assert written.items() >= found.items() and written['set'] == 'test'
     images, labels = records.read(data_pair.locate_records(str(world.data), 'own', 'test'))
@@ -291,7 +307,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_numbers(world, tmp_path, monkey
     monkeypatch.setattr(evaluate, 'draw_confusion', None)
     with pytest.raises(TypeError):
         evaluate.evaluate(world.run, out=str(tmp_path), data_dir=str(world.data))
-    assert os.listdir(tmp_path) == ['test.json']
+    assert sorted(os.listdir(tmp_path)) == ['mistakes.csv', 'test.json']
 
 
 @pytest.mark.parametrize('set', ['valid', 'labeled', 'unlabeled'])
@@ -300,6 +316,29 @@ def test_other_sets(set, world):
     assert found['pictures'] == dict(valid=3, labeled=9, unlabeled=15)[set]
     assert os.path.isfile(os.path.join(world.run, 'evaluation', set + '.json'))
     shutil.rmtree(os.path.join(world.run, 'evaluation'))
+
+
+def test_each_mistake_is_named_by_its_file(world, tmp_path):
+    out = tmp_path / 'p.csv'
+    predict.predict(world.run, [str(world.pictures)], str(out), data_dir=str(world.data))
+    tests = {row['file'] for row in read_table(world.labels) if row['split'] == 'test'}
+    rows = [row for row in read_table(out) if row['file'] in tests and row['class'] != world.truth[row['file']]]
+    evaluate.evaluate(world.run, out=str(tmp_path), data_dir=str(world.data))
+    found = read_table(tmp_path / 'mistakes.csv')
+    assert rows and {(row['file'], row['class'], row['guess']) for row in found} == {
+        (row['file'], world.truth[row['file']], row['class']) for row in rows
+    }
+    confidences = [float(row['confidence']) for row in found]
+    assert confidences == sorted(confidences, reverse=True)
+    labels = data_pair.read_dataset(data_pair.parse('own.1@9-3'), str(world.data)).sets['test'].labels
+    assert [CLASSES[labels[int(row['number'])]] for row in found] == [row['class'] for row in found]
+
+
+@pytest.mark.parametrize('sources', [{}, {'other': 'x.png'}])
+def test_mistakes_whose_files_are_not_known(sources):
+    images = data.Images(np.zeros([3, 2, 2, 1], np.uint8), [0, 1, 1])
+    found = evaluate.tabulate_mistakes(images, np.array([[0.4, 0.6], [0.2, 0.8], [0.9, 0.1]]), ['=a', 'b'], sources)
+    assert found.values.tolist() == [['', 'b', "'=a", 0.9, 2], ['', "'=a", 'b', 0.6, 0]]
 
 
 def probabilities_of(guesses, nclass, confidence):
@@ -420,7 +459,7 @@ def test_a_run_is_named_by_its_folder_or_a_checkpoint(copy, world):
     assert trained.load(copy, ckpt=ckpt, data_dir=str(world.data)).ckpt == ckpt
 
 
-def test_a_run_is_named_by_a_folder_that_holds_it_alone(copy, world, tmp_path):
+def test_a_run_is_named_by_a_folder_that_holds_it_alone(copy, world, tmp_path, capsys, monkeypatch):
     deep = str(tmp_path / 'above' / 'a')
     shutil.move(copy, deep)
     os.symlink(deep, tmp_path / 'above' / 'link')  # The same run once more.
@@ -428,8 +467,11 @@ def test_a_run_is_named_by_a_folder_that_holds_it_alone(copy, world, tmp_path):
     for name in ('z', 'b'):
         shutil.copytree(deep, tmp_path / 'above' / name)
     os.utime(tmp_path / 'above' / 'b' / 'tf', (9e9, 9e9))
-    with pytest.raises(utils.Error, match=r'holds 3 runs, name one of them \(newest last\): .*, b$'):
-        trained.load(str(tmp_path / 'above'), data_dir=str(world.data))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(utils.Error, match=r'above holds 3 runs, see above, the newest last: name one of them'):
+        trained.load('above', data_dir=str(world.data))
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(lines) == ['above/a', 'above/b', 'above/z'] and lines[-1] == 'above/b'
 
 
 # --- Bad input: one line, nothing half-written ---
@@ -608,11 +650,17 @@ def test_a_full_disk_leaves_nothing(world, server, tmp_path):
 # --- The end of a training ---
 
 
-def test_a_run_ends_with_the_commands_that_use_it(digits_dir, tmp_path, capsys, monkeypatch):
-    run = train(digits_dir, 'digits.1@20-100', tmp_path / 'a place')
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith('  python ')]
-    assert [line[1] for line in lines] == ['scripts/%s.py' % name for name in ('evaluate', 'predict', 'export')]
-    assert all(line[2] == run and line[-1] == '--data_dir=%s' % digits_dir for line in lines)
+def test_a_run_ends_with_the_commands_that_use_it(digits_dir, tmp_path, capsys):
+    run = train(digits_dir, 'digits.1@20-100', tmp_path / "a place, it's")
+    commands = capsys.readouterr().out.split('What it has learned:\n')[1]
+    shell = 'python() { printf \'%s\\n\' "$*"; }\n' + commands  # What a shell makes of it.
+    lines = subprocess.run(['bash', '-euc', shell], capture_output=True, text=True, check=True).stdout.splitlines()
+    end = ' --data_dir=%s' % digits_dir
+    assert lines == [
+        'scripts/evaluate.py %s%s' % (run, end),
+        'scripts/predict.py %s PICTURES --out predictions.csv%s' % (run, end),
+        'scripts/export.py %s OUT%s' % (run, end),
+    ]
 
 
 def test_eval_ckpt_passes_over_a_damaged_checkpoint(copy, world, capsys):

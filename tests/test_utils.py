@@ -9,9 +9,10 @@ import pytest
 import tensorflow.compat.v1 as tf
 from absl import flags
 from absl.testing import flagsaver
+from tqdm import tqdm
 
 from libml import files, utils
-from libml.cli import script
+from libml.cli import progress, script
 
 # --- Small functions ---
 
@@ -24,6 +25,23 @@ def test_ilog2_rounds_up(x):
 def test_ilog2_of_nothing():
     with pytest.raises(ValueError, match='0'):
         utils.ilog2(0)
+
+
+@pytest.mark.parametrize('leave', [True, False])
+def test_a_bar_on_a_log_file_writes_whole_lines(monkeypatch, capsys, leave):
+    monkeypatch.setattr(os, 'isatty', lambda _: False)
+    monkeypatch.setattr(progress, 'PERIOD', 0)
+    for _ in progress.make_bar('abc', 'letters', leave=leave, miniters=1):
+        tqdm.write('said')
+    out, err = capsys.readouterr()
+    lines = err.split('\n')
+    assert out == 3 * 'said\n' and '\r' not in err and '\x1b' not in err
+    assert len(lines) >= 4 and lines.pop() == '' and all(line.startswith('letters: ') for line in lines), err
+
+
+def test_a_short_work_leaves_no_bar_on_a_log_file(monkeypatch, capsys):
+    monkeypatch.setattr(os, 'isatty', lambda _: False)
+    assert list(progress.make_bar('abc')) == [*'abc'] and capsys.readouterr() == ('', '')
 
 
 def test_check_says_what_is_allowed():

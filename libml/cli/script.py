@@ -30,7 +30,7 @@ def run(function, table, usage=''):
     options.define_flags(table)
     if 'debug' not in flags.FLAGS:  # Tests run several scripts in a process.
         flags.DEFINE_boolean('debug', False, 'Show the whole traceback of an error instead of one line.')
-    for name in (*table, 'debug'):  # Else --help would list those alone that are defined in the script's own file.
+    for name in {*table, 'debug'}:  # Else --help would list those alone that are defined in the script's own file.
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     utils.setup_tf()
     for number in (signal.SIGTERM, signal.SIGHUP):

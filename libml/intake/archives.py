@@ -11,6 +11,7 @@ import tarfile
 import zlib
 
 from libml import files, utils
+from libml.cli import progress
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # Seconds without an answer.
@@ -45,9 +46,11 @@ def download(archive, folder, verify=True):
     import pooch
 
     pooch.get_logger().setLevel('WARNING')
-    get = pooch.HTTPDownloader(progressbar=True, chunk_size=CHUNK, timeout=TIMEOUT)
+    bar = progress.make_bar(desc=archive.name, total=1, unit='B', unit_scale=True, leave=False)
+    get = pooch.HTTPDownloader(progressbar=bar, chunk_size=CHUNK, timeout=TIMEOUT)
     try:
-        return pooch.retrieve(archive.url, archive.sha256 if verify else None, archive.name, folder, downloader=get)
+        with bar:
+            return pooch.retrieve(archive.url, archive.sha256 if verify else None, archive.name, folder, downloader=get)
     except (OSError, ValueError) as error:  # ValueError: another sha256.
         text = (
             'cannot download %s (%s): try again, or get it elsewhere and use --source (--noverify accepts another file)'

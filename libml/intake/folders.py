@@ -363,7 +363,9 @@ def make_dataset(folder, data_dir, o):
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
     family = Family(*size, o.colors, len(classes), *augment, parts=kept, classes=classes, range=range)
-    save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad))
+    sources = {}
+    save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources))
+    files.write_json(data_pair.locate_sources(data_dir, o.name), sources)
     for line in format_plan(plan):
         print(line)
     print('%s is in %s' % (o.name, escape(data_dir)))
@@ -382,23 +384,30 @@ def save(name, data_dir, family, parts):
         write_family(description, family)
 
 
-def _convert(plan, folder, family, max_megapixels, skip_bad):
-    """Yields the parts of a Plan as `save` takes them; at the end, removes unreadable pictures from the Plan."""
+def _convert(plan, folder, family, max_megapixels, skip_bad, sources):
+    """Yields the parts of a Plan as `save` takes them; at the end, removes unreadable pictures from the Plan.
+
+    sources: a dict that gets what data_pair.read_sources gives.
+    """
     kept = {item.group for part, items in plan.parts.items() if part != 'test' for item in items} - {None}
     bad, groups = {}, {group: number for number, group in enumerate(sorted(kept))}  # Records of test need no group.
     for part, items in plan.parts.items():
         paths = (os.path.join(folder, item.path) for item in items)
         images = pictures.convert_all(paths, family.shape[:2], family.colors, family.range, max_megapixels)
-        yield part, _serialize_all(items, images, family.shape, bad, groups), len(items)
+        yield part, _serialize_all(items, images, family.shape, bad, groups, sources), len(items)
     _leave_out(plan, folder, bad, skip_bad)
 
 
-def _serialize_all(items, images, shape, bad, groups):
-    """Yields the serialized examples of items; notes {path: ValueError} of those that cannot be read in `bad`."""
+def _serialize_all(items, images, shape, bad, groups, sources):
+    """Yields the serialized examples of items; notes {path: ValueError} of those that cannot be read in `bad`.
+
+    The others are noted in `sources`, see _convert.
+    """
     pairs = zip(items, images, strict=True)
     while batch := list(itertools.islice(pairs, min(BATCH, records.choose_batch_size(shape)))):
         bad.update((item.path, image) for item, image in batch if isinstance(image, ValueError))
         good = [(item, image) for item, image in batch if item.path not in bad]
+        sources.update((pictures.hash_pixels(image).hex(), item.path) for item, image in good)
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
         for png, (item, _) in zip(pngs, good, strict=True):
             yield records.serialize(png, item.label, groups.get(item.group, records.NO_GROUP))

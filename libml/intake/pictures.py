@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import errno
 import functools
+import hashlib
 import io
 import os
 import stat
@@ -263,6 +264,11 @@ def _make_opaque(image):
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
     return image
+
+
+def hash_pixels(image):
+    """Returns a digest of pixels, uint8 [H, W, C], bytes."""
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 # --- Many ---

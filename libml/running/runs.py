@@ -57,7 +57,7 @@ class Run:
         """Raises utils.Error where the folder holds a run with other arguments."""
         for name, value in self.args.items():
             if name in args and name not in NOT_HPARAMS and args[name] != value:
-                text = '%s holds a run with %s=%s, not %s: take another --train_dir, or remove that run'
+                text = '%s holds a run with %s=%s, not %s: take another --run_name or --train_dir, or remove that run'
                 raise utils.Error(text % (self.folder, name, value, args[name]))
 
     def write_args(self, args):
@@ -254,7 +254,7 @@ def find_folder(path):
         path: the folder; its folder tf; one of its checkpoints; or a folder that holds one run alone, at any depth.
 
     Raises:
-        utils.Error: the folder holds several runs.
+        utils.Error: the folder holds several runs. They are listed on stderr, newest last.
     """
     path = os.path.abspath(utils.expand(path))
     if not os.path.isdir(path):
@@ -264,10 +264,9 @@ def find_folder(path):
     found = find_runs(path)
     if len(found) > 1 and path not in found:
         newest_last = sorted(found, key=lambda run: max(p.stat().st_mtime for p in os.scandir(run) if p.is_dir()))
-        names = ', '.join(utils.escape(os.path.relpath(run, path)) for run in newest_last)
-        raise utils.Error(
-            '%s holds %d runs, name one of them (newest last): %s' % (utils.escape(path), len(found), names)
-        )
+        utils.print_list([utils.escape(os.path.relpath(run)) for run in newest_last], len(found))
+        text = '%s holds %d runs, see above, the newest last: name one of them'
+        raise utils.Error(text % (utils.escape(path), len(found)))
     return found[0] if len(found) == 1 else path
 
 

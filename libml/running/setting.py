@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import secrets
 
 from easydict import EasyDict
@@ -16,6 +17,12 @@ UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 OPTIONS = dict(
     train_dir=Option('./experiments', 'Folder of all runs: this run goes to <train_dir>/<dataset>/<name>.', path=True),
+    run_name=Option(
+        '',
+        "Name of the run's folder. Default: the method's name and all its arguments.",
+        lambda name: re.fullmatch(r'\w[\w.+@=-]*', name) and name not in runs.PARTS,
+        'letters, digits and any of _ . + @ = -, first a letter or a digit; and not tf or args',
+    ),
     train_kimg=Option(1 << 16, 'Training duration in kimg (1 kimg is 1024 labelled images).', Range(1, 1 << 40)),
     report_kimg=Option(64, 'Report period in kimg.', Range(1, 1 << 40)),
     save_kimg=Option(64, 'Checkpoint period in kimg.', Range(1, 1 << 40)),
@@ -46,6 +53,7 @@ OPTIONS = dict(
         'a number from 1, or all',
     ),
     log_device_placement=Option(False, 'Debugging: print the device of every operation.'),
+    debug=Option(False, 'Show the whole traceback of an error instead of one line, and each variable at the start.'),
 )
 
 
@@ -65,29 +73,38 @@ class Setting:
         precision: of the networks, one of PRECISIONS.
         machine: hardware.Machine; None until it is chosen.
         held: checkpoints.Held, what the run begins with; None: its initial values, or it is not known yet.
-        log_device_placement: bool, see OPTIONS.
+        log_device_placement, debug: bools, see OPTIONS.
     """
 
-    def __init__(self, method, train_dir, params, seed=None, precision='float32', whiten=False, p_unlabeled=''):
+    def __init__(
+        self, method, train_dir, params, seed=None, precision='float32', whiten=False, p_unlabeled='', name=''
+    ):
         """Takes the attributes of the same names.
 
         Args:
             train_dir: folder under which the run's own folder goes.
             seed: None: a new run draws one, a continued run keeps its own.
             whiten, p_unlabeled: see data.DataSet; part of the name of the run's folder.
+            name: of the run's folder; '': see locate_run.
 
         Raises:
-            utils.Error: the name of the folder is too long, or its args.json is damaged.
+            utils.Error: the name of the folder is too long, its args.json is damaged, or a run of this name has other
+                arguments.
         """
         self.method, self.params, self.precision = method, EasyDict(params), precision
         named = dict(whiten=whiten, p_unlabeled=p_unlabeled, precision=precision)
-        self.run = runs.Run(locate_run(method, train_dir, seed, **named, **params))
+        folder = os.path.join(train_dir, name) if name else locate_run(method, train_dir, seed, **named, **params)
+        self.run = runs.Run(folder)
         self.run.check_name()
+        if name:  # It does not say the arguments.
+            self.run.check_args(
+                {**named, **params, **({} if seed is None else {'seed': seed}), 'class': method.__name__}
+            )
         self.named = dict(named, seed=seed)
         self.is_seeded = seed is not None or 'seed' in self.run.args
         self.seed = self.run.args.get('seed', secrets.randbits(31)) if seed is None else seed
         self.machine = self.held = self._found = None
-        self.log_device_placement = False
+        self.log_device_placement = self.debug = False
 
     @property
     def wants_determinism(self):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import signal
 import tempfile
 import threading
@@ -14,6 +13,7 @@ from easydict import EasyDict
 from tqdm import tqdm
 
 from libml import utils
+from libml.cli import progress
 from libml.running import checkpoints, hardware, program, replicas, runs, setting
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
@@ -90,7 +90,7 @@ class Trainer:
             model.machine.watching_hosts() as hosts_done,
             self.opening_session() as session,
         ):
-            print_start(self.run.folder, args)
+            print_start(self.run.folder, args, chosen.debug)
             means = self.restore(session, init_ckpt)
             if self._hosts:
                 session.run(self._hosts.broadcast_op)
@@ -325,12 +325,22 @@ class Means:
         return [self.count, self.sums.tolist()]
 
 
-def print_start(folder, args):
-    """Prints the configuration and the table of variables."""
+def print_start(folder, args, debug=False):
+    """Prints the configuration, and the variables, a line a kind; debug: a line each."""
     shown = {name: value for name, value in args.items() if name not in runs.DATA_ARGS}
     print_table('Configuration', [('folder', folder), *sorted(shown.items())])
-    variables = [(v.op.name, 'x'.join(map(str, v.shape)), v.shape.num_elements()) for v in utils.model_vars()]
-    print_table('Variables', variables + [('all', '', sum(count for *_, count in variables))])
+    kinds, variables = {}, utils.model_vars()
+    for v in variables:
+        kinds.setdefault(v.op.name.rsplit('/', 1)[-1], []).append(v)  # Such as kernel.
+    if debug:
+        print_table('Variables', [(v.op.name, 'x'.join(map(str, v.shape)), count([v])) for v in variables])
+    rows = [(kind, len(some), count(some)) for kind, some in (*kinds.items(), ('all', variables))]
+    print_table('Variables (--debug names each)', [('kind', 'variables', 'parameters'), *rows])
+
+
+def count(variables):
+    """Returns how many numbers some variables hold."""
+    return sum(v.shape.num_elements() for v in variables)
 
 
 def print_table(title, rows):
@@ -344,10 +354,9 @@ def print_table(title, rows):
 
 
 def make_bar(step, train_nimg, disable=False):
-    """Returns a tqdm bar over images; on a log file it writes once a minute."""
-    interval = 0.5 if os.isatty(2) else 60
-    look = dict(unit='img', mininterval=interval, dynamic_ncols=True, smoothing=0.05)
-    return tqdm(initial=step, total=train_nimg, disable=disable, **look)
+    """Returns a tqdm bar over images."""
+    look = dict(unit='img', mininterval=0.5, smoothing=0.05)
+    return progress.make_bar(initial=step, total=train_nimg, disable=disable, **look)
 
 
 @contextlib.contextmanager
