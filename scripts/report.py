@@ -102,12 +102,12 @@ def read_run(path):
     Raises utils.Error where args.json does not say what it is.
     """
     run, known = runs.Run(path), experiment.list_options(AblationMixMatch)
-    method = str(run.args.get('class', AblationMixMatch.__name__))
+    method = run.args.get('class', AblationMixMatch.__name__)
     rows = parse_paper_rows() if method == AblationMixMatch.__name__ else {}
     varied = rows.get(BASE, {})
     needed = 'dataset', 'seed', 'train_kimg', *varied
     wrong = [name for name in needed if not isinstance(run.args.get(name), int | float | str)]
-    wrong += [] if method.isidentifier() else ['class']
+    wrong += [] if isinstance(method, str) and method.isidentifier() else ['class']
     if wrong:
         raise utils.Error('args.json is missing or damaged: no %s' % ', '.join(wrong))
     split = data_pair.parse(run.args['dataset'])
@@ -232,10 +232,10 @@ def compare(table):
 def join_methods(reports):
     """Returns the reports, see read_run, with those of other methods in each table of MixMatch that they fit into."""
     other = reports.row.map(is_other).astype(bool)
-    tables = reports[~other][['dataset', 'flags']].drop_duplicates()
-    common = tables.flags.map(lambda flags: ' '.join(f for f in flags.split() if f[2:].split('=')[0] in COMMON))
-    joined = reports[other].merge(tables.assign(table=tables.flags, flags=common), 'left', ['dataset', 'flags'])
-    return pd.concat([reports[~other], joined.assign(flags=joined.table.fillna(joined.flags))[[*reports]]])
+    tables = reports[~other][['dataset', 'flags']].drop_duplicates().rename(columns=dict(flags='table'))
+    tables['flags'] = tables.table.map(lambda text: ' '.join(f for f in text.split() if f[2:].split('=')[0] in COMMON))
+    joined = reports[other].merge(tables, 'left', ['dataset', 'flags'])
+    return pd.concat([reports[~other], joined.assign(flags=joined.table.fillna(joined['flags']))[[*reports]]])
 
 
 def make_tables(reports, beside_paper=0):
