@@ -22,10 +22,7 @@ from libml.cli.options import Option, Range
 from libml.running import replicas
 
 PARAMS = dict(  # The hyperparameters. They are part of the name of the run's folder.
-    batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', Range(1, 65536)),
-    lr=Option(0.002, "Adam's learning rate.", Range(above=0)),
-    wd=Option(0.02, 'Weight decay: each update multiplies the kernels by 1 - wd * lr.', Range(low=0)),
-    ema=Option(0.999, 'Decay of the moving average of the weights.', Range(0, below=1)),
+    **experiment.PARAMS,  # batch, lr, wd, ema
     beta=Option(0.5, "Both parameters of MixUp's Beta distribution.", Range(low=1e-6)),
     nu=Option(2, "Augmentations of each unlabelled image (the paper's K).", Range(1, 1024)),
     T=Option(0.5, 'Sharpening temperature; 1 leaves the guess as it is.', Range(low=1e-6)),

@@ -1,4 +1,7 @@
-"""The Pi-Model (Laine and Aila 2017), an example of another method. docs/methods.md shows and explains this file."""
+"""The Pi-Model (Laine and Aila 2017, algorithm 1): xe + w(t) ‖p(y|Augment(u)) - p(y|Augment(u))‖² / nclass.
+
+docs/methods.md shows and explains this file.
+"""
 
 import os
 import sys
@@ -11,16 +14,13 @@ if __name__ == '__main__':
 
 import tensorflow.compat.v1 as tf
 
-from libml import experiment, layers, models, utils
+from libml import experiment, layers, models
 from libml.cli.options import Option, Range
-from libml.running import replicas
 
 PARAMS = dict(
-    batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', Range(1, 65536)),
-    lr=Option(0.002, "Adam's learning rate.", Range(above=0)),
-    ema=Option(0.999, 'Decay of the moving average of the weights.', Range(0, below=1)),
-    w_match=Option(10.0, 'Weight of the unlabelled loss.', Range(low=0)),
-    warmup_kimg=Option(128, 'kimg over which the unlabelled loss gains its weight.', Range(low=0)),
+    consistency_weight=Option(10.0, 'Weight of the unlabelled loss.', Range(low=0)),
+    warmup_kimg=experiment.WARMUP_KIMG,
+    **experiment.PARAMS,  # batch, lr, wd, ema
     **models.PARAMS,  # arch, scales, filters, repeat
 )
 
@@ -30,7 +30,7 @@ class PiModel(models.MultiModel):
 
     PARAMS = PARAMS
 
-    def model(self, batch, lr, ema, w_match, warmup_kimg, nclass, **kwargs):
+    def model(self, batch, lr, wd, ema, consistency_weight, warmup_kimg, nclass, **kwargs):
         x, y, label = self.inputs(batch, nu=2)  # [B, H, W, C]  [B, 2, H, W, C]  [B]
         weights = self.weights()
         average = self.create_average(weights, ema)
@@ -40,15 +40,12 @@ class PiModel(models.MultiModel):
         logits_x, logits_1, logits_2 = self.classify_each(batches, moments)  # 3 * [B, nclass]
 
         loss_xe = layers.labeled_loss(tf.one_hot(label, nclass), logits_x)
-        loss_l2u = layers.unlabeled_loss(tf.nn.softmax(logits_1), logits_2)
-        loss = loss_xe + w_match * layers.ramp(self.step, warmup_kimg) * loss_l2u
-        train_op = utils.in_order(
-            lambda: tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights),
-            lambda: average.apply(weights),
-            lambda: layers.update_moments(moments),
-        )
+        target = tf.stop_gradient(tf.nn.softmax(logits_1))  # [B, nclass]
+        loss_pm = layers.unlabeled_loss(target, logits_2)
+        loss = loss_xe + consistency_weight * layers.ramp(self.step, warmup_kimg) * loss_pm
 
-        losses = {'losses/xe': loss_xe, 'losses/l2u': loss_l2u}
+        train_op = layers.update(loss, weights, lr, wd, average, moments)
+        losses = {'losses/xe': loss_xe, 'losses/pm': loss_pm}
         return self.finish(x, train_op, moments, average, y=y, label=label, losses=losses)
 
 

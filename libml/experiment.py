@@ -9,9 +9,19 @@ from easydict import EasyDict
 
 from libml import data_pair
 from libml.cli import options, script
+from libml.cli.options import Option, Range
 from libml.intake import splits
 from libml.running import setting
 
+PARAMS = dict(  # What every published method takes, besides its own PARAMS and the network's.
+    batch=Option(64, 'Labelled images in an update, and as many unlabelled ones.', Range(1, 65536)),
+    lr=Option(0.002, "Adam's learning rate.", Range(above=0)),
+    wd=Option(0.02, 'Weight decay: each update multiplies the kernels by 1 - wd * lr.', Range(low=0)),
+    ema=Option(0.999, 'Decay of the moving average of the weights.', Range(0, below=1)),
+)
+WARMUP_KIMG = Option(  # The published warmup_pos, 0.4, is a share of the 65536 kimg that a published run takes.
+    26214, 'kimg over which the unlabelled loss gains its weight; published: 0.4 of --train_kimg.', Range(low=0)
+)
 OPTIONS = {**data_pair.TRAINING_OPTIONS, **setting.OPTIONS}  # Besides the method's PARAMS.
 
 

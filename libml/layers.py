@@ -326,6 +326,29 @@ def unlabeled_loss(labels, logits):
     return tf.reduce_mean(tf.square(labels - tf.nn.softmax(logits)))
 
 
+def entropy(logits):
+    """Returns the mean over examples of H(p) = -Σ p log p, p = softmax(logits), float32 [].
+
+    logits are float32 [B, nclass]. This is the entropy term of Grandvalet and Bengio (2005).
+    """
+    return labeled_loss(tf.nn.softmax(logits), logits)
+
+
+def divergence(logits_p, logits_q):
+    """Returns the mean over examples of KL(p ‖ q) = Σ p log (p / q), of p and q = softmax(logits_q), float32 [].
+
+    logits_p and logits_q are float32 [B, nclass].
+    """
+    return labeled_loss(tf.nn.softmax(logits_p), logits_q) - entropy(logits_p)
+
+
+def normalize(d):
+    """Returns d / ‖d‖₂ of each example of d, float32 [B, ...]; an example of zeros stays as it is."""
+    axes = list(range(1, d.shape.rank))
+    d = tf.math.divide_no_nan(d, tf.reduce_max(tf.abs(d), axes, keepdims=True))  # Squares of small numbers would be 0.
+    return tf.math.l2_normalize(d, axes)
+
+
 def guess_monitors(p):
     """Returns how sure and how varied the guesses p are: a dict from a tag of TensorBoard to float32 [] from 0 to 1.
 
@@ -344,3 +367,27 @@ def ramp(step, kimg):
     step, int64 [], counts images. If kimg is 0, all counts from the start.
     """
     return tf.clip_by_value(tf.cast(step, tf.float32) / (1024 * kimg), 0, 1) if kimg else tf.constant(1.0)
+
+
+def update(loss, weights, lr, wd, average, moments):
+    """Returns the op of one update: Adam, weight decay, the weights' average, batch norm's averages, in this order.
+
+    Args:
+        loss: float32 [], of this device.
+        weights: list of variables, the network's. Those named `kernel` decay: v <- v (1 - wd lr).
+        lr: float, Adam's learning rate.
+        wd: float, weight decay.
+        average: tf.train.ExponentialMovingAverage of the weights.
+        moments: list that batch_norm filled.
+
+    Raises:
+        utils.Error: wd is so large that kernels would change their sign.
+    """
+    utils.require('wd', wd, wd * lr < 1, 'below 1 when multiplied by lr')
+    kernels = [v for v in weights if v.name.endswith('kernel:0')]  # Biases and batch norm do not decay.
+    return utils.in_order(
+        lambda: tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights),
+        lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
+        lambda: average.apply(weights),
+        lambda: update_moments(moments),
+    )

@@ -10,6 +10,7 @@ The arguments are folders; all runs at any depth below them are read. The script
     runs.csv                the error of each run at each report; this script reads such a file in place of a folder
 
 A row is a setting of a few flags, see table4.csv beside this script. Runs that differ in others make other tables.
+Another method, such as examples/vat.py, is a row of each table whose data, network and duration are its runs'.
 """
 
 import os
@@ -32,7 +33,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
-from libml import data_pair, experiment, files, utils
+from libml import data_pair, experiment, files, models, utils
 from libml.cli import drawing, options, script
 from libml.running import runs
 from libml.utils import escape
@@ -51,6 +52,9 @@ ROWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'table4.csv')
 BASE = 'MixMatch'  # The row that all others are compared with.
 MEDIAN = 20  # The error is the median of so many last reports, as in the paper.
 NOT_SHARED = ('dataset', 'seed', 'save_kimg', 'keep_ckpt', 'xla', 'devices')  # Arguments that may differ in a table.
+# What a table's methods share. Weight decay is each one's own: the paper's Mean Teacher has another.
+COMMON = {*experiment.OPTIONS, *experiment.PARAMS, *models.PARAMS} - {*NOT_SHARED, 'wd'}
+NOT_OWN = {*COMMON, *NOT_SHARED, *runs.DATA_ARGS, 'class', 'nclass'}
 RUN = dict(dataset=str, flags=str, row=str, split=int, seed=int)  # Columns that tell one run from all others.
 REPORT = dict(RUN, train_kimg=float, kimg=float, error=float)  # Columns of a report, see read_run.
 
@@ -77,10 +81,14 @@ def parse_paper_rows():
     return {row: {name: values[name] for name in varied} for row, values in parsed.items()}
 
 
-def show_flags(values):
-    """Returns the flags, such as '--T=1', of those arguments that are not at their defaults."""
-    known = experiment.list_options(AblationMixMatch)
-    changed = [(name, value) for name, value in sorted(values.items()) if value != known[name].default]
+def is_other(row):
+    """Returns whether a row is another method than MixMatch, such as 'PiModel --consistency_weight=10'."""
+    return row not in parse_paper_rows() and not row.startswith('--')
+
+
+def show_flags(values, known):
+    """Returns the flags, such as '--T=1', of those arguments that are not at their defaults; known: the options."""
+    changed = [(n, value) for n, value in sorted(values.items()) if n not in known or value != known[n].default]
     return escape(' '.join('--%s=%s' % (n, '%g' % v if isinstance(v, float) else v) for n, v in changed))
 
 
@@ -93,16 +101,21 @@ def read_run(path):
     kimg is a report's place, error its test error in percent. A run without reports has one line: kimg 0, error nan.
     Raises utils.Error where args.json does not say what it is.
     """
-    run, varied = runs.Run(path), parse_paper_rows()[BASE]
+    run, known = runs.Run(path), experiment.list_options(AblationMixMatch)
+    method = run.args.get('class', AblationMixMatch.__name__)
+    rows = parse_paper_rows() if method == AblationMixMatch.__name__ else {}
+    varied = rows.get(BASE, {})
     needed = 'dataset', 'seed', 'train_kimg', *varied
     wrong = [name for name in needed if not isinstance(run.args.get(name), int | float | str)]
+    wrong += [] if isinstance(method, str) and method.isidentifier() else ['class']
     if wrong:
         raise utils.Error('args.json is missing or damaged: no %s' % ', '.join(wrong))
     split = data_pair.parse(run.args['dataset'])
-    values = {name: run.args[name] for name in varied}
-    shared = set(run.args) & set(experiment.list_options(AblationMixMatch)) - {*varied, *NOT_SHARED}
-    flags = show_flags({name: run.args[name] for name in shared})
-    row = next((row for row, known in parse_paper_rows().items() if known == values), show_flags(values))
+    shared = {*run.args} & ({*known} - {*varied, *NOT_SHARED} if rows else COMMON)
+    flags = show_flags({name: run.args[name] for name in shared}, known)
+    own = {name: run.args[name] for name in varied or {*run.args} - NOT_OWN}
+    row = show_flags(own, known) if rows else ('%s %s' % (method, show_flags(own, {}))).strip()
+    row = next((row for row, values in rows.items() if values == own), row)
     dataset, kimg = '%s@%s-%d' % (split.name, split.size, split.valid), float(run.args['train_kimg'])
     step, accuracy = np.array(runs.read_accuracies(path) or [(0, np.nan)], float).T
     about = dataset, flags, row, split.seed, run.args['seed'], kimg
@@ -216,17 +229,32 @@ def compare(table):
     return rows.fillna(dict(runs=0, finished=0, splits=0, verdict='')).astype(dict(runs=int, finished=int, splits=int))
 
 
+def join_methods(reports):
+    """Returns the reports, see read_run, with those of other methods in each table of MixMatch that they fit into."""
+    other = reports.row.map(is_other).astype(bool)
+    tables = reports[~other][['dataset', 'flags']].drop_duplicates().rename(columns=dict(flags='table'))
+    tables['flags'] = tables.table.map(lambda text: ' '.join(f for f in text.split() if f[2:].split('=')[0] in COMMON))
+    joined = reports[other].merge(tables, 'left', ['dataset', 'flags'])
+    return pd.concat([reports[~other], joined.assign(flags=joined.table.fillna(joined['flags']))[[*reports]]])
+
+
 def make_tables(reports, beside_paper=0):
-    """Returns the Tables of all runs, one for each setting; beside_paper is that of OPTIONS."""
+    """Returns the Tables of all runs, one for each setting; beside_paper is that of OPTIONS.
+
+    The row of another method is named by its class alone where it has one row; its flags stand with the table's.
+    """
     tables = []
-    for (dataset, flags), group in reports.groupby(['dataset', 'flags']):
+    for (dataset, flags), group in join_methods(reports).groupby(['dataset', 'flags']):
+        classes = pd.Series({row: row.split()[0] for row in group.row.unique() if is_other(row)}, dtype=str)
+        alone = classes[~classes.duplicated(keep=False) & ~classes.isin(parse_paper_rows())]
+        group = group.replace({'row': alone.to_dict()})
         summary = summarise(group)
         rows = compare(summary)
         own = flags in PAPER_FLAGS and PAPER_DATASETS.get(dataset)
         heading = 'paper' if own else OTHER_SETTING % beside_paper if beside_paper else ''
         errors = pd.Series(read_paper()[own or str(beside_paper)] if heading else np.nan, rows.index)
         rows = rows.assign(paper=errors, paper_difference=(errors - errors[BASE]).drop(BASE))
-        tables.append(Table(dataset, flags, group, summary, rows, heading))
+        tables.append(Table(dataset, '; '.join([flags, *alone.index]), group, summary, rows, heading))
     return tables
 
 
@@ -275,7 +303,8 @@ def describe_findings(table):
 
 def describe_missing(table):
     """Returns paragraphs, lines, on what is missing and unfinished in a table."""
-    counts = pd.crosstab(table.runs.row, table.runs.split).reindex(table.rows.index, fill_value=0)
+    rows = table.drawn if any(map(is_other, table.rows.index)) else table.rows  # Of a comparison of methods.
+    counts = pd.crosstab(table.runs.row, table.runs.split).reindex(rows.index, fill_value=0)
     lacking = {row: ', '.join(map(str, count.index[count == 0])) for row, count in counts.iterrows()}
     missing = '; '.join('%s (split %s)' % (row, splits) for row, splits in lacking.items() if splits)
     late = table.runs[~table.runs.finished][['row', 'split', 'kimg', 'train_kimg']].itertuples(index=False, name=None)

@@ -6,6 +6,7 @@
 #
 #     --dataset   may be given more than once; default: cifar10.3@250-1 and cifar10.3@4000-1, which are the paper's
 #     --seeds     split seeds; each replaces the split seed in the datasets' names
+#     --rows      another table than scripts/table4.csv, whose flags may begin with another method's script
 #     FLAG        a flag of ablation/ab_mixmatch.py, for every run, such as --seed=1 or --train_dir=FOLDER. The
 #                 published sweep leaves --w_match at its default, 100; the paper's text says 75.
 #
@@ -20,12 +21,13 @@ fail() {
   exit 2
 }
 
-datasets=() seeds='' common=(--beta=0.75)
+datasets=() seeds='' common=() rows=$(dirname "$0")/table4.csv beta=--beta=0.75
 while [ $# -gt 0 ]; do
   case $1 in
-    --dataset | --seeds) [ $# -gt 1 ] || fail "$1 needs a value"; set -- "$1=$2" "${@:3}" ;;
+    --dataset | --seeds | --rows) [ $# -gt 1 ] || fail "$1 needs a value"; set -- "$1=$2" "${@:3}" ;;
     --dataset=*) datasets+=("${1#*=}"); shift ;;
     --seeds=*) seeds=${1#*=}; shift ;;
+    --rows=*) rows=${1#*=} beta=''; shift ;;
     --help) grep -E '^#( |$)' "$0" | cut -c3-; exit ;;
     --*) common+=("$1"); shift ;;
     *) fail "$1 is not a flag: a flag's value goes behind =, as in --seed=1" ;;
@@ -33,15 +35,17 @@ while [ $# -gt 0 ]; do
 done
 [ ${#datasets[@]} -gt 0 ] || datasets=(cifar10.3@250-1 cifar10.3@4000-1)
 [[ ${seeds:-0} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--seeds=$seeds is not a list such as 1,2,3"
+[ -r "$rows" ] || fail "--rows=$rows cannot be read"
 for dataset in "${datasets[@]}"; do
   [[ $dataset =~ ^([^.]+)\.([0-9]+)@(([0-9]+|all)-[0-9]+)$ ]] || fail "--dataset=$dataset is not such as cifar10.3@250-1"
   name=${BASH_REMATCH[1]} own_seed=${BASH_REMATCH[2]} size=${BASH_REMATCH[3]}
   for seed in $(tr , ' ' <<< "${seeds:-$own_seed}"); do
     while IFS=, read -r _ row _; do
+      [[ $row == *.py* ]] || row="ablation/ab_mixmatch.py $row"
       read -ra row <<< "$row"
-      printf 'python ablation/ab_mixmatch.py'
-      printf ' %q' "--dataset=$name.$seed@$size" "${common[@]}" ${row[@]+"${row[@]}"}
+      printf 'python %s' "${row[0]}"
+      printf ' %q' "--dataset=$name.$seed@$size" ${beta:+"$beta"} ${common[@]+"${common[@]}"} "${row[@]:1}"
       echo
-    done < <(tail -n +2 "$(dirname "$0")/table4.csv")
+    done < <(tail -n +2 "$rows")
   done
 done

@@ -245,7 +245,7 @@ def mean_of_dicts(dicts):
     return {name: np.mean([d[name] for d in dicts], axis=0) for name in dicts[0]}
 
 
-def update(values, parts, params, nclass, mean, std):
+def update(values, parts, params, nclass, mean, std, tower=tower):
     """Makes one update.
 
     Args:
@@ -253,9 +253,10 @@ def update(values, parts, params, nclass, mean, std):
         parts: for each device, x [B, H, W, C], y [B, nu, H, W, C], label [B], and m, partner, which MixMode drew, see
             `mixed`.
         params: dict of the model's arguments.
+        tower: a method's losses and gradients, a function as `tower` above.
 
     Returns:
-        losses: (L_x, L_u).
+        losses: (L_x, L_u), or those of another method.
         after: the variables after the update.
         gradients: by name.
     """

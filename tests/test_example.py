@@ -11,14 +11,15 @@ from examples import pi_model
 from libml import utils
 from libml.running import runs
 
-PARAMS = dict(batch=4, lr=0.002, ema=0.9, w_match=10, warmup_kimg=0, arch='resnet', scales=1, filters=2, repeat=1)
+PARAMS = dict(batch=4, lr=0.002, wd=0.02, ema=0.9, arch='resnet', scales=1, filters=2, repeat=1)
+OWN = dict(consistency_weight=10, warmup_kimg=0)
 
 
 def make(folder, **params):
     """Returns a tiny PiModel in a graph of its own."""
     with tf.Graph().as_default():
         dataset = conftest.make_dataset()
-        return pi_model.PiModel(str(folder), dataset, nclass=dataset.nclass, seed=1, **{**PARAMS, **params})
+        return pi_model.PiModel(str(folder), dataset, nclass=dataset.nclass, seed=1, **{**PARAMS, **OWN, **params})
 
 
 def test_another_method_trains_two_updates_and_is_evaluated(tmp_path):
@@ -45,20 +46,9 @@ def test_another_method_goes_on_as_if_it_had_not_been_stopped(tmp_path):
         np.testing.assert_array_equal(value, weights['twice'][key], err_msg=key)
 
 
-def test_another_method_has_a_command_line(server, digits_dir, tmp_path):
-    flags = ['--filters=2', '--repeat=1', '--scales=1', '--batch=4', '--train_kimg=1', '--report_kimg=1']
-    where = '--data_dir=%s' % digits_dir, '--dataset=digits.1@20-100', '--train_dir=%s' % tmp_path
-    done = server.run('examples/pi_model.py', *where, *flags)
-    assert done.returncode == 0, done.stderr
-    (run,) = runs.find_runs(tmp_path)
-    assert os.path.basename(run).startswith('PiModel_archresnet_batch4_') and runs.read_accuracies(run)
-    done = server.run('scripts/evaluate.py', run, '--data_dir=%s' % digits_dir)
-    assert done.returncode == 0, done.stderr
-
-
 def test_another_method_checks_its_arguments(tmp_path):
-    with pytest.raises(utils.Error, match='w_match=-1 is not allowed: it must be at least 0'):
-        make(tmp_path, w_match=-1)
+    with pytest.raises(utils.Error, match='consistency_weight=-1 is not allowed: it must be at least 0'):
+        make(tmp_path, consistency_weight=-1)
 
 
 def test_the_page_shows_the_example_as_it_is():

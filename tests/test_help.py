@@ -9,19 +9,19 @@ import pytest
 from conftest import ROOT, assert_one_line_error, command
 
 import libml
-from ablation.ab_mixmatch import AblationMixMatch
-from examples.pi_model import PiModel
-from libml import experiment
+from libml import experiment, models
 
 SCRIPTS = sorted(glob.glob('scripts/[!_]*.py', root_dir=ROOT))
-METHODS = {'ablation/ab_mixmatch.py': AblationMixMatch, 'examples/pi_model.py': PiModel}
+METHODS = ['ablation/ab_mixmatch.py', *sorted(glob.glob('examples/*.py', root_dir=ROOT))]
 
 
 def find_options(path):
     """Returns the options of a script, {name: options.Option}."""
+    found = vars(importlib.import_module(os.path.splitext(path)[0].replace('/', '.')))
     if path in METHODS:
-        return experiment.list_options(METHODS[path])
-    return getattr(importlib.import_module(os.path.splitext(path)[0].replace('/', '.')), 'OPTIONS', {})
+        (method,) = (v for v in found.values() if isinstance(v, type) and issubclass(v, models.MultiModel))
+        return experiment.list_options(method)
+    return found.get('OPTIONS', {})
 
 
 def check_help(text, table):

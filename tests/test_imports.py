@@ -47,7 +47,8 @@ def test_scripts_hide_the_messages_of_tensorflow():
                 runpy.run_path(path, run_name='__main__')
             except SystemExit as end:
                 print(path, end)"""
-    paths = ['ablation/ab_mixmatch.py', *sorted(glob.glob('scripts/[!_]*.py', root_dir=ROOT))]
+    patterns = 'ablation/[!_]*.py', 'examples/*.py', 'scripts/[!_]*.py'
+    paths = [path for pattern in patterns for path in sorted(glob.glob(pattern, root_dir=ROOT))]
     assert command('-c', code, *paths).stdout.splitlines() == [path + ' first' for path in paths]
 
 

@@ -204,6 +204,24 @@ def test_losses_are_means_over_examples_and_over_examples_and_classes():
     np.testing.assert_allclose(l2u, ((labels - p) ** 2).sum() / 24, rtol=1e-5)
 
 
+def test_entropy_and_divergence_are_means_over_examples():
+    a, b = 3 * np.random.RandomState(0).randn(2, 6, 4)
+    p, q = (np.exp(v) / np.exp(v).sum(1, keepdims=True) for v in (a, b))
+    given = [tf.constant(v.astype(np.float32)) for v in (a, b)]
+    found = evaluate([layers.entropy(given[0]), layers.divergence(*given), layers.divergence(given[0], given[0])])
+    expected = [scipy.stats.entropy(p, axis=1).mean(), scipy.stats.entropy(p, q, axis=1).mean(), 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1, 1e30])
+def test_normalize_gives_each_example_the_norm_1_and_leaves_zeros(scale):
+    d = np.random.RandomState(0).randn(3, 4, 5, 2)
+    d[1] = 0
+    found = evaluate(layers.normalize(tf.constant((scale * d).astype(np.float32))))
+    norms = np.array([np.linalg.norm(v) or 1 for v in d])
+    np.testing.assert_allclose(found, d / norms[:, None, None, None], rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     'step, kimg, expected',
     [(0, 1, 0), (512, 1, 0.5), (1024, 1, 1), (5000, 1, 1), (1 << 16, 128, 0.5), (0, 0, 1), (7, 0, 1)],

@@ -301,6 +301,47 @@ def test_a_row_that_the_paper_lacks_comes_last_and_is_named_by_its_flags(tmp_pat
     assert table.rows.error.iloc[-1] == 10
 
 
+# --- Other methods ---
+
+
+def write_other(folder, accuracies, method='PiModel', split=1, **args):
+    """Writes a run of another method than MixMatch."""
+    write_run(folder, accuracies)
+    shared = {name: value for name, value in SMALL.items() if name != 'beta'}
+    about = {'class': method, 'dataset': 'digits.%d@20-100' % split, 'nclass': 10, 'classes': [], 'wd': 0.02}
+    runs.Run(str(folder)).write_args({**shared, **about, **args})
+
+
+def test_a_method_is_a_row_of_each_table_of_its_data_network_and_duration(tmp_path):
+    for split in (1, 2, 3):
+        for beta in (0.5, 0.75):
+            folder = tmp_path / ('base%d-%s' % (split, beta))
+            write_run(folder, [70 + split] * 40, 'digits.%d@20-100' % split, beta=beta, wd=0.02)
+        write_other(tmp_path / ('pi%d' % split), [50 + split**2] * 40, split=split, consistency_weight=20.0)
+        write_other(tmp_path / ('vat%d' % split), [80 + split] * 40, 'VAT', split, vat=0.3, wd=0.1)
+    write_other(tmp_path / 'wide', [90] * 40, filters=64)
+    tables = {table.flags: table for table in read(tmp_path)}
+    own = '; PiModel --consistency_weight=20 --wd=0.02; VAT --vat=0.3 --wd=0.1'
+    wide = '--filters=64 --report_kimg=1 --scales=3 --train_kimg=40; PiModel --wd=0.02'
+    assert set(tables) == {FLAGS + own, FLAGS.removeprefix('--beta=0.75 ') + own, wide}
+    assert list(tables.pop(wide).drawn.index) == ['PiModel']
+    for table in tables.values():
+        assert list(table.drawn.index) == ['MixMatch', 'PiModel', 'VAT']
+        assert list(table.drawn.verdict) == ['', 'worse', 'better'] and table.drawn.difference['VAT'] == -10
+        assert report.describe_missing(table) == ['Runs: 9, all of them finished.']
+
+
+def test_two_settings_of_a_method_are_two_rows_also_from_a_runs_file(tmp_path):
+    write_run(tmp_path / 'runs' / 'a', [90] * 40)
+    for weight in (1.0, 2.0):
+        write_other(tmp_path / 'runs' / str(weight), [80] * 40, consistency_weight=weight)
+    report.report([str(tmp_path / 'runs')], str(tmp_path / 'out'))
+    for source in ('runs', 'out/runs.csv'):
+        (table,) = read(tmp_path / source)
+        names = ['MixMatch', *('PiModel --consistency_weight=%d --wd=0.02' % weight for weight in (1, 2))]
+        assert list(table.drawn.index) == names and table.flags == FLAGS
+
+
 # --- Files ---
 
 
@@ -350,6 +391,7 @@ def test_runs_that_are_given_twice_count_once(tmp_path):
         *('', '{"dataset": "digi', '[]', '{}', 'null', '\x00\xff', None),
         *(json.dumps({**SMALL, **ROWS['MixMatch'], 'dataset': dataset}) for dataset in (3, 'digits')),
         *(json.dumps({**SMALL, **ROWS['MixMatch'], 'dataset': 'digits.1@20-1', 'seed': s}) for s in (None, 'x', 1.5)),
+        *(json.dumps({**SMALL, 'dataset': 'digits.1@20-1', 'class': method}) for method in (None, '--T=1', ['x'])),
     ],
 )
 def test_a_damaged_args_file_is_named_and_the_rest_is_read(tmp_path, text):

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
+from examples import mean_teacher, mixup, pi_model, pseudo_label, vat
 from libml import data_pair, experiment
 from libml.cli import options
 from libml.running import runs, setting
@@ -138,6 +139,33 @@ def test_a_study_has_a_short_form_and_takes_other_flags(name):
     assert {(o['train_kimg'], o['w_match']) for o in found} == {(96, 7)}
 
 
+METHODS = {
+    'ablation/ab_mixmatch.py': AblationMixMatch,
+    'examples/mean_teacher.py': mean_teacher.MeanTeacher,
+    'examples/mixup.py': mixup.Mixup,
+    'examples/pi_model.py': pi_model.PiModel,
+    'examples/pseudo_label.py': pseudo_label.PseudoLabel,
+    'examples/vat.py': vat.VAT,
+}
+
+
+def test_the_methods_are_all_of_them_on_each_split_and_make_one_table(tmp_path):
+    done = sweep('sweep_methods.sh', '--train_kimg=80')
+    assert (done.returncode, done.stderr) == (0, '')
+    for i, line in enumerate(done.stdout.splitlines()):
+        _, script, *flags = shlex.split(line)
+        method = METHODS[script]
+        o = options.fill(experiment.list_options(method), options.parse(experiment.list_options(method), flags))
+        runs.Run(str(tmp_path / str(i))).write_args({**o, 'scales': 2, 'class': method.__name__, 'nclass': 10})
+    reports, remarks = report.read_all([str(tmp_path)])
+    (table,) = report.make_tables(reports)
+    names = ['Interpolation Consistency Training', 'MeanTeacher', 'MixMatch', 'Mixup', 'PiModel', 'PseudoLabel', 'VAT']
+    assert not remarks and sorted(table.drawn.index) == names
+    assert set(table.drawn.runs) == {5} and table.dataset == 'cifar10-16@250-1'
+    for words in ('--train_kimg=80', '--w_match=75', 'VAT --entmin_weight=0.06 --vat=0.3 --vat_eps=3', '--wd=0.2;'):
+        assert words in table.flags
+
+
 def test_extra_flags_are_for_every_run_but_leave_each_row_what_it_is():
     found = lines('sweep_table4.sh', '--nu=5', "--train_dir=a b'c$d", '--w_match=75')
     assert {(o['train_dir'], o['w_match']) for o in found} == {("a b'c$d", 75)}
@@ -152,6 +180,7 @@ def test_extra_flags_are_for_every_run_but_leave_each_row_what_it_is():
         ['--dataset', 'cifar10'],
         ['--dataset=cifar10.3@250'],
         ['--seeds', '1;2'],
+        ['--rows=missing.csv'],
         ['--seeds=1,'],
     ],
 )
