@@ -138,7 +138,7 @@ def draw(dataset, args, found, number):
             if labels is None:
                 label = found['label'][j]
                 bars.set_title(
-                    'label unknown' if label < 0 else '(%s)' % dataset.family.names[label], fontsize=8, y=0.4
+                    'class unknown' if label < 0 else 'class: %s' % dataset.family.names[label], fontsize=8, y=0.4
                 )
             else:
                 show_bars(bars, labels[j], dataset.family.names, last=i == len(rows) - 1)
