@@ -36,9 +36,9 @@ class VAT(models.MultiModel):
 
     def model(self, batch, lr, wd, ema, vat, vat_eps, entmin_weight, warmup_kimg, nclass, **kwargs):
         x, y, label = self.inputs(batch, nu=1)  # [B, H, W, C]  [B, 1, H, W, C]  [B]
-        weights, u, moments = self.weights(), y[:, 0], []  # Batch norm's statistics of the labelled batch.
+        weights, moments = self.weights(), []  # Batch norm's statistics of the labelled batch.
         average = self.create_average(weights, ema)
-
+        u = tf.ensure_shape(y[:, 0], [batch, *self.dataset.shape])  # So that no draw waits for r to learn its shape.
         logits_x, logits_u = self.classify_each([x, u], moments)  # 2 * [B, nclass]
         d = XI * layers.normalize(tf.random.stateless_normal(tf.shape(u), self.keys('vat')))  # [B, H, W, C]
         (logits_d,) = self.classify_each([u + d], [])  # [B, nclass]

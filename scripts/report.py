@@ -238,23 +238,33 @@ def join_methods(reports):
     return pd.concat([reports[~other], joined.assign(flags=joined.table.fillna(joined['flags']))[[*reports]]])
 
 
-def make_tables(reports, beside_paper=0):
-    """Returns the Tables of all runs, one for each setting; beside_paper is that of OPTIONS.
+def shorten_rows(rows):
+    """Shortens the names of other methods' rows in a table: flags that all rows of a method share are left out.
 
-    The row of another method is named by its class alone where it has one row; its flags stand with the table's.
+    Returns {row: short name}, and a list of texts, each a method with those flags.
     """
+    names, texts, others = {}, [], {row: row.split() for row in rows if is_other(row)}
+    for method in sorted({words[0] for words in others.values()} - {*parse_paper_rows()}):
+        own = {row: words for row, words in others.items() if words[0] == method}
+        shared = sorted(set.intersection(*map(set, own.values())) - {method})
+        names.update({row: ' '.join(word for word in words if word not in shared) for row, words in own.items()})
+        texts.append(' '.join([method, *shared]))
+    return names, texts
+
+
+def make_tables(reports, beside_paper=0):
+    """Returns the Tables of all runs, one for each setting; beside_paper is that of OPTIONS."""
     tables = []
     for (dataset, flags), group in join_methods(reports).groupby(['dataset', 'flags']):
-        classes = pd.Series({row: row.split()[0] for row in group.row.unique() if is_other(row)}, dtype=str)
-        alone = classes[~classes.duplicated(keep=False) & ~classes.isin(parse_paper_rows())]
-        group = group.replace({'row': alone.to_dict()})
+        names, methods = shorten_rows(group.row.unique())
+        group = group.assign(row=group.row.map(lambda row, names=names: names.get(row, row)))
         summary = summarise(group)
         rows = compare(summary)
         own = flags in PAPER_FLAGS and PAPER_DATASETS.get(dataset)
         heading = 'paper' if own else OTHER_SETTING % beside_paper if beside_paper else ''
         errors = pd.Series(read_paper()[own or str(beside_paper)] if heading else np.nan, rows.index)
         rows = rows.assign(paper=errors, paper_difference=(errors - errors[BASE]).drop(BASE))
-        tables.append(Table(dataset, '; '.join([flags, *alone.index]), group, summary, rows, heading))
+        tables.append(Table(dataset, '; '.join([flags, *methods]), group, summary, rows, heading))
     return tables
 
 
@@ -303,7 +313,7 @@ def describe_findings(table):
 
 def describe_missing(table):
     """Returns paragraphs, lines, on what is missing and unfinished in a table."""
-    rows = table.drawn if any(map(is_other, table.rows.index)) else table.rows  # Of a comparison of methods.
+    rows = table.drawn if any(map(is_other, table.rows.index)) else table.rows  # Methods, or the rows of Table 4.
     counts = pd.crosstab(table.runs.row, table.runs.split).reindex(rows.index, fill_value=0)
     lacking = {row: ', '.join(map(str, count.index[count == 0])) for row, count in counts.iterrows()}
     missing = '; '.join('%s (split %s)' % (row, splits) for row, splits in lacking.items() if splits)

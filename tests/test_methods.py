@@ -11,7 +11,7 @@ from test_step import compare, random_batch, shake_up
 
 from examples import mean_teacher, mixup, pi_model, pseudo_label, vat
 from libml import layers, utils
-from libml.running import runs
+from libml.running import hardware, program, runs
 
 SIZE = dict(arch='resnet', scales=1, filters=2, repeat=1, batch=4)
 LARGE = dict(SIZE, lr=0.01, wd=5.0, ema=0.9)  # Rates so large that the order of the updates shows.
@@ -180,6 +180,15 @@ def test_vats_direction_is_that_of_finite_differences(noted, tmp_path):
         gradient[index] = (ends[0] - ends[1]) / (2 * step)
     np.testing.assert_allclose((start**2).sum((1, 2, 3)), 1, rtol=1e-5)
     np.testing.assert_allclose(found, normalize(gradient), atol=5e-3)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_xla_compiles_all_of_an_update(name, tmp_path):
+    """No part of it precedes a random draw, which stays outside of the program."""
+    model = make(name, tmp_path, machine=hardware.Machine(xla=True))
+    ops, given = program.find_parts([model.trainer.train_op])
+    ops += program.find_parts([tensor.op for tensor in given])[0]
+    assert [op.type for op in ops if 'Call' in op.type] == ['StatefulPartitionedCall']
 
 
 # --- The command line ---
