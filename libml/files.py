@@ -112,18 +112,15 @@ def _move(part, path):
     """Renames a file or folder, and never replaces what has got the name meanwhile; then utils.Error is raised."""
     try:
         if os.path.isdir(part):
-            os.mkdir(path)
             os.rename(part, path)  # Takes the place of an empty folder alone.
         else:
             os.link(part, path)
             os.remove(part)
-    except FileExistsError as error:
-        raise _taken_error(path) from error
     except OSError as error:
+        if os.path.lexists(path):  # Where the file system has no hard links, there is no better way to look.
+            raise _taken_error(path) from error
         if os.path.isdir(part):
             raise
-        if os.path.lexists(path):  # The file system has no hard links: then there is no better way to look.
-            raise _taken_error(path) from error
         os.rename(part, path)
 
 

@@ -85,7 +85,8 @@ class Review:
             | dict(confidence=round(confidence, 6), image=encode(thumbnail), row=where.get(path, -1))
             for path, guess, confidence, thumbnail in zip(paths, guesses, confidences, thumbnails, strict=True)
         ]
-        content = dict(classes=self.classifier.classes, items=items, table=self._describe_table())
+        cells = [labels.disarm(name, "'") for name in self.classifier.classes]  # As in the table of guesses.
+        content = dict(classes=self.classifier.classes, items=items, table=dict(self._describe_table(), labels=cells))
         content['key'] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         template = pathlib.Path(__file__).with_name('review.html').read_text(encoding='utf-8')
         text = json.dumps(content).replace('<', '\\u003c')  # No `</script>`, nor `<!--`, can stand in it.

@@ -179,6 +179,9 @@ def fetching(data_dir, source, verify):
     files.refuse_link(downloads)
     with archives.locking(os.path.join(data_dir, '.downloads.lock')):
         with files.making_folder(downloads):
+            for name in os.listdir(downloads):  # Nobody else writes there now: killed processes left these.
+                if archives.UNFINISHED.fullmatch(name):
+                    os.remove(os.path.join(downloads, name))
             yield fetch
         for path in taken.values():
             os.remove(path)

@@ -57,10 +57,10 @@ def find_pictures(places):
             within = '' if root else place
             found.update(os.path.join(within, path) for path in some)
             unused.update({os.path.join(within, path): reason for path, reason in rest.items()})
-        elif os.path.lexists(place):
+        elif os.path.isfile(place):  # A named pipe would be waited for.
             found.add(place)
         else:
-            raise utils.Error('%s does not exist: name folders of pictures, or picture files' % escape(place))
+            raise utils.Error('%s is no folder and no file: name folders of pictures, or picture files' % escape(place))
     if not found:
         raise utils.Error('there are no pictures in %s' % escape(', '.join(places)))
     return root, sorted(found), unused

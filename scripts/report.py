@@ -151,6 +151,9 @@ def read_all(sources):
             lost.append((path, error))
     remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + damaged
     if not found:
+        if len(remarks) > 1:
+            utils.print_list(remarks)
+            remarks = ['see above']
         raise utils.Error('; '.join(['no run in or below %s' % escape(', '.join(sources)), *remarks]))
     reports = pd.concat(found).sort_values([*RUN, 'kimg'], ignore_index=True)
     once = reports.drop_duplicates([*RUN, 'kimg'])

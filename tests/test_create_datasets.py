@@ -6,6 +6,7 @@ import errno
 import hashlib
 import http.server
 import os
+import signal
 import tarfile
 import threading
 import time
@@ -405,6 +406,15 @@ def test_a_dataset_is_downloaded_and_the_archive_removed(server, install, monkey
     assert server.asked == ['cifar-10-binary.tar.gz']
 
 
+def test_what_a_killed_download_left_goes(server, archive, tmp_path):
+    (tmp_path / 'downloads').mkdir()
+    for name in ('tmp0a_1b2c3', 'tmp.txt'):
+        (tmp_path / 'downloads' / name).write_bytes(b'half')
+    with create_datasets.fetching(str(tmp_path), '', True) as fetch:
+        fetch(archive)
+    assert os.listdir(tmp_path / 'downloads') == ['tmp.txt']
+
+
 def test_two_that_download_to_one_folder_take_turns(server, archive, tmp_path, capsys):
     """The second waits, and finds what the first one left; their bytes never meet in one file."""
     order, inside, done = [], threading.Event(), []
@@ -551,6 +561,17 @@ def test_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'cifar10-train.tfrecord: 20 pictures' in done.stdout
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGHUP'])
+def test_a_signal_that_comes_when_all_is_done_is_no_traceback(tmp_path, name):
+    code = """if True:
+        import atexit, os, signal, sys
+        from libml.cli import script
+        atexit.register(os.kill, os.getpid(), signal.%s)
+        script.run(lambda: None, {})"""
+    done = command('-c', code % name)
+    assert (done.returncode, done.stderr) == (-getattr(signal, name), '')
 
 
 @pytest.mark.parametrize(('name', 'code'), [('SIGINT', 130), ('SIGTERM', 143), ('SIGHUP', 129)])

@@ -109,6 +109,18 @@ def test_copies_that_killed_processes_left_go(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ['mixmatch-7']
 
 
+def test_the_name_of_a_killed_process_for_an_odd_path_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    if not os.fork():
+        with checkpoints.aliasing('/a[1]/x'):
+            os._exit(9)
+    os.wait()
+    assert len(os.listdir(tmp_path)) == 1
+    with files.making_temporary():
+        pass
+    assert not os.listdir(tmp_path)
+
+
 # --- Threads, graphs, switches ---
 
 

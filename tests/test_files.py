@@ -24,7 +24,9 @@ def links(request, monkeypatch):
 
 
 @pytest.mark.parametrize('make', [write, os.mkdir])
-@pytest.mark.parametrize('other', [write, os.mkdir, lambda path: os.symlink('nowhere', path)])
+@pytest.mark.parametrize(
+    'other', [write, lambda path: os.makedirs(path / 'kept'), lambda path: os.symlink('nowhere', path)]
+)
 def test_what_gets_the_name_meanwhile_is_kept(tmp_path, make, other):
     path = tmp_path / 'x'
     with pytest.raises(utils.Error, match='x exists already and is never overwritten'), files.creating(path) as part:
@@ -40,6 +42,17 @@ def test_what_is_made_has_its_name_at_the_end(tmp_path, make):
         make(part)
         assert not os.path.lexists(tmp_path / 'x')
     assert os.listdir(tmp_path) == ['x'] and os.stat(tmp_path / 'x').st_nlink <= 2
+
+
+def test_a_kill_while_a_folder_gets_its_name_leaves_none_of_that_name(tmp_path, monkeypatch):
+    if not os.fork():
+        monkeypatch.setattr(os, 'rename', lambda *paths: os._exit(9))
+        with files.creating(tmp_path / 'x') as part:
+            os.mkdir(part)
+    os.wait()
+    with files.creating(tmp_path / 'x') as part:
+        os.mkdir(part)
+    assert os.listdir(tmp_path) == ['x']
 
 
 @pytest.mark.parametrize('taken', [None, 0, 1, 2])

@@ -519,7 +519,7 @@ def test_rows_of_files_that_are_no_pictures_are_named(tmp_path, kaggle, capsys):
     table = write_csv(tmp_path / 'x.csv', rows)
     with pytest.raises(utils.Error, match='1 rows of '):
         run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2)
-    assert 'images/a.heic is a picture of a format that Pillow does not read' in capsys.readouterr().err
+    assert 'images/a.heic is a picture of a format that is not read' in capsys.readouterr().err
     run(kaggle[0], tmp_path / 'data', labels=table, test_fraction=0.2, skip_bad=True)
     assert table_of(capsys.readouterr().out.splitlines())[1] == {pictures.UNKNOWN_FORMAT: 1}
 

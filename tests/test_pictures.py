@@ -288,6 +288,13 @@ def test_rubbish_in_a_jpegs_metadata_costs_no_picture(marker, prefix, junk):
 # --- Damage ---
 
 
+def make_fits(width, height):
+    """Returns a black picture in the format FITS."""
+    cards = [('SIMPLE', 'T'), ('BITPIX', 8), ('NAXIS', 2), ('NAXIS1', width), ('NAXIS2', height)]
+    header = b''.join(b'%-8s= %20s%50s' % (name.encode(), str(value).encode(), b'') for name, value in cards)
+    return (header + b'END').ljust(2880) + bytes(width * height)
+
+
 BAD = dict(
     empty=b'',
     text=b'not a picture',
@@ -296,6 +303,7 @@ BAD = dict(
     smaller_bomb=fakes.make_bomb(9000),
     no_pixels=fakes.make_bomb(100),
     html=b'<!DOCTYPE html><html></html>',
+    fits=make_fits(8, 8),  # Pillow would need any amount of memory, if it were compressed.
     postscript=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n',
 )
 
@@ -486,6 +494,7 @@ REASONS = {
     'a/x.HEIF': pictures.UNKNOWN_FORMAT,
     'a/x.cr2': pictures.UNKNOWN_FORMAT,
     'a/x.eps': pictures.UNKNOWN_FORMAT,
+    'a/x.fits': pictures.UNKNOWN_FORMAT,
 }
 
 

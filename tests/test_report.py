@@ -509,6 +509,16 @@ def test_a_file_that_is_no_runs_file_is_an_error(tmp_path, text):
         report.read_all([str(path)])
 
 
+def test_many_runs_that_cannot_be_read_are_a_list_and_a_short_error(tmp_path, capsys):
+    for i in range(30):
+        write_run(tmp_path / str(i), [90], scales=0)
+    with pytest.raises(utils.Error, match=r'no run in or below .*; see above$') as error:
+        report.read_all([str(tmp_path)])
+    said = capsys.readouterr().err.splitlines()
+    assert len(str(error.value)) < 300 and len(said) == 21 and said[-1] == '... and 10 more'
+    assert 'scales is 0' in said[0]
+
+
 def test_no_run_is_an_error(tmp_path):
     with pytest.raises(utils.Error, match='no run in or below'):
         report.read_all([str(tmp_path)])

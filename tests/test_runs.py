@@ -1,9 +1,11 @@
 """A run's folder: what is written there, what is read back, and what a second process finds."""
 
 import glob
+import itertools
 import os
 import signal
 import subprocess
+import sys
 
 import fakes
 import pytest
@@ -63,6 +65,26 @@ def test_each_step_is_reported_once(tmp_path):
         os.remove(path)  # As if it had been killed before the last checkpoint.
     train_model(tmp_path, 20)
     assert [step for step, _ in runs.read_accuracies(run)] == [4, 8, 12, 16, 20]
+
+
+def test_reading_the_reports_takes_no_longer_than_the_files_are_many(tmp_path):
+    def count_calls(number):
+        folder, counter = tmp_path / str(number), itertools.count()
+        (folder / 'tf').mkdir(parents=True)
+        for i in range(number):
+            with tf.io.TFRecordWriter(str(folder / 'tf' / ('events.out.tfevents.%010d.x' % i))) as writer:
+                value = tf.Summary.Value(tag='accuracy', simple_value=50)
+                writer.write(tf.Event(step=i, summary=tf.Summary(value=[value])).SerializeToString())
+        sys.setprofile(lambda *_: next(counter))
+        try:
+            found = runs.read_accuracies(str(folder))
+        finally:
+            sys.setprofile(None)
+        assert found == [(i, 50) for i in range(number)]
+        return next(counter)
+
+    count_calls(1)  # What the first call loads does not count.
+    assert count_calls(80) < 2.2 * count_calls(40)
 
 
 def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(tmp_path):

@@ -424,8 +424,17 @@ def test_ctrl_c_is_one_line(start, tmp_path, place):
     assert 'Traceback' not in done.stderr
 
 
-def test_ctrl_c_while_tensorflow_is_loaded_is_one_line(tmp_path):
-    (tmp_path / 'tensorflow.py').write_text('raise KeyboardInterrupt')
+@pytest.mark.parametrize(
+    ('error', 'words', 'returncode'),
+    [
+        ('KeyboardInterrupt', 'interrupted', 130),
+        ('MemoryError', 'MemoryError: there is too little memory', 1),
+        ('ImportError("x.so: failed to map segment from shared object")', 'object: there is too little memory', 1),
+        ('ImportError("x")', 'x: is the environment active', 1),
+    ],
+)
+def test_what_ends_the_loading_of_tensorflow_is_one_line(tmp_path, error, words, returncode):
+    (tmp_path / 'tensorflow.py').write_text('raise ' + error)
     code = 'import sys; sys.path.insert(0, %r); from libml.cli import quiet; quiet.import_tensorflow()'
     done = command('-c', code % str(tmp_path))
-    assert (done.returncode, done.stderr) == (130, 'Error: interrupted\n')
+    assert_one_line_error(done, words, codes=(returncode,))

@@ -24,7 +24,7 @@ from PIL import Image
 from ablation.ab_mixmatch import PARAMS, AblationMixMatch
 from libml import data, data_pair, experiment, files, records, trained, utils
 from libml.cli import drawing
-from libml.intake import pictures
+from libml.intake import labels, pictures
 from libml.running import checkpoints
 from scripts import create_datasets, create_split, evaluate, export, predict
 
@@ -268,6 +268,7 @@ def test_a_spreadsheet_reads_the_table_as_utf8_and_finds_no_formula_in_it(world,
     assert {row['file'] for row in rows} == {name if name[0] in 'äx' else './' + name for name in names}
     assert {os.path.normpath(row['file']) for row in rows} == set(names)
     assert {row['class'] for row in rows} == {"'=1+1"}
+    assert {row.label for row in labels.read_labels(str(tmp_path / 'p.csv'))} == {'=1+1'}
 
 
 def test_a_corrected_table_is_a_table_of_labels(world, tmp_path):
@@ -603,7 +604,11 @@ def test_several_places(world, tmp_path):
     files = [row['file'] for row in read_table(out)]
     inside = [str(world.pictures / file) for file in world.truth if file.startswith('deep')]
     assert files == sorted([one, *inside])
-    for places, word in (([str(tmp_path / 'none')], 'does not exist'), ([str(tmp_path / 'empty')], 'no pictures')):
+    os.mkfifo(tmp_path / 'none')  # Nothing waits for what comes out of it.
+    for places, word in (
+        ([str(tmp_path / 'none')], 'is no folder and no file'),
+        ([str(tmp_path / 'empty')], 'no pictures'),
+    ):
         (tmp_path / 'empty').mkdir(exist_ok=True)
         with pytest.raises(utils.Error, match=word):
             predict.predict(world.run, places, str(tmp_path / 'q.csv'), data_dir=str(world.data))

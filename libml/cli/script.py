@@ -64,6 +64,9 @@ def run(function, table, usage=''):
             return fail(error, 1)
         except KeyboardInterrupt:
             return fail('interrupted', 130)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGHUP):  # An exception while Python ends would be a traceback.
+                signal.signal(number, signal.SIG_DFL)
 
     app.run(guarded, flags_parser=parse)
 

@@ -6,6 +6,7 @@ Members are streamed and taken by their base names, so that no name or link in a
 import contextlib
 import fcntl
 import os
+import re
 import sys
 import tarfile
 import zlib
@@ -15,6 +16,7 @@ from libml.cli import progress
 
 CHUNK = 1 << 20
 TIMEOUT = 60  # Seconds without an answer.
+UNFINISHED = re.compile('tmp[a-z0-9_]{8}')  # Names that pooch gives to what is not whole yet.
 
 # --- Getting them ---
 

@@ -13,8 +13,8 @@ from PIL import Image
 MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
 STRIP = 1 << 20  # Pixels that are converted at a time.
 # Formats that Pillow reads on its own: it starts no program, and opens no file beside the picture. (EPS starts
-# Ghostscript, and IPTC opens whatever it holds, EPS too.)
-READ = ('AVIF', 'BLP', 'BMP', 'CUR', 'DCX', 'DDS', 'DIB', 'FITS', 'FLI', 'FTEX', 'GBR', 'GIF', 'ICNS', 'ICO', 'IM') + (
+# Ghostscript, and IPTC opens whatever it holds, EPS too.) FITS is left out: its decoder takes any amount of memory.
+READ = ('AVIF', 'BLP', 'BMP', 'CUR', 'DCX', 'DDS', 'DIB', 'FLI', 'FTEX', 'GBR', 'GIF', 'ICNS', 'ICO', 'IM') + (
     ('JPEG', 'JPEG2000', 'MSP', 'PCD', 'PCX', 'PIXAR', 'PNG', 'PPM', 'PSD', 'QOI', 'SGI', 'SUN', 'TGA', 'TIFF', 'WEBP')
     + ('XBM', 'XPM')
 )

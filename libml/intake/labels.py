@@ -111,6 +111,8 @@ def _find_columns(path, header):
 def _read_row(path, line, columns, cells):
     cell = collections.defaultdict(str, zip(columns, cells, strict=False))
     label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
+    if disarm(label[1:], "'") == label:
+        label = label[1:]
     row = Row(line, cell['file'], read_class(label, '%s, line %d' % (path, line)), split.lower(), group)
     is_list = row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}')
     faults = [

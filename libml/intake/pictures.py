@@ -36,8 +36,24 @@ LARGE = 1 << 25  # Pixels. Larger pictures are made smaller by averages, before 
 CONTENT = {errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EOVERFLOW}
 # Formats that a file without an ending is tested for, by its first bytes. Those of other formats are too short.
 SNIFFED = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'TIFF', 'WEBP')
-FOREIGN = frozenset(  # Endings of pictures that Pillow does not read.
-    ('.heic', '.heif', '.hif', '.jxl', '.svg', '.eps', '.ps', '.wmf', '.emf', '.psb', '.xcf', '.dcm', '.iim')
+FOREIGN = frozenset(  # Endings of pictures that are not read.
+    (
+        '.heic',
+        '.heif',
+        '.hif',
+        '.jxl',
+        '.svg',
+        '.eps',
+        '.ps',
+        '.wmf',
+        '.emf',
+        '.psb',
+        '.xcf',
+        '.dcm',
+        '.iim',
+        '.fit',
+        '.fits',
+    )
     + ('.dng', '.cr2', '.cr3', '.nef', '.arw', '.orf', '.raf', '.rw2')  # Of cameras, unprocessed.
 )
 GENERATED = frozenset(  # Folders that systems make, in lower case.
@@ -61,7 +77,7 @@ TURNS = {  # By EXIF's orientation.
 HIDDEN = 'hidden'
 SYSTEM = 'in a folder that a system generates'
 OTHER = 'not a picture'
-UNKNOWN_FORMAT = 'a picture of a format that Pillow does not read: convert it to PNG or JPEG'
+UNKNOWN_FORMAT = 'a picture of a format that is not read: convert it to PNG or JPEG'
 NOWHERE = 'a link that leads nowhere'
 
 

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import re
-import tempfile
 
 import tensorflow.compat.v1 as tf
 
@@ -81,7 +80,7 @@ def aliasing(path):
     if not UNUSUAL.search(folder):
         yield os.path.join(folder, name)
         return
-    with tempfile.TemporaryDirectory() as place:
+    with files.making_temporary() as place:
         link = os.path.join(place, 'tf')
         os.symlink(folder, link)
         yield os.path.join(link, name)

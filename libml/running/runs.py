@@ -15,7 +15,6 @@ import time
 import numpy as np
 import tensorflow.compat.v1 as tf
 from google.protobuf.message import DecodeError
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
 from libml import files, utils
@@ -330,20 +329,20 @@ def find_damaged_events(run):
 
 def read_accuracies(run):
     """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out."""
-    folder = os.path.join(run, 'tf')
-    if not list_events(run):
-        return []
-    with checkpoints.aliasing(folder) as name:
-        events = EventAccumulator(name, size_guidance={'scalars': 0})  # 0: all of them.
-        while True:
-            try:
-                events.Reload()
-                break
-            except DecodeError:  # Its next call goes on behind it.
-                utils.warn('%s has a record that is no event: it is left out' % folder)
-    if 'accuracy' not in events.Tags()['scalars']:
-        return []
-    return [(event.step, event.value) for event in events.Scalars('accuracy')]
+    found = []
+    for path in list_events(run):
+        # TensorBoard's own reader lists the folder anew for each file.
+        with contextlib.suppress(tf.errors.OpError), checkpoints.aliasing(path) as name:
+            for record in tf.python_io.tf_record_iterator(name):
+                try:
+                    event = tf.Event.FromString(record)
+                except DecodeError:
+                    utils.warn('%s has a record that is no event: it is left out' % path)
+                    continue
+                if event.session_log.status == tf.SessionLog.START:  # The updates from there on were made again.
+                    found = [(step, value) for step, value in found if step < event.step]
+                found += [(event.step, value.simple_value) for value in event.summary.value if value.tag == 'accuracy']
+    return found
 
 
 def take_medians(values):
