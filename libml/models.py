@@ -1,12 +1,15 @@
 """A semi-supervised model whose classifier is any of libml.networks."""
 
 import functools
+from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
 from libml import layers, networks, train, utils
 from libml.cli.options import Option, Range
+from libml.data import DataSet
+from libml.family import Family
 from libml.running import replicas
 
 PARAMS = dict(  # The classifier's hyperparameters.
@@ -31,12 +34,12 @@ class MultiModel(train.ClassifySemi):
     MODELS = networks.MODELS
     PARAMS = PARAMS
 
-    def __init__(self, train_dir, dataset, nclass, **params):
+    def __init__(self, train_dir: str, dataset: DataSet, nclass: int, **params):
         self.networks = {}  # One network for each replica: each device traces its own.
         super().__init__(train_dir, dataset, nclass, **params)
 
     @classmethod
-    def arguments(cls, given, family):
+    def arguments(cls, given: dict, family: Family) -> dict:
         """Returns the arguments of `model`: the values of PARAMS, and the scales and classes that follow from the data.
 
         Args:
@@ -65,16 +68,25 @@ class MultiModel(train.ClassifySemi):
             self.networks[key] = found
         return self.networks[key]
 
-    def weights(self):
+    def weights(self) -> list[tf.Variable]:
         """Returns the trainable variables of the network, which the first call creates."""
         self.network(**{name: self.params[name] for name in PARAMS})
         return utils.model_vars('classify')
 
-    def whiten(self, x):
+    def whiten(self, x: tf.Tensor) -> tf.Tensor:
         """Normalises images by the mean and standard deviation of the training images, if --whiten asks for it."""
         return (x - tf.constant(self.dataset.mean, x.dtype)) / tf.constant(self.dataset.std, x.dtype)
 
-    def classifier(self, x, arch=None, training=False, getter=None, moments=None, groups=1, **params):
+    def classifier(
+        self,
+        x: tf.Tensor,
+        arch: str | None = None,
+        training: bool = False,
+        getter: Callable | None = None,
+        moments: list | None = None,
+        groups: int = 1,
+        **params,
+    ) -> tf.Tensor:
         """Classifies images with the variables of scope `classify`, which the first call creates.
 
         Args:
@@ -102,7 +114,9 @@ class MultiModel(train.ClassifySemi):
         keys = [self.keys('network') for _ in range(groups)]
         return self.network(**size)(x, training, keys, getter, moments)
 
-    def classify_each(self, batches, moments, classifier=None, **kwargs):
+    def classify_each(
+        self, batches: list[tf.Tensor], moments: list, classifier: Callable | None = None, **kwargs
+    ) -> list[tf.Tensor]:
         """Classifies batches in training, each normalised by its own statistics.
 
         Where XLA compiles the update, all go through the network in one pass.
@@ -124,13 +138,20 @@ class MultiModel(train.ClassifySemi):
         lists = [moments] + [[] for _ in batches[1:]]
         return [classifier(x, training=True, moments=m, **kwargs) for x, m in zip(batches, lists, strict=True)]
 
-    def create_average(self, weights, ema):
+    def create_average(self, weights: list[tf.Variable], ema: float) -> tf.train.ExponentialMovingAverage:
         """Returns the tf.train.ExponentialMovingAverage of weights, created; an update moves it by its `apply`."""
         average = tf.train.ExponentialMovingAverage(ema)
         average.apply(weights)
         return average
 
-    def finish(self, x, train_op, moments, average, **more):
+    def finish(
+        self,
+        x: tf.Tensor,
+        train_op: tf.Operation,
+        moments: list,
+        average: tf.train.ExponentialMovingAverage,
+        **more,
+    ) -> EasyDict:
         """Returns what `model` must return: the update, the evaluation by the weights and by their moving average.
 
         Args:
@@ -153,20 +174,20 @@ class MultiModel(train.ClassifySemi):
     # --- What the running of a model asks of a method ---
 
     @classmethod
-    def check_params(cls, devices=1, batch=1, **params):
+    def check_params(cls, devices: int = 1, batch: int = 1, **params) -> None:
         """Raises utils.Error if arguments do not go together, or the batch is no multiple of the devices."""
         allowed = 'a multiple of devices=%d, which share it equally' % devices
         utils.require('batch', batch, batch % devices == 0, allowed)
 
     @classmethod
-    def needs_unlabeled(cls, **params):
+    def needs_unlabeled(cls, **params) -> bool:
         """Returns whether the method learns from unlabelled images, given its arguments."""
         return True
 
-    def remedy(self):
+    def remedy(self) -> str:
         """Returns the flags that are likely to help against a loss that is not finite; '' if none is known."""
         return ''
 
-    def remark(self, point):
+    def remark(self, point: dict[str, float]) -> str:
         """Returns a line for the user on a point of the curves, {tag: float}; '' if there is nothing to say."""
         return ''

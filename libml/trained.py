@@ -10,6 +10,7 @@ Everywhere here, `args` is what a run's args.json holds, and `data_dir` the fold
 import contextlib
 import itertools
 import os
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -106,7 +107,7 @@ def read_weights(held, description, weights='averaged'):
 # --- The classifier ---
 
 
-def load(path, ckpt='', weights='averaged', data_dir=None):
+def load(path: str, ckpt: str = '', weights: str = 'averaged', data_dir: str | None = None) -> 'Classifier':
     """Returns the Classifier that a run has learned.
 
     Args:
@@ -160,7 +161,7 @@ class Classifier:
             self.session = tf.Session(config=utils.get_config())
         self._run = self.session.make_callable(self.probabilities, [self.images])
 
-    def classify(self, images):
+    def classify(self, images: np.ndarray) -> np.ndarray:
         """Returns the probabilities of the classes, float32 [n, nclass], of pictures of the network's size.
 
         Args:
@@ -174,7 +175,7 @@ class Classifier:
             found = [self._run(images[start : start + self.batch]) for start in range(0, len(images), self.batch)]
         return np.concatenate([np.zeros([0, len(self.classes)], np.float32), *found])
 
-    def classify_files(self, paths):
+    def classify_files(self, paths: Iterable[str]) -> Iterator[tuple[str, np.ndarray | ValueError]]:
         """Classifies picture files of any format and size, treated as the dataset's pictures were.
 
         While the network works on a batch, the pictures of the next one are read, on all cores.
@@ -198,7 +199,7 @@ class Classifier:
                     image = ValueError(deep % (image.low, image.high))
                 yield path, image if isinstance(image, ValueError) else next(rows)
 
-    def guess(self, paths):
+    def guess(self, paths: Iterable[str]) -> list[tuple[str, float]]:
         """Returns the (class, confidence) of each of some picture files; raises ValueError where one cannot be read."""
         found = []
         for path, probabilities in self.classify_files(paths):

@@ -377,8 +377,11 @@ def plain_curves(tmp_path_factory):
     return {arch: loss_curve(tmp_path_factory.mktemp('plain'), arch) for arch in networks.MODELS}
 
 
-@pytest.mark.parametrize('arch', networks.MODELS)
-@pytest.mark.parametrize('options, bound', BOUNDS.values(), ids=BOUNDS)
+# Both at once add nothing to what each does but for the compilation in bfloat16: one network shows it.
+KINDS = [(kind, arch) for kind in BOUNDS for arch in networks.MODELS if kind != 'bfloat16 compiled' or arch == 'resnet']
+
+
+@pytest.mark.parametrize('arch, options, bound', [(a, *BOUNDS[k]) for k, a in KINDS], ids=map('-'.join, KINDS))
 def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, plain_curves, tmp_path):
     (expected, _), (found, _) = plain_curves[arch], loss_curve(tmp_path, arch, **options)
     np.testing.assert_allclose(found, expected, rtol=bound)
@@ -386,7 +389,7 @@ def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, pl
         assert np.abs(found / expected - 1).max() > 1e-5
 
 
-@pytest.mark.parametrize('arch', ['resnet', 'shake'])
+@pytest.mark.parametrize('arch', ['shake'])
 def test_what_xla_compiles_on_several_gpus_gives_the_plain_graphs_losses(arch, plain_curves, tmp_path, monkeypatch):
     monkeypatch.setattr(hardware.Machine, 'config', clustering)
     (expected, _), (found, _) = plain_curves[arch], loss_curve(tmp_path, arch)
