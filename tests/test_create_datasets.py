@@ -571,7 +571,7 @@ def test_a_signal_that_comes_when_all_is_done_is_no_traceback(tmp_path, name):
         atexit.register(os.kill, os.getpid(), signal.%s)
         script.run(lambda: None, {})"""
     done = command('-c', code % name)
-    assert (done.returncode, done.stderr) == (-getattr(signal, name), '')
+    assert done.returncode == -getattr(signal, name) and 'Traceback' not in done.stderr
 
 
 @pytest.mark.parametrize(('name', 'code'), [('SIGINT', 130), ('SIGTERM', 143), ('SIGHUP', 129)])
