@@ -19,7 +19,6 @@ from easydict import EasyDict
 
 from libml import experiment, layers, models, networks, utils
 from libml.cli.options import Option, Range
-from libml.running import replicas
 
 PARAMS = dict(  # The hyperparameters. They are part of the name of the run's folder.
     **experiment.PARAMS,  # batch, lr, wd, ema
@@ -111,15 +110,8 @@ class AblationMixMatch(models.MultiModel):
             weight_l2u = w_match * layers.ramp(self.step, warmup_kimg)
             loss = loss_xe + weight_l2u * loss_l2u
 
-        # The update. Each line is built and run after the line before.
-        with tf.name_scope('update'):
-            kernels = [v for v in weights if v.name.endswith('kernel:0')]  # Biases and batch norm do not decay.
-            train_op = utils.in_order(
-                lambda: adam(loss, weights, lr),
-                lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
-                lambda: average.apply(weights),
-                lambda: layers.update_moments(moments),
-            )
+        # The update: Adam, weight decay, the weights' average, batch norm's averages.
+        train_op = layers.update(loss, weights, lr, wd, average, moments)
 
         return self.finish(
             x,
@@ -168,17 +160,10 @@ class AblationMixMatch(models.MultiModel):
     def check_params(cls, devices=1, **params):
         """See train.Model.check_params."""
         super().check_params(devices, **params)
-        nu, batch, wd = params['nu'], params['batch'], params['wd']
+        nu, batch = params['nu'], params['batch']
         where = ' on each of %d devices' % devices if devices > 1 else ''
         least = 'at least nu + 1 = %d%s, to be interleaved' % (nu + 1, where)
         utils.require('batch', batch, batch // devices >= nu + 1, least)
-        utils.require('wd', wd, wd * params['lr'] < 1, 'at least 0, and below 1 when multiplied by lr')
-
-
-def adam(loss, weights, lr):
-    """Returns the op of one step of Adam, outside name scopes, so that its variables have the published names."""
-    with tf.name_scope(None):
-        return tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights, name='update/Adam')
 
 
 def main():

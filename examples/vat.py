@@ -40,10 +40,10 @@ class VAT(models.MultiModel):
         average = self.create_average(weights, ema)
         u = tf.ensure_shape(y[:, 0], [batch, *self.dataset.shape])  # So that no draw waits for r to learn its shape.
         logits_x, logits_u = self.classify_each([x, u], moments)  # 2 * [B, nclass]
-        d = XI * layers.normalize(tf.random.stateless_normal(tf.shape(u), self.keys('vat')))  # [B, H, W, C]
+        d = XI * layers.normalise(tf.random.stateless_normal(tf.shape(u), self.keys('vat')))  # [B, H, W, C]
         (logits_d,) = self.classify_each([u + d], [])  # [B, nclass]
         (g,) = tf.gradients(layers.divergence(logits_u, logits_d), d)  # [B, H, W, C]
-        r = tf.stop_gradient(vat_eps * layers.normalize(g))  # [B, H, W, C]
+        r = tf.stop_gradient(vat_eps * layers.normalise(g))  # [B, H, W, C]
         (logits_r,) = self.classify_each([u + r], [])  # [B, nclass]
 
         loss_xe = layers.labeled_loss(tf.one_hot(label, nclass), logits_x)

@@ -342,7 +342,7 @@ def divergence(logits_p, logits_q):
     return labeled_loss(tf.nn.softmax(logits_p), logits_q) - entropy(logits_p)
 
 
-def normalize(d):
+def normalise(d):
     """Returns d / ‖d‖₂ of each example of d, float32 [B, ...]; an example of zeros stays as it is."""
     axes = list(range(1, d.shape.rank))
     d = tf.math.divide_no_nan(d, tf.reduce_max(tf.abs(d), axes, keepdims=True))  # Squares of small numbers would be 0.
@@ -372,6 +372,8 @@ def ramp(step, kimg):
 def update(loss, weights, lr, wd, average, moments):
     """Returns the op of one update: Adam, weight decay, the weights' average, batch norm's averages, in this order.
 
+    Each part is built and run after the part before.
+
     Args:
         loss: float32 [], of this device.
         weights: list of variables, the network's. Those named `kernel` decay: v <- v (1 - wd lr).
@@ -379,15 +381,17 @@ def update(loss, weights, lr, wd, average, moments):
         wd: float, weight decay.
         average: tf.train.ExponentialMovingAverage of the weights.
         moments: list that batch_norm filled.
-
-    Raises:
-        utils.Error: wd is so large that kernels would change their sign.
     """
-    utils.require('wd', wd, wd * lr < 1, 'below 1 when multiplied by lr')
+
+    def adam():
+        with tf.name_scope(None):  # So that its variables have the published names.
+            return tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights, name='update/Adam')
+
     kernels = [v for v in weights if v.name.endswith('kernel:0')]  # Biases and batch norm do not decay.
-    return utils.in_order(
-        lambda: tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights),
-        lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
-        lambda: average.apply(weights),
-        lambda: update_moments(moments),
-    )
+    with tf.name_scope('update'):
+        return utils.in_order(
+            adam,
+            lambda: [v.assign(v * (1 - wd * lr)) for v in kernels],
+            lambda: average.apply(weights),
+            lambda: update_moments(moments),
+        )

@@ -174,10 +174,14 @@ class MultiModel(train.ClassifySemi):
     # --- What the running of a model asks of a method ---
 
     @classmethod
-    def check_params(cls, devices: int = 1, batch: int = 1, **params) -> None:
-        """Raises utils.Error if arguments do not go together, or the batch is no multiple of the devices."""
+    def check_params(cls, devices: int = 1, batch: int = 1, wd: float = 0, lr: float = 0, **params) -> None:
+        """Raises utils.Error if arguments do not go together, or the batch is no multiple of the devices.
+
+        A method with weight decay, see layers.update, must not change the sign of its kernels by it.
+        """
         allowed = 'a multiple of devices=%d, which share it equally' % devices
         utils.require('batch', batch, batch % devices == 0, allowed)
+        utils.require('wd', wd, wd * lr < 1, 'below 1 when multiplied by lr')
 
     @classmethod
     def needs_unlabeled(cls, **params) -> bool:

@@ -64,10 +64,10 @@ def find_family(args, data_dir=None):
     return family
 
 
-def read_dataset(folder, args, data_dir=None):
-    """Returns the data.DataSet of a run, not normalised; raises utils.Error if it is gone or is another one now."""
+def read_dataset(folder, args, data_dir=None, whiten=False, needs_unlabeled=False):
+    """Returns the data.DataSet of a run; raises utils.Error if it is gone or is another one now."""
     split, p_unlabeled = data_pair.parse(args['dataset']), args.get('p_unlabeled', '')
-    dataset = data_pair.read_dataset(split, data_dir, p_unlabeled=p_unlabeled, needs_unlabeled=False)
+    dataset = data_pair.read_dataset(split, data_dir, whiten, p_unlabeled, needs_unlabeled)
     dataset.check_identity(args, folder)
     return dataset
 

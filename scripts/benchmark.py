@@ -135,8 +135,7 @@ class Bench:
         self.flop = AblationMixMatch.flop(family.shape, **self.params)
         threads = hardware.choose_operation_threads(self.flop)
         hardware.set_operation_threads(threads)  # Before the data: that opens a session.
-        splits.provide(split, data_dir)
-        self.dataset = data_pair.read_dataset(split, data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
+        self.dataset = splits.read(o.dataset, data_dir, whiten=o.whiten, p_unlabeled=o.p_unlabeled)
 
     def make_model(self, xla, dataset=None, cls=AblationMixMatch):
         """Returns a model, and a session of its own, which is open, its input started."""

@@ -27,11 +27,12 @@ def extract_accuracy(run):
     """
     if os.path.isdir(run) and not os.path.isdir(os.path.join(run, 'tf')):
         run = runs.find_folder(run)
-    values = [value for _, value in runs.read_accuracies(run)]
+    damaged = []
+    values = [value for _, value in runs.read_accuracies(run, damaged)]
     if not values:
         raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
     stats = runs.take_medians(values)
-    for line in runs.find_damaged_events(run):
+    for line in damaged:
         print(line, file=sys.stderr)
     path = os.path.join(run, 'stats', 'accuracy.json')
     files.refuse_link(os.path.dirname(path))

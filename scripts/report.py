@@ -95,12 +95,13 @@ def show_flags(values, known):
 # --- Reading ---
 
 
-def read_run(path):
+def read_run(path, damaged=None):
     """Returns the reports of the run in a folder, a DataFrame of the columns REPORT, a line a report.
 
     kimg is a report's place, error its test error in percent. A run without reports has one line: kimg 0, error nan.
-    Raises utils.Error where args.json does not say what it is.
+    Raises utils.Error where args.json does not say what it is. damaged: see runs.read_accuracies.
     """
+    step, accuracy = np.array(runs.read_accuracies(path, damaged) or [(0, np.nan)], float).T
     run, known = runs.Run(path), experiment.list_options(AblationMixMatch)
     method = run.args.get('class', AblationMixMatch.__name__)
     rows = parse_paper_rows() if method == AblationMixMatch.__name__ else {}
@@ -117,7 +118,6 @@ def read_run(path):
     row = show_flags(own, known) if rows else ('%s %s' % (method, show_flags(own, {}))).strip()
     row = next((row for row, values in rows.items() if values == own), row)
     dataset, kimg = '%s@%s-%d' % (split.name, split.size, split.valid), float(run.args['train_kimg'])
-    step, accuracy = np.array(runs.read_accuracies(path) or [(0, np.nan)], float).T
     about = dataset, flags, row, split.seed, run.args['seed'], kimg
     return pd.DataFrame(dict(zip(REPORT, about, strict=False), kimg=step / 1024, error=(100 - accuracy).round(4)))
 
@@ -145,11 +145,10 @@ def read_all(sources):
         places = {**{os.path.realpath(path): path for path in inside}, **places}
     for path in places.values():
         try:
-            damaged += map(escape, runs.find_damaged_events(path))
-            found.append(read_csv(path) if os.path.isfile(path) else read_run(path))
+            found.append(read_csv(path) if os.path.isfile(path) else read_run(path, damaged))
         except (utils.Error, OSError, tf.errors.OpError) as error:
             lost.append((path, error))
-    remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + damaged
+    remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + [*map(escape, damaged)]
     if not found:
         if len(remarks) > 1:
             utils.print_list(remarks)

@@ -98,9 +98,7 @@ def compute(run, seed, ckpt='', data_dir=None):
         text = '%s is a run of %s: only those of MixMatch can be shown'
         if missing or args.get('class', 'AblationMixMatch') != 'AblationMixMatch':
             raise utils.Error(text % (folder, utils.escape(args.get('class', 'another method'))))
-        split, how = data_pair.parse(args['dataset']), dict(whiten=args.get('whiten', False))
-        dataset = data_pair.read_dataset(split, data_dir, p_unlabeled=args.get('p_unlabeled', ''), **how)
-        dataset.check_identity(args, folder)
+        dataset = trained.read_dataset(folder, args, data_dir, args.get('whiten', False), needs_unlabeled=True)
         with tf.Graph().as_default():
             model = AblationMixMatch('', dataset, seed=seed, nclass=dataset.nclass, **{n: args[n] for n in PARAMS})
             with model.trainer.opening_session() as session:

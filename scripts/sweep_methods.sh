@@ -4,7 +4,6 @@
 # labels, a small network, splits 1 to 5. See sweep_table4.sh for arguments; a FLAG must be one that all methods have.
 #
 #     python scripts/create_datasets.py cifar10 --size 16x16 --name cifar10-16
-#     for seed in 1 2 3 4 5; do python scripts/create_split.py --seed=$seed --size=250 cifar10-16; done
 #     scripts/sweep_methods.sh | bash
 #     python scripts/report.py experiments/methods --out=report
 #

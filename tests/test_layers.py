@@ -217,7 +217,7 @@ def test_entropy_and_divergence_are_means_over_examples():
 def test_normalize_gives_each_example_the_norm_1_and_leaves_zeros(scale):
     d = np.random.RandomState(0).randn(3, 4, 5, 2)
     d[1] = 0
-    found = evaluate(layers.normalize(tf.constant((scale * d).astype(np.float32))))
+    found = evaluate(layers.normalise(tf.constant((scale * d).astype(np.float32))))
     norms = np.array([np.linalg.norm(v) or 1 for v in d])
     np.testing.assert_allclose(found, d / norms[:, None, None, None], rtol=1e-5)
 

@@ -95,8 +95,8 @@ METHODS = {  # Script: (class, arguments besides those of LARGE, losses, the los
 @pytest.fixture
 def noted(monkeypatch, draws):
     """Notes what the methods draw at random, and the directions of VAT: a function that returns the tensors."""
-    directions, normalize = [], layers.normalize
-    monkeypatch.setattr(layers, 'normalize', lambda d: directions.append(normalize(d)) or directions[-1])
+    directions, normalize = [], layers.normalise
+    monkeypatch.setattr(layers, 'normalise', lambda d: directions.append(normalize(d)) or directions[-1])
     return lambda: directions or [draws['m'], draws['partner']]
 
 

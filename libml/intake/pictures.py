@@ -37,23 +37,8 @@ CONTENT = {errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT, errno.E
 # Formats that a file without an ending is tested for, by its first bytes. Those of other formats are too short.
 SNIFFED = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'TIFF', 'WEBP')
 FOREIGN = frozenset(  # Endings of pictures that are not read.
-    (
-        '.heic',
-        '.heif',
-        '.hif',
-        '.jxl',
-        '.svg',
-        '.eps',
-        '.ps',
-        '.wmf',
-        '.emf',
-        '.psb',
-        '.xcf',
-        '.dcm',
-        '.iim',
-        '.fit',
-        '.fits',
-    )
+    ('.heic', '.heif', '.hif', '.jxl', '.svg', '.eps', '.ps', '.wmf', '.emf', '.psb', '.xcf', '.dcm', '.iim')
+    + ('.fit', '.fits')
     + ('.dng', '.cr2', '.cr3', '.nef', '.arw', '.orf', '.raf', '.rw2')  # Of cameras, unprocessed.
 )
 GENERATED = frozenset(  # Folders that systems make, in lower case.

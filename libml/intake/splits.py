@@ -257,8 +257,11 @@ def provide(split, data_dir):
         time.sleep(0.1)  # Another process gives the files their names just now.
 
 
-def read(name, data_dir=None):
-    """Returns the data.DataSet of a name such as 'photos.1@all-0'; first `provide`s its split."""
+def read(name, data_dir=None, **how):
+    """Returns the data.DataSet of a name such as 'photos.1@all-0'; first `provide`s its split.
+
+    **how: further arguments of data_pair.read_dataset.
+    """
     split, data_dir = data_pair.parse(name), data_pair.find_data_dir(data_dir)
     provide(split, data_dir)
-    return data_pair.read_dataset(split, data_dir)
+    return data_pair.read_dataset(split, data_dir, **how)

@@ -47,11 +47,11 @@ def compile_update(values, train_op):
     """
     graph = train_op.graph
     ops, given = find_parts([values.op, train_op])
-    # What precedes a draw runs before the program. So it must not be a part of the update.
-    before = find_parts([tensor.op for tensor in given])[0]
-    if early := next((op for op in before if op in ops and op.type.startswith(('Assign', 'ResourceApply'))), None):
-        raise utils.Error('a random draw waits for %s, so XLA cannot compile the update: give --noxla' % early.name)
     names = {op.name for op in ops}
+    # What precedes a draw runs before the program. So it must not be a part of the update.
+    before = [op for op in find_parts([tensor.op for tensor in given])[0] if op.name in names]
+    if early := next((op for op in before if op.type.startswith(('Assign', 'ResourceApply'))), None):
+        raise utils.Error('a random draw waits for %s, so XLA cannot compile the update: give --noxla' % early.name)
     definition = graph.as_graph_def()
     inside = [node for node in definition.node if node.name in names]
     del definition.node[:]

@@ -313,35 +313,30 @@ def list_events(run):
     return paths
 
 
-def find_damaged_events(run):
-    """Yields a line for each event file of a run that cannot be read, or not to its end."""
+def read_accuracies(run, damaged=None):
+    """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out.
+
+    damaged: a list that gets a line for each event file that cannot be read, or not to its end.
+    """
+    found, lines = [], [] if damaged is None else damaged
     for path in list_events(run):
         count = 0
+        # TensorBoard's own reader lists the folder anew for each file.
         try:
             with checkpoints.aliasing(path) as name:
-                for _ in tf.python_io.tf_record_iterator(name):
+                for record in tf.python_io.tf_record_iterator(name):
                     count += 1
-            if not count:
-                yield '%s is empty: it is ignored' % path
+                    try:
+                        event = tf.Event.FromString(record)
+                    except DecodeError:
+                        utils.warn('%s has a record that is no event: it is left out' % path)
+                        continue
+                    if event.session_log.status == tf.SessionLog.START:  # The updates from there on were made again.
+                        found = [(step, value) for step, value in found if step < event.step]
+                    found += [(event.step, v.simple_value) for v in event.summary.value if v.tag == 'accuracy']
+            lines += [] if count else ['%s is empty: it is ignored' % path]
         except tf.errors.OpError:
-            yield '%s is damaged after %d records: the rest of it is ignored' % (path, count)
-
-
-def read_accuracies(run):
-    """Returns a run's test accuracies in percent, a list of (step in images, value); what is damaged is left out."""
-    found = []
-    for path in list_events(run):
-        # TensorBoard's own reader lists the folder anew for each file.
-        with contextlib.suppress(tf.errors.OpError), checkpoints.aliasing(path) as name:
-            for record in tf.python_io.tf_record_iterator(name):
-                try:
-                    event = tf.Event.FromString(record)
-                except DecodeError:
-                    utils.warn('%s has a record that is no event: it is left out' % path)
-                    continue
-                if event.session_log.status == tf.SessionLog.START:  # The updates from there on were made again.
-                    found = [(step, value) for step, value in found if step < event.step]
-                found += [(event.step, value.simple_value) for value in event.summary.value if value.tag == 'accuracy']
+            lines.append('%s is damaged after %d records: the rest of it is ignored' % (path, count))
     return found
 
 

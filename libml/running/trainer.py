@@ -46,10 +46,10 @@ class Trainer:
         self._scratch = tempfile.TemporaryDirectory() if machine.host else None
         self.run = runs.Run(self._scratch.name) if machine.host else run
         self.scalars = {**find_summaries(), **model.ops.get('losses', {}), **model.ops.get('monitors', {})}
-        values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
-        self.values, self.train_op = values, model.ops.train_op
+        self.values = tf.stack(list(self.scalars.values()) or [0.0])  # One fetch is faster than several.
+        self.train_op = model.ops.train_op
         if machine.compiles_update:
-            self.values, self.train_op = program.compile_update(values, model.ops.train_op)
+            self.values, self.train_op = program.compile_update(self.values, self.train_op)
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
         self._hosts = replicas.Hosts(machine.strategy) if machine.hosts > 1 else None
         self.checkpoints = checkpoints.Checkpoints(self.run.checkpoint_dir)
