@@ -1,6 +1,7 @@
 """New files and folders: whole or not at all, never over another's, nothing left behind, nothing through a link."""
 
 import errno
+import itertools
 import os
 import pathlib
 
@@ -67,6 +68,48 @@ def test_files_that_belong_together_come_together_or_not_at_all(tmp_path, taken)
     except utils.Error:
         assert pathlib.Path(paths[taken]).read_text() == 'kept'
     assert sorted(os.listdir(tmp_path)) == (['a', 'b', 'c'] if taken is None else ['abc'[taken]])
+
+
+@pytest.mark.parametrize('call', range(1, 10))
+def test_a_set_whose_process_is_killed_is_whole_or_gone_at_the_next_command(tmp_path, monkeypatch, call):
+    paths = [str(tmp_path / name) for name in 'abc']
+    others = tmp_path / 'b.part-1', tmp_path / 'd'
+    for path in others:
+        write(path)
+    if not os.fork():
+        with files.creating(*paths) as parts:
+            for part in parts:
+                write(part)
+            calls = itertools.count(1)
+            for name in ('link', 'rename', 'remove'):
+                original = getattr(os, name)
+                monkeypatch.setattr(
+                    os, name, lambda *paths, do=original: os._exit(9) if next(calls) == call else do(*paths)
+                )
+        os._exit(0)
+    os.wait()
+    named = [os.path.exists(path) for path in paths]
+    files.discard_left(*paths)
+    left = [os.path.basename(path) for path in paths] if named == [True] * 3 else []
+    assert sorted(os.listdir(tmp_path)) == sorted([*left, 'b.part-1', 'd'])
+    if not left:
+        with files.creating(*paths) as parts:
+            for part in parts:
+                write(part)
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_what_came_from_others_between_the_names_is_kept(tmp_path, index):
+    paths = [str(tmp_path / name) for name in 'abc']
+    if not os.fork():
+        with files.creating(*paths) as parts:
+            for part in parts:
+                write(part)
+            os._exit(9)
+    os.wait()
+    write(paths[index])
+    files.discard_left(*paths)
+    assert os.listdir(tmp_path) == ['ab'[index]]
 
 
 @pytest.mark.parametrize('use', [files.creating, files.replacing])

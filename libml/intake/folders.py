@@ -327,8 +327,9 @@ def format_plan(plan):
 def check_free(data_dir, name):
     """As check_new_name; raises utils.Error as well if a file of that dataset is there."""
     check_new_name(name)
-    paths = [data_pair.locate_records(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
-    for path in (data_pair.locate_family(data_dir, name), *paths):
+    *parts, description = data_pair.locate_set(data_dir, name)
+    files.discard_left(*parts, description)
+    for path in (description, *parts):
         if os.path.lexists(path):
             text = '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
             text += '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
@@ -377,8 +378,7 @@ def save(name, data_dir, family, parts):
     `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
     names = (*family.parts, 'test')
-    paths = [data_pair.locate_records(data_dir, name, part) for part in names]
-    with files.creating(*paths, data_pair.locate_family(data_dir, name)) as (*targets, description):
+    with files.creating(*data_pair.locate_set(data_dir, name, names)) as (*targets, description):
         for part, examples, total in parts:
             records.write_part(targets[names.index(part)], examples, total)
         write_family(description, family)
