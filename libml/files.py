@@ -79,8 +79,8 @@ def creating(*paths):
     """As `replacing`, if nothing has the names `paths` yet, for one file or folder, or for files that belong together.
 
     What is written is on the disk at the end. The files get their names in order, all or none: the last name says that
-    all have theirs. The last file must be written after the others. If the process is killed between two names, the
-    next call for the same paths, or `discard_left`, takes them back.
+    all have theirs. If the process is killed between two names, the next call for the same paths, or `discard_left`,
+    takes them back, where the file system has hard links: only so can it be sure whose files they are.
 
     Yields:
         the name of the new file, or a list of them if there are several paths.
@@ -101,14 +101,18 @@ def creating(*paths):
             file = os.open(part, os.O_RDONLY)  # Of a folder, too.
             os.fsync(file)
             os.close(file)
+        named = []
         try:
             for path in paths:
                 _give_name(path, ending)
+                named.append(path)
         except BaseException:
-            _take_names(paths, ending)
+            for path in reversed(paths):
+                if path in named or _are_one(path, path + ending):
+                    _remove(path)
             raise
-        for part in reversed(parts):  # Until the last one goes, they show which files are this set's.
-            with contextlib.suppress(FileNotFoundError):
+        for part in reversed(parts):  # Until now they show which files are this set's.
+            with contextlib.suppress(OSError):
                 os.remove(part)
 
 
@@ -119,8 +123,9 @@ def discard_left(*paths):
     """
     *others, last = map(os.path.abspath, paths)
     for part in _list_left(last):
-        if not os.path.lexists(last):
-            _take_names([*others, last], part.removeprefix(last))
+        for path in others if not os.path.lexists(last) else ():
+            if _are_one(path, path + part.removeprefix(last)):
+                _remove(path)
         _remove(part)
     for path in others:
         for part in _list_left(path):
@@ -151,15 +156,11 @@ def _give_name(path, ending):
         os.rename(part, path)
 
 
-def _take_names(paths, ending):
-    """Removes the files of a set that was written in full, as far as _give_name has come."""
-    # Where files were renamed, the first one has lost its first name, and the last one has not.
-    renamed = [os.path.lexists(path + ending) for path in (paths[0], paths[-1])] == [False, True]
-    for path in reversed(paths):
-        part = path + ending
-        own = renamed and not os.path.lexists(part)
-        if own or (os.path.exists(path) and os.path.exists(part) and os.path.samefile(path, part)):
-            _remove(path)
+def _are_one(*paths):
+    """Returns whether two names are there and are hard links of one file."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(*map(os.lstat, paths))
+    return False
 
 
 def _make_ending():

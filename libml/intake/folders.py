@@ -364,9 +364,13 @@ def make_dataset(folder, data_dir, o):
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
     family = Family(*size, o.colors, len(classes), *augment, parts=kept, classes=classes, range=range)
-    sources = {}
-    save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources))
-    files.write_json(data_pair.locate_sources(data_dir, o.name), sources)
+
+    def make_parts():
+        sources = {}
+        yield from _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources)
+        files.write_json(data_pair.locate_sources(data_dir, o.name), sources)  # A dataset that has its name has this.
+
+    save(o.name, data_dir, family, make_parts())
     for line in format_plan(plan):
         print(line)
     print('%s is in %s' % (o.name, escape(data_dir)))
