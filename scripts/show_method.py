@@ -164,6 +164,7 @@ def show_bars(axes, p, names, last):
 
 def show(run, out='method.png', number=4, seed=1, ckpt='', data_dir=None):
     """Writes the picture of a run; the arguments are the options."""
+    utils.require('out', out, out, 'a path')
     dataset, args, found = compute(run, seed, ckpt, data_dir)
     with drawing.styling():
         drawing.save(draw(dataset, args, found, number), out)
