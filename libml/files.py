@@ -67,7 +67,12 @@ def replacing(path):
 
     On an exception (Ctrl-C too) it is removed. A process that is killed leaves at most a *.part-<pid>-<random>, which
     nothing reads; the next call for the same path removes it. No two processes share one, on whatever hosts they run.
+
+    Raises:
+        utils.Error: the path is that of a device or a pipe, such as /dev/stdout: another file would take its place.
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise Error('%s is no file, and is not replaced: choose another name' % escape(os.fspath(path)))
     discard_left(path)
     with _making_part(os.fspath(path), _make_ending()) as part:
         yield part

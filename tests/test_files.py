@@ -37,6 +37,15 @@ def test_what_gets_the_name_meanwhile_is_kept(tmp_path, make, other):
     assert os.listdir(tmp_path) == ['x'] and os.lstat(path).st_ino == before
 
 
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    os.symlink('pipe', tmp_path / 'link')
+    for name in ('pipe', 'link'):
+        with pytest.raises(utils.Error, match='is not replaced'):
+            files.write_text(str(tmp_path / name), 'new')
+    assert sorted(os.listdir(tmp_path)) == ['link', 'pipe'] and not (tmp_path / 'pipe').is_file()
+
+
 @pytest.mark.parametrize('make', [write, os.mkdir])
 def test_what_is_made_has_its_name_at_the_end(tmp_path, make):
     with files.creating(tmp_path / 'x') as part:
