@@ -17,7 +17,7 @@ import functools
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import experiment, layers, models, networks, utils
+from libml import experiment, layers, models, networks, sheet, utils
 from libml.cli.options import Option, Range
 
 PARAMS = dict(  # The hyperparameters. They are part of the name of the run's folder.
@@ -88,20 +88,17 @@ class AblationMixMatch(models.MultiModel):
         label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
 
         # Lines 10 to 14: shuffle and mix. In mode xxy.yxy, images of x and y are mixed with images of both.
-        with tf.name_scope('mixup'):
-            images, labels = [x, *views], [label_x] + [label_y] * nu  # (1 + nu) * [B, ...]
-            mixed = layers.MixMode(mixmode)(images, labels, [beta, beta], self.keys('mixup'))
-            (mixed_x, *mixed_y), (target_x, *target_y) = mixed  # Each [B, ...].
+        images, labels = [x, *views], [label_x] + [label_y] * nu  # (1 + nu) * [B, ...]
+        mixed = layers.MixMode(mixmode)(images, labels, [beta, beta], self.keys('mixup'))
+        (mixed_x, *mixed_y), (target_x, *target_y) = mixed  # Each [B, ...].
 
         # Classify in interleaved batches, so that each batch is a mixture. Each is normalised by its own statistics.
-        with tf.name_scope('interleave'):
-            batches = layers.interleave([mixed_x, *mixed_y], batch)  # (1 + nu) * [B, H, W, C]
+        batches = layers.interleave([mixed_x, *mixed_y], batch)  # (1 + nu) * [B, H, W, C]
         # Only the first batch's statistics move batch norm's averages. One batch is enough, because each has about the
         # same mixture of labelled and unlabelled images.
         moments = []
         logits = self.classify_each(batches, moments)  # (1 + nu) * [B, nclass]
-        with tf.name_scope('interleave'):
-            logits_x, *logits_y = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
+        logits_x, *logits_y = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
 
         # Equations 3 to 5: the losses.
         with tf.name_scope('losses'):
@@ -127,6 +124,11 @@ class AblationMixMatch(models.MultiModel):
     def augment(self, *args, **kwargs):
         """Kept for the published interface; it only raises."""
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
+
+    def build_sheet(self):
+        """Returns the steps of the method for a few pictures; None if there are none, or several devices."""
+        needed = self.needs_unlabeled(**self.params) and self.machine.replicas == 1
+        return sheet.Sheet(self) if needed else None
 
     def remedy(self):
         """Blames w_match if it is further above its default than lr is above its own; else halves lr."""

@@ -140,8 +140,9 @@ class MultiModel(train.ClassifySemi):
 
     def create_average(self, weights: list[tf.Variable], ema: float) -> tf.train.ExponentialMovingAverage:
         """Returns the tf.train.ExponentialMovingAverage of weights, created; an update moves it by its `apply`."""
-        average = tf.train.ExponentialMovingAverage(ema)
-        average.apply(weights)
+        with tf.name_scope('classify/'):
+            average = tf.train.ExponentialMovingAverage(ema)
+            average.apply(weights)
         return average
 
     def finish(
@@ -162,14 +163,15 @@ class MultiModel(train.ClassifySemi):
             **more: y, label, losses, monitors; see train.Model.model.
         """
         averaged = functools.partial(utils.getter_ema, average)
-        return EasyDict(
-            x=x,
-            train_op=train_op,
-            tune_op=layers.update_moments(moments),
-            classify_raw=tf.nn.softmax(self.classifier(x)),  # [B, nclass]
-            classify_op=tf.nn.softmax(self.classifier(x, getter=averaged)),  # [B, nclass]
-            **more,
-        )
+        with tf.name_scope('evaluate'):
+            return EasyDict(
+                x=x,
+                train_op=train_op,
+                tune_op=layers.update_moments(moments),
+                classify_raw=tf.nn.softmax(self.classifier(x)),  # [B, nclass]
+                classify_op=tf.nn.softmax(self.classifier(x, getter=averaged)),  # [B, nclass]
+                **more,
+            )
 
     # --- What the running of a model asks of a method ---
 
@@ -187,6 +189,13 @@ class MultiModel(train.ClassifySemi):
     def needs_unlabeled(cls, **params) -> bool:
         """Returns whether the method learns from unlabelled images, given its arguments."""
         return True
+
+    def build_sheet(self):
+        """Builds, besides the update, what TensorBoard's page of images shows at each report.
+
+        Returns an object whose method draw(session) returns a PIL.Image.Image, such as sheet.Sheet; None for nothing.
+        """
+        return None
 
     def remedy(self) -> str:
         """Returns the flags that are likely to help against a loss that is not finite; '' if none is known."""
