@@ -88,17 +88,20 @@ class AblationMixMatch(models.MultiModel):
         label_y = tf.stop_gradient(guess.p_target)  # [B, nclass]
 
         # Lines 10 to 14: shuffle and mix. In mode xxy.yxy, images of x and y are mixed with images of both.
-        images, labels = [x, *views], [label_x] + [label_y] * nu  # (1 + nu) * [B, ...]
-        mixed = layers.MixMode(mixmode)(images, labels, [beta, beta], self.keys('mixup'))
-        (mixed_x, *mixed_y), (target_x, *target_y) = mixed  # Each [B, ...].
+        with tf.name_scope('mixup'):
+            images, labels = [x, *views], [label_x] + [label_y] * nu  # (1 + nu) * [B, ...]
+            mixed = layers.MixMode(mixmode)(images, labels, [beta, beta], self.keys('mixup'))
+            (mixed_x, *mixed_y), (target_x, *target_y) = mixed  # Each [B, ...].
 
         # Classify in interleaved batches, so that each batch is a mixture. Each is normalised by its own statistics.
-        batches = layers.interleave([mixed_x, *mixed_y], batch)  # (1 + nu) * [B, H, W, C]
+        with tf.name_scope('interleave'):
+            batches = layers.interleave([mixed_x, *mixed_y], batch)  # (1 + nu) * [B, H, W, C]
         # Only the first batch's statistics move batch norm's averages. One batch is enough, because each has about the
         # same mixture of labelled and unlabelled images.
         moments = []
         logits = self.classify_each(batches, moments)  # (1 + nu) * [B, nclass]
-        logits_x, *logits_y = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
+        with tf.name_scope('interleave'):
+            logits_x, *logits_y = layers.interleave(logits, batch)  # (1 + nu) * [B, nclass]
 
         # Equations 3 to 5: the losses.
         with tf.name_scope('losses'):

@@ -155,8 +155,7 @@ class Keys:
     """
 
     def __init__(self, seed, step):
-        with tf.name_scope('keys/'):
-            self.root = tf.random.fold_in(tf.constant([seed, 0], tf.int64), tf.cast(step, tf.int64))
+        self.root = tf.random.fold_in(tf.constant([seed, 0], tf.int64), tf.cast(step, tf.int64))
         self.counts = collections.Counter()
 
     def __call__(self, name):
@@ -164,9 +163,8 @@ class Keys:
         replica = replicas.get_number()
         number = zlib.crc32(('%s_%d' % (name, self.counts[replica, name])).encode())
         self.counts[replica, name] += 1
-        with tf.name_scope('keys/'):
-            root = tf.random.fold_in(self.root, tf.constant(replica, tf.int64)) if replica else self.root
-            return tf.random.fold_in(root, tf.constant(number, tf.int64))
+        root = tf.random.fold_in(self.root, tf.constant(replica, tf.int64)) if replica else self.root
+        return tf.random.fold_in(root, tf.constant(number, tf.int64))
 
 
 # The method.
@@ -197,11 +195,10 @@ def interleave(xy, batch):
     returned, is a list of nu + 1 tensors [batch, ...].
     """
     offsets = interleave_offsets(batch, len(xy) - 1)
-    with tf.name_scope('interleave'):
-        groups = [[v[begin:end] for begin, end in itertools.pairwise(offsets)] for v in xy]
-        for i in range(1, len(xy)):
-            groups[0][i], groups[i][i] = groups[i][i], groups[0][i]
-        return [tf.concat(g, axis=0) for g in groups]
+    groups = [[v[begin:end] for begin, end in itertools.pairwise(offsets)] for v in xy]
+    for i in range(1, len(xy)):
+        groups[0][i], groups[i][i] = groups[i][i], groups[0][i]
+    return [tf.concat(g, axis=0) for g in groups]
 
 
 def mix_weights(n, beta, key):
@@ -266,23 +263,22 @@ class MixMode:
         Returns:
             The mixed xl and ll.
         """
-        with tf.name_scope('mixup'):
-            if key is None:
-                key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
-            images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
-            # A key for each pool. In xx.yx both sides use the pool x, so y gets a key of its own, 'yx'.
-            keys = dict(zip(['x', 'y', 'xy', 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
-            mixed_images, mixed_labels = [], []
-            for side, row in zip('xy', MIXES[self.mode], strict=True):
-                if row is None:
-                    mixed_images += images[side]
-                    mixed_labels += labels[side]
-                    continue
-                pool, (share_x, share_y) = row
-                beta = share_x * betal[0] + share_y * betal[1]
-                m, partner = self.draw(side, pool, images, beta, keys[pool if side in pool else side + pool])
-                mixed_images += mix(images[side], images[pool], m, partner)
-                mixed_labels += mix(labels[side], labels[pool], m, partner)
+        if key is None:
+            key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
+        images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
+        # A key for each pool. In xx.yx both sides use the pool x, so y gets a key of its own, 'yx'.
+        keys = dict(zip(['x', 'y', 'xy', 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
+        mixed_images, mixed_labels = [], []
+        for side, row in zip('xy', MIXES[self.mode], strict=True):
+            if row is None:
+                mixed_images += images[side]
+                mixed_labels += labels[side]
+                continue
+            pool, (share_x, share_y) = row
+            beta = share_x * betal[0] + share_y * betal[1]
+            m, partner = self.draw(side, pool, images, beta, keys[pool if side in pool else side + pool])
+            mixed_images += mix(images[side], images[pool], m, partner)
+            mixed_labels += mix(labels[side], labels[pool], m, partner)
         return mixed_images, mixed_labels
 
     @staticmethod
@@ -359,10 +355,9 @@ def guess_monitors(p):
     Confidence is the mean of the guesses' largest probabilities. Entropy is the entropy of the mean guess, divided by
     log(nclass): 0 if all guesses are one class. p is float32 [B, nclass].
     """
-    with tf.name_scope('monitors'):
-        mean = replicas.average(tf.reduce_mean(p, axis=0))  # [nclass]
-        entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
-        confidence = tf.reduce_mean(tf.reduce_max(p, axis=1))
+    mean = replicas.average(tf.reduce_mean(p, axis=0))  # [nclass]
+    entropy = -tf.reduce_sum(tf.math.xlogy(mean, mean)) / np.log(int(p.shape[1]))
+    confidence = tf.reduce_mean(tf.reduce_max(p, axis=1))
     return {'monitors/guess_confidence': confidence, 'monitors/guess_entropy': entropy}
 
 
@@ -389,10 +384,8 @@ def update(loss, weights, lr, wd, average, moments):
     """
 
     def adam():
-        optimizer = tf.train.AdamOptimizer(lr)
-        gradients = optimizer.compute_gradients(replicas.share_loss(loss), weights)
         with tf.name_scope(None):  # So that its variables have the published names.
-            return optimizer.apply_gradients(gradients, name='update/Adam')
+            return tf.train.AdamOptimizer(lr).minimize(replicas.share_loss(loss), var_list=weights, name='update/Adam')
 
     kernels = [v for v in weights if v.name.endswith('kernel:0')]  # Biases and batch norm do not decay.
     with tf.name_scope('update'):

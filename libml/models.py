@@ -140,9 +140,8 @@ class MultiModel(train.ClassifySemi):
 
     def create_average(self, weights: list[tf.Variable], ema: float) -> tf.train.ExponentialMovingAverage:
         """Returns the tf.train.ExponentialMovingAverage of weights, created; an update moves it by its `apply`."""
-        with tf.name_scope('classify/'):
-            average = tf.train.ExponentialMovingAverage(ema)
-            average.apply(weights)
+        average = tf.train.ExponentialMovingAverage(ema)
+        average.apply(weights)
         return average
 
     def finish(
@@ -163,15 +162,14 @@ class MultiModel(train.ClassifySemi):
             **more: y, label, losses, monitors; see train.Model.model.
         """
         averaged = functools.partial(utils.getter_ema, average)
-        with tf.name_scope('evaluate'):
-            return EasyDict(
-                x=x,
-                train_op=train_op,
-                tune_op=layers.update_moments(moments),
-                classify_raw=tf.nn.softmax(self.classifier(x)),  # [B, nclass]
-                classify_op=tf.nn.softmax(self.classifier(x, getter=averaged)),  # [B, nclass]
-                **more,
-            )
+        return EasyDict(
+            x=x,
+            train_op=train_op,
+            tune_op=layers.update_moments(moments),
+            classify_raw=tf.nn.softmax(self.classifier(x)),  # [B, nclass]
+            classify_op=tf.nn.softmax(self.classifier(x, getter=averaged)),  # [B, nclass]
+            **more,
+        )
 
     # --- What the running of a model asks of a method ---
 

@@ -225,17 +225,15 @@ class Network:
         if getter not in self.variables:
             with tf.variable_scope('classify', reuse=tf.AUTO_REUSE, custom_getter=getter):
                 variables = [tf.get_variable(**described) for described in self.described]
-                self.variables[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
+            self.variables[getter] = variables, [tf.convert_to_tensor(v) for v in variables]
         return self.variables[getter]
 
     def __call__(self, x, training, keys, getter=None, moments=None):
         """See MultiModel.classifier; keys: one for each group that x holds, see layers.batch_norm."""
-        inside = tf.get_default_graph().get_name_scope()
-        with tf.name_scope('classify' if inside else 'classify/'):
-            variables, values = self.get_variables(getter)
-            shape = [tf.shape(x)[0] // len(keys), *self.noise.shape[1:]]
-            noise = tf.concat([tf.random.stateless_uniform(shape, key) for key in keys], axis=0)
-            logits, statistics = self.get_function(training, len(keys))(x, noise, values)
+        variables, values = self.get_variables(getter)
+        shape = [tf.shape(x)[0] // len(keys), *self.noise.shape[1:]]
+        noise = tf.concat([tf.random.stateless_uniform(shape, key) for key in keys], axis=0)
+        logits, statistics = self.get_function(training, len(keys))(x, noise, values)
         if training:
             found = list(zip([variables[i] for i in self.moving], statistics, strict=True))
             if moments is None:

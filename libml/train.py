@@ -151,11 +151,10 @@ class ClassifySemi(Model):
             label: int32 [None], named `labels`.
         """
         shape = list(self.dataset.shape)
-        with tf.name_scope('inputs'):
-            labeled, unlabeled = (self.next_batch(name, batch) for name in ('labeled', 'unlabeled'))
-            x = self.dataset.augment(labeled['image'], self.keys('augment_x'))  # [B, H, W, C]
-            y = tf.repeat(unlabeled['image'], nu, axis=0)  # [B * nu, H, W, C]
-            y = tf.reshape(self.dataset.augment(y, self.keys('augment_y')), [batch, nu] + shape)  # [B, nu, H, W, C]
+        labeled, unlabeled = (self.next_batch(name, batch) for name in ('labeled', 'unlabeled'))
+        x = self.dataset.augment(labeled['image'], self.keys('augment_x'))  # [B, H, W, C]
+        y = self.dataset.augment(tf.repeat(unlabeled['image'], nu, axis=0), self.keys('augment_y'))  # [B * nu, H, W, C]
+        y = tf.reshape(y, [batch, nu] + shape)  # [B, nu, H, W, C]
         return (
             tf.placeholder_with_default(x, [None] + shape, 'x'),
             tf.placeholder_with_default(y, [None, nu] + shape, 'y'),

@@ -125,9 +125,10 @@ class Trainer:
 
     def fold_graph(self):
         """Returns the tf.GraphDef of an update and of the evaluation, see folding.fold_graph."""
-        ops = self.model.ops
-        shown = [*self.scalars.values(), ops.classify_op, ops.classify_raw]
-        return folding.fold_graph(self.model.graph, [ops.train_op, ops.tune_op, *[tensor.op for tensor in shown]])
+        ops, parts = self.model.ops, {tensor.op: tag.split('/')[0] for tag, tensor in self.scalars.items()}
+        parts.update(dict.fromkeys((ops.train_op, ops.tune_op), 'update'))
+        parts.update({tensor.op: 'evaluate' for tensor in (ops.classify_op, ops.classify_raw)})
+        return folding.fold_graph(self.model.graph, parts)
 
     def restore(self, session, init_ckpt):
         """Restores what the run begins with. Damaged newer checkpoints are renamed: nothing overwrites them.
