@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import io
 import os
 import re
 import unicodedata
@@ -9,51 +10,45 @@ from typing import NamedTuple
 
 from libml import files, utils
 from libml.family import make_class_key, read_class, shorten
-from libml.intake import pictures
+from libml.intake import label_studio, pictures
 from libml.utils import escape
 
 
 class Row(NamedTuple):
-    """A row of a table of labels: the line where it ends, and its cells; '' where there is none."""
+    """A row of a table of labels: where it stands, in words; and its cells, '' where there is none."""
 
-    line: int
+    place: str
     file: str
     label: str
     split: str
     group: str
 
 
+class Table(NamedTuple):
+    """A table of labels as it stands; known columns have the names of COLUMNS."""
+
+    lines: list  # Of text, with their ends.
+    ends: list  # The lines where the header and each row end.
+    delimiter: str
+    columns: list
+    rows: list  # (place in words, cells) of each.
+
+
 COLUMNS = dict(  # What a column may be called.
     file=('file', 'filename', 'path', 'image'),
-    **{'class': ('class', 'label', 'category')},
+    **{'class': ('class', 'label', 'category', 'choice')},
     split=('split',),
     group=('group',),
 )
 FORMULA = tuple('=+-@\t\r＝＋－＠')  # What a formula begins with in a spreadsheet.
-NO_TABLES = {
-    b'PK\x03\x04': 'a workbook',
-    b'\xd0\xcf\x11\xe0': 'a workbook',
-    b'[': 'JSON',
-    b'{': 'JSON',
-    b'%PDF': 'a PDF',
-}
-
-
-class Table(NamedTuple):
-    """A table of labels as it stands. Rows are (line where it ends, cells); known columns have the names of COLUMNS."""
-
-    lines: list  # Of text, with their ends.
-    header: int  # How many of them come before the rows.
-    delimiter: str
-    columns: list
-    rows: list
+NO_TABLES = {b'PK\x03\x04': 'a workbook', b'\xd0\xcf\x11\xe0': 'a workbook', b'%PDF': 'a PDF'}
 
 
 def read_labels(path):
     """Returns a list of Row: a CSV file with the columns `file` and `class`, perhaps `split` and `group`.
 
     Commas, semicolons or tabs part the columns, or what a first line such as `sep=;` says. The text is UTF-8 or, with a
-    byte-order mark, UTF-16. Other columns are ignored.
+    byte-order mark, UTF-16. Other columns are ignored. JSON is read as an export of Label Studio.
 
     Raises:
         utils.Error: it is no such file.
@@ -63,7 +58,7 @@ def read_labels(path):
 
 def read_rows(path, table):
     """Returns the list of Row of a Table; raises utils.Error, which names `path`, where a row is wrong."""
-    return [_read_row(path, line, table.columns, cells) for line, cells in table.rows]
+    return [_read_row('%s, %s' % (path, place), place, table.columns, cells) for place, cells in table.rows]
 
 
 def read_table(path):
@@ -71,25 +66,34 @@ def read_table(path):
     with files.naming(path), open(path, 'rb') as file:
         start = file.read(64)
     for mark, what in NO_TABLES.items():
-        if start.lstrip().startswith(mark):
+        if start.startswith(mark):
             raise utils.Error('%s is %s, not a table of text: save it as "CSV UTF-8"' % (escape(path), what))
-    encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
-    try:
-        with open(path, newline='', encoding=encoding) as file:
-            lines = list(file)
-    except UnicodeError as error:
-        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % escape(path)) from error
+    is_json = start.lstrip().startswith((b'[', b'{'))
+    text, places = label_studio.read_export(path) if is_json else (_read_text(path, start), [])
+    lines = list(io.StringIO(text, newline=''))
     first = lines[0] if lines else ''
     said = re.fullmatch(r'"?sep=(.)"?\s*', first)
     before, delimiter = bool(said), said[1] if said else max(',;\t', key=first.count)
     reader = csv.reader(lines[before:], delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         columns = _find_columns(path, next(reader, []))
-        header = before + reader.line_num
-        rows = [(before + reader.line_num, cells) for cells in reader if any(cells)]
+        ends, rows = [before + reader.line_num], []
+        for number, cells in enumerate(reader):
+            if any(cells):
+                ends.append(before + reader.line_num)
+                rows.append((places[number] if places else 'line %d' % ends[-1], cells))
     except csv.Error as error:
         raise utils.Error('%s, line %d: %s' % (escape(path), reader.line_num, error)) from error
-    return Table(lines, header, delimiter, columns, rows)
+    return Table(lines, ends, delimiter, columns, rows)
+
+
+def _read_text(path, start):
+    encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
+    try:
+        with open(path, newline='', encoding=encoding) as file:
+            return file.read()
+    except UnicodeError as error:
+        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % escape(path)) from error
 
 
 def _find_columns(path, header):
@@ -99,21 +103,21 @@ def _find_columns(path, header):
         if name not in columns:
             columns = [name if column in others else column for column in columns]
         if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
-            text = (
-                '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s; meant are '
-            )
+            text = '%s has %d columns named %r: its header must be such as file,class, and is %s; meant are '
             text += ', '.join(' or '.join(names) for names in COLUMNS.values())
             shown = escape(repr(shorten(','.join(header))))
             raise utils.Error(text % (escape(path), columns.count(name), name, shown))
     return columns
 
 
-def _read_row(path, line, columns, cells):
+def _read_row(where, place, columns, cells):
     cell = collections.defaultdict(str, zip(columns, cells, strict=False))
     label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
     if disarm(label[1:], "'") == label:
         label = label[1:]
-    row = Row(line, cell['file'], read_class(label, '%s, line %d' % (path, line)), split.lower(), group)
+    if cell['was_cancelled'].lower() == 'true':  # Label Studio's word for skipped.
+        label = ''
+    row = Row(place, cell['file'], read_class(label, where), split.lower(), group)
     is_list = row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}')
     faults = [
         any(cells[len(columns) :]) and 'has more cells than the header: a comma inside a cell needs quotes around it',
@@ -123,17 +127,17 @@ def _read_row(path, line, columns, cells):
         row.split == 'test' and not row.label and '%s is for testing, but has no class' % escape(row.file),
     ]
     if any(faults):
-        raise utils.Error('%s, line %d: %s' % (path, line, next(filter(None, faults))))
+        raise utils.Error('%s: %s' % (where, next(filter(None, faults))))
     return row
 
 
 def find_classes(rows):
-    """Returns {class: the lines where it stands, in words} of a list of Row."""
-    lines = collections.defaultdict(list)
+    """Returns {class: the places where it stands, in words} of a list of Row."""
+    places = collections.defaultdict(list)
     for row in rows:
-        lines[row.label].append(row.line)
-    more = {name: ' and %d more' % (len(found) - 1) if found[1:] else '' for name, found in lines.items()}
-    return {name: 'line %d%s' % (found[0], more[name]) for name, found in lines.items() if name}
+        places[row.label].append(row.place)
+    more = {name: ' and %d more' % (len(found) - 1) if found[1:] else '' for name, found in places.items()}
+    return {name: found[0] + more[name] for name, found in places.items() if name}
 
 
 def match_rows(table, folder, rows, found, unused, skip_bad):
@@ -150,10 +154,10 @@ def match_rows(table, folder, rows, found, unused, skip_bad):
     for row in rows:
         path, reason = index.find(row.file, unused)
         if path is None or (path in unused and not skip_bad):
-            wrong.append('%s, line %d: %s %s' % (table, row.line, escape(row.file), reason))
+            wrong.append('%s, %s: %s %s' % (table, row.place, escape(row.file), reason))
         elif path not in unused and by_path.setdefault(path, row)[2:] != row[2:]:
-            text = '%s: lines %d and %d contradict each other on %s'
-            raise utils.Error(text % (table, by_path[path].line, row.line, escape(path)))
+            text = '%s: %s and %s contradict each other on %s'
+            raise utils.Error(text % (table, by_path[path].place, row.place, escape(path)))
     utils.print_list(wrong)
     if wrong:
         raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), table, escape(folder)))
@@ -175,7 +179,9 @@ class Index:
 
     def find(self, file, unused):
         """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
-        for spelling in (file, file.strip(), file.strip().replace('\\', '/')):
+        name = file.strip()
+        others = label_studio.list_paths(name, os.path.basename(self._folder))
+        for spelling in (file, name, name.replace('\\', '/'), *others):
             if os.path.isabs(spelling):
                 spelling = os.path.relpath(spelling, self._folder)
             path = os.path.normpath(spelling)
