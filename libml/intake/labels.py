@@ -63,17 +63,22 @@ def read_rows(path, table):
 
 def read_table(path):
     """Returns the Table in a file, see read_labels; rows without a cell are left out."""
-    with files.naming(path), open(path, 'rb') as file:
-        start = file.read(64)
+    with files.reading(path) as file:
+        content = file.read()
     for mark, what in NO_TABLES.items():
-        if start.startswith(mark):
+        if content.startswith(mark):
             raise utils.Error('%s is %s, not a table of text: save it as "CSV UTF-8"' % (escape(path), what))
-    is_json = start.lstrip().startswith((b'[', b'{'))
-    text, places = label_studio.read_export(path) if is_json else (_read_text(path, start), [])
+    try:
+        text, places = content.decode('utf-16' if content[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'), []
+    except UnicodeError as error:
+        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % escape(path)) from error
+    if text[:64].lstrip().startswith(('[', '{')):
+        text, places = label_studio.read_export(path)
     lines = list(io.StringIO(text, newline=''))
     first = lines[0] if lines else ''
     said = re.fullmatch(r'"?sep=(.)"?\s*', first)
     before, delimiter = bool(said), said[1] if said else max(',;\t', key=first.count)
+    # Not by pandas, which says no line numbers, takes a"b for ab, and a header of 5 million cells for minutes.
     reader = csv.reader(lines[before:], delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         columns = _find_columns(path, next(reader, []))
@@ -87,15 +92,6 @@ def read_table(path):
     return Table(lines, ends, delimiter, columns, rows)
 
 
-def _read_text(path, start):
-    encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
-    try:
-        with open(path, newline='', encoding=encoding) as file:
-            return file.read()
-    except UnicodeError as error:
-        raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % escape(path)) from error
-
-
 def _find_columns(path, header):
     """Returns the names of a table's columns, the known ones as the keys of COLUMNS."""
     columns = [name.strip().lower() for name in header]
@@ -103,10 +99,10 @@ def _find_columns(path, header):
         if name not in columns:
             columns = [name if column in others else column for column in columns]
         if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
-            text = '%s has %d columns named %r: its header must be such as file,class, and is %s; meant are '
-            text += ', '.join(' or '.join(names) for names in COLUMNS.values())
+            text = '%s has %d columns named %r: its header must be such as file,class, and is %s; meant are %s'
             shown = escape(repr(shorten(','.join(header))))
-            raise utils.Error(text % (escape(path), columns.count(name), name, shown))
+            meant = ', '.join(' or '.join(names) for names in COLUMNS.values())
+            raise utils.Error(text % (escape(path), columns.count(name), name, shown, meant))
     return columns
 
 
@@ -136,8 +132,8 @@ def find_classes(rows):
     places = collections.defaultdict(list)
     for row in rows:
         places[row.label].append(row.place)
-    more = {name: ' and %d more' % (len(found) - 1) if found[1:] else '' for name, found in places.items()}
-    return {name: found[0] + more[name] for name, found in places.items() if name}
+    places.pop('', None)
+    return {name: first + ' and %d more' % len(more) * bool(more) for name, (first, *more) in places.items()}
 
 
 def match_rows(table, folder, rows, found, unused, skip_bad):
@@ -175,7 +171,6 @@ class Index:
             for key in set(_list_names(path)):
                 self._loose[key].append(path)
         self._similar = {make_class_key(name): paths[0] for name, paths in self._loose.items()}
-        self._similar.update((make_class_key(path), path) for path in found)
 
     def find(self, file, unused):
         """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
@@ -191,14 +186,15 @@ class Index:
             if path in unused:
                 return path, ('lies ' if unused[path] == pictures.SYSTEM else 'is ') + unused[path]
         several = self._loose.get(path, ()) if os.sep not in path else ()
-        if len(several) == 1:
-            return several[0], ''
-        if several:
+        if several[1:]:
             return None, 'is the name of %d pictures: say in which folder' % len(several)
-        for name in (path, *_list_names(path)):
-            if similar := self._similar.get(make_class_key(name)):
-                return None, 'is not there, but %s is' % escape(similar)
-        return None, 'is not there'
+        if several:
+            return several[0], ''
+        # Not the nearest name by difflib: of numbered pictures, 30.png is near 20.png, but another picture.
+        similar = next(
+            (self._similar[key] for key in map(make_class_key, _list_names(path)) if key in self._similar), ''
+        )
+        return None, 'is not there' + (similar and ', but %s is' % escape(similar))
 
 
 def _list_names(path):
