@@ -69,7 +69,7 @@ BAD = {  # What is wrong: the content, and words of the line.
     'texts': (['a.png'], 'the file is ["a.png"], but must be'),
     'cut': ('[{"data": ', 'is not JSON'),
     'deep': ('[' * 100_000, 'is not JSON'),
-    'not UTF-8': ('["\udcff"]'.encode('utf-8', 'surrogateescape').decode('latin-1') + '[', 'is not JSON'),
+    'two values': ('[][', 'is not JSON'),
     'data': ([GOOD, {**GOOD, 'data': 'a.png'}], 'task 2: data is "a.png", but must be an object'),
     'no data': ([dict(annotations=[])], 'task 1: data is null'),
     'annotations': ([{**GOOD, 'annotations': {'1': []}}], 'task 1: annotations is {"1": []}'),
