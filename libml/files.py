@@ -37,15 +37,23 @@ def reading(path, encoding=None):
         yield file
 
 
-def read_json(path, default):
-    """Returns what a JSON file holds; default where there is no file, or, with a warning, where it is not JSON."""
+def parse_json(path):
+    """Returns what a JSON file holds; raises utils.Error where it is not JSON."""
     try:
         with reading(path, 'utf-8') as file:
             return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise Error('%s is not JSON: %s' % (escape(path), error)) from error
+
+
+def read_json(path, default):
+    """Returns what a JSON file holds; default where there is no file, or, with a warning, where it is not JSON."""
+    try:
+        return parse_json(path)
     except FileNotFoundError:
         return default
-    except (ValueError, RecursionError) as error:
-        print('Ignoring %s, which is not JSON: %s' % (path, error), file=sys.stderr)
+    except Error as error:
+        print('Ignoring %s' % error, file=sys.stderr)
         return default
 
 

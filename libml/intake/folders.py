@@ -176,7 +176,7 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, simila
     has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
     _check_fraction(test_fraction, has_test, table + ' names test pictures', table + missing)
     for path in found:
-        row = by_path.get(path) or labels.Row(0, path, '', '', '')
+        row = by_path.get(path) or labels.Row('', path, '', '', '')
         part = (row.split or 'train') if row.label else 'unlabeled'
         plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
