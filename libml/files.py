@@ -37,6 +37,13 @@ def reading(path, encoding=None):
         yield file
 
 
+def read_chunks(path, size=1 << 20):
+    """Yields the bytes of a file in pieces of `size`, the last one shorter; see reading."""
+    with reading(path) as file:
+        while chunk := file.read(size):
+            yield chunk
+
+
 def read_json(path, default):
     """Returns what a JSON file holds; default where there is no file, or, with a warning, where it is not JSON."""
     try:

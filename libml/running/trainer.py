@@ -132,7 +132,7 @@ class Trainer:
             self.checkpoints.restore(session, chosen.held)
             print('Continuing from %s' % chosen.held.ckpt)
         chosen.release()
-        return Means(self.scalars, self.checkpoints.note())
+        return Means(self.scalars, self.checkpoints.read_means())
 
     def save(self, session, step, keep_ckpt, means):
         """Writes a checkpoint on host 0, and beside it the means since the last point of the curves."""
