@@ -177,7 +177,13 @@ def fetching(data_dir, source, verify):
         yield fetch
         return
     files.refuse_link(downloads)
-    with archives.locking(os.path.join(data_dir, '.downloads.lock')):
+    lock = os.path.join(data_dir, '.downloads.lock')
+
+    def wait(_):
+        print('Waiting for another process, which holds %s' % lock, file=sys.stderr)
+
+    with files.locking(lock, wait), contextlib.ExitStack() as undo:
+        undo.callback(pathlib.Path(lock).unlink, missing_ok=True)
         with files.making_folder(downloads):
             for name in os.listdir(downloads):  # Nobody else writes there now: killed processes left these.
                 if archives.UNFINISHED.fullmatch(name):

@@ -3,15 +3,12 @@
 Members are streamed and taken by their base names, so that no name or link in an archive decides what is written where.
 """
 
-import contextlib
-import fcntl
 import os
 import re
-import sys
 import tarfile
 import zlib
 
-from libml import files, utils
+from libml import utils
 from libml.cli import progress
 
 CHUNK = 1 << 20
@@ -58,28 +55,6 @@ def download(archive, folder, verify=True):
             'cannot download %s (%s): try again, or get it elsewhere and use --source (--noverify accepts another file)'
         )
         raise utils.Error(text % (archive.url, utils.explain(error))) from error
-
-
-@contextlib.contextmanager
-def locking(path):
-    """Holds the lock file `path`, which other processes wait for meanwhile; it is removed in the end.
-
-    Where the file system has no locks, a line on stderr says so, and nothing is locked.
-    """
-    files.refuse_link(path)
-    with open(path, 'ab') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print('Waiting for another process, which holds %s' % path, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            utils.warn('%s (%s): let no other process download there' % (path, error.strerror))
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(path)
 
 
 # --- Reading tar archives ---
