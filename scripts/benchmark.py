@@ -2,10 +2,9 @@
 
 python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 
-    step     an update, compiled by XLA and not; with real input and with a fixed batch; against a matrix product's rate
-    input    augmented batches
-    eval     the evaluation of a report, against a bare loop over the classifier
-    startup  a training command from its start to its first update
+    step   an update, compiled by XLA and not; with real input and with a fixed batch; against a matrix product's rate
+    input  augmented batches
+    eval   the evaluation of a report, against a bare loop over the classifier
 
 The flags of training choose the network and the batch. To compare with another program, give it the same batch, nu,
 network and threads, and run the two in turns on an idle machine. Compare it with the fixed batch where it is timed on a
@@ -25,8 +24,6 @@ import contextlib
 import copy
 import platform
 import resource
-import subprocess
-import tempfile
 import time
 
 import numpy as np
@@ -40,7 +37,7 @@ from libml.cli.options import Option, Range
 from libml.intake import splits
 from libml.running import hardware
 
-PARTS = ('step', 'input', 'eval', 'startup')
+PARTS = ('step', 'input', 'eval')
 OPTIONS = dict(
     experiment.list_options(AblationMixMatch),
     parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
@@ -52,7 +49,6 @@ OPTIONS = dict(
 # Rows of the matrices whose product says what the machine can do: so many that calling it costs nothing.
 MATRIX = dict(cpu=2048, gpu=8192)
 EVALUATED = 1536  # Images, for `eval`.
-TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'ablation', 'ab_mixmatch.py')
 PLAIN, COMPILED = 'plain graph (--noxla)', 'compiled (--xla)'
 
 
@@ -197,25 +193,6 @@ class Bench:
         return self.measure_rates('images/s', sum(map(len, sets)), calls)
 
 
-def measure_startup(o):
-    """Starts training commands, and stops each after its first update; returns the rows, in seconds."""
-    names = (*PARAMS, 'dataset', 'data_dir', 'precision', 'whiten', 'p_unlabeled')
-    argv = ['--%s=%s' % (name, o[name]) for name in names if o[name] is not None]
-
-    def start(flag):
-        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as errors:
-            command = [sys.executable, '-u', TRAIN, *argv, flag, '--train_dir=' + folder]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-                if not any(line.startswith('The first update') for line in process.stdout):
-                    errors.seek(0)
-                    raise utils.Error('%s: %s' % (' '.join(command), errors.read().strip().rpartition('\n')[2]))
-                process.kill()
-
-    return make_rows(
-        's', measure_in_turns({PLAIN: lambda: start('--noxla'), COMPILED: lambda: start('--xla')}, o.turns, 0)
-    )
-
-
 def describe_machine():
     """Returns what the figures were measured on."""
     cpu = platform.processor() or platform.machine()
@@ -249,7 +226,7 @@ def benchmark(**given):
     print('%-40s %10s %10s %10s  %-20s %9s' % ('', 'median', 'min', 'max', '', 'ratio'), flush=True)
     for part in parts:
         with contextlib.ExitStack() as stack:
-            rows = measure_startup(o) if part == 'startup' else getattr(Bench(o, stack), part)()
+            rows = getattr(Bench(o, stack), part)()
         for row in rows:
             text = '%-8s%-32s %10.4g %10.4g %10.4g  %-20s %9.2f'
             print(text % (part, *map(row.get, ('what', 'median', 'min', 'max', 'unit', 'ratio'))), flush=True)

@@ -224,7 +224,7 @@ class Loop:
             if self.step == self.first and self.trainer.model.machine.compiles_update:
                 raise utils.Error('the first update failed; try --noxla: %s' % utils.explain(error)) from error
             raise
-        if self.step == self.first:  # scripts/benchmark.py waits for this line.
+        if self.step == self.first:
             tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
             self.bar.unpause()  # So that the time left is without the compilation.
         self.step += self.periods.batch
