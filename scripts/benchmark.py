@@ -24,13 +24,13 @@ import contextlib
 import copy
 import platform
 import resource
-import time
+import timeit
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from ablation.ab_mixmatch import PARAMS, AblationMixMatch
+from ablation.ab_mixmatch import AblationMixMatch
 from libml import data, data_pair, experiment, files, train, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
@@ -58,22 +58,16 @@ def measure_in_turns(functions, turns, seconds_each):
     Args:
         functions: {name: function without arguments}.
         turns: int, how often each is measured, one after the other.
-        seconds_each: seconds that a measurement lasts, by as many calls as that takes; 0: one call.
+        seconds_each: seconds that a measurement lasts, by as many calls as that takes.
     """
-    calls, seconds = {}, {name: [] for name in functions}
+    calls, seconds = {}, {name: np.zeros(turns) for name in functions}
     for name, function in functions.items():
         function()  # Traces, compiles, fills caches.
-        begin = time.perf_counter()
-        if seconds_each:
-            function()
-        calls[name] = max(1, round(seconds_each / (time.perf_counter() - begin)))
-    for _ in range(turns):
+        calls[name] = max(1, round(seconds_each / timeit.timeit(function, number=1)))
+    for turn in range(turns):
         for name, function in functions.items():
-            begin = time.perf_counter()
-            for _ in range(calls[name]):
-                function()
-            seconds[name].append((time.perf_counter() - begin) / calls[name])
-    return {name: np.array(values) for name, values in seconds.items()}
+            seconds[name][turn] = timeit.timeit(function, number=calls[name]) / calls[name]
+    return seconds
 
 
 def make_rows(unit, values):
