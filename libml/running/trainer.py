@@ -134,11 +134,6 @@ class Trainer:
         chosen.release()
         return Means(self.scalars, self.checkpoints.read_means())
 
-    def save(self, session, step, keep_ckpt, means):
-        """Writes a checkpoint on host 0, and beside it the means since the last point of the curves."""
-        if not self.model.machine.host:
-            self.checkpoints.save(session, step, keep_ckpt, means.state())
-
     def check_finite(self, values, step):
         """Raises utils.Error if a loss or monitor is not finite; values are those of self.scalars."""
         if not np.isfinite(values).all():
@@ -242,8 +237,9 @@ class Loop:
             tqdm.write(remark)
 
     def save(self):
-        """Writes a checkpoint."""
-        self.trainer.save(self.session, self.step, self.periods.keep, self.means)
+        """Writes a checkpoint on host 0, and beside it the means since the last point of the curves."""
+        if not self.trainer.model.machine.host:
+            self.trainer.checkpoints.save(self.session, self.step, self.periods.keep, self.means.state())
         self.saved = self.step
 
     def lacks_report(self):
