@@ -15,7 +15,7 @@ import sys
 import tempfile
 import uuid
 
-from libml.utils import Error, escape, warn
+from libml.utils import Error, escape, refuse, warn
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
@@ -176,8 +176,7 @@ def _remove(path):
 
 def refuse_link(path):
     """Raises utils.Error where a path that this program writes to, or removes, is a link to something else."""
-    if os.path.islink(path):
-        raise Error('%s is a link, and nothing is written through it: remove it' % escape(path))
+    refuse(os.path.islink(path), '%s is a link, and nothing is written through it: remove it', escape(path))
 
 
 @contextlib.contextmanager

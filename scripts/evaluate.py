@@ -265,8 +265,7 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     classifier = trained.load(run, data_dir=data_dir, **which)
     images = trained.read_dataset(classifier.folder, classifier.args, data_dir).sets[set]
     images = images.select(np.flatnonzero(images.labels >= 0))
-    if not len(images):
-        raise utils.Error('no picture of the set %s has a class: choose another --set' % set)
+    utils.refuse(not len(images), 'no picture of the set %s has a class: choose another --set', set)
     bar = progress.make_bar(
         images.batches(classifier.batch), 'batches', math.ceil(len(images) / classifier.batch), leave=False
     )

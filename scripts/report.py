@@ -109,8 +109,7 @@ def read_run(path, damaged=None):
     needed = 'dataset', 'seed', 'train_kimg', *varied
     wrong = [name for name in needed if not isinstance(run.args.get(name), int | float | str)]
     wrong += [] if isinstance(method, str) and method.isidentifier() else ['class']
-    if wrong:
-        raise utils.Error('args.json is missing or damaged: no %s' % ', '.join(wrong))
+    utils.refuse(wrong, 'args.json is missing or damaged: no %s', ', '.join(wrong))
     split = data_pair.parse(run.args['dataset'])
     shared = {*run.args} & ({*known} - {*varied, *NOT_SHARED} if rows else COMMON)
     flags = show_flags({name: run.args[name] for name in shared}, known)

@@ -27,12 +27,10 @@ def take(archive, folder, verify=True):
     import pooch  # Slow to import, and only needed here.
 
     path = os.path.join(folder, archive.name)
-    if not os.path.isfile(path):
-        raise utils.Error('%s is missing: get it from %s' % (path, archive.url))
+    utils.refuse(not os.path.isfile(path), '%s is missing: get it from %s', path, archive.url)
     found = pooch.file_hash(path) if verify else archive.sha256
-    if found != archive.sha256:
-        text = '%s has the sha256 %s, not the published %s: it is damaged or another file (--noverify accepts it)'
-        raise utils.Error(text % (path, found, archive.sha256))
+    text = '%s has the sha256 %s, not the published %s: it is damaged or another file (--noverify accepts it)'
+    utils.refuse(found != archive.sha256, text, path, found, archive.sha256)
     return path
 
 

@@ -77,16 +77,14 @@ def list_files(folder):
     Raises:
         utils.Error: `folder` is no folder, links run in a circle, or a folder cannot be read.
     """
-    if not os.path.isdir(folder):
-        raise utils.Error('%s is no folder: it must be one with pictures' % escape(folder))
+    utils.refuse(not os.path.isdir(folder), '%s is no folder: it must be one with pictures', escape(folder))
     found, waiting = {}, [('', (), '')]
     while waiting:  # Not by recursion, as folders may be deep.
         within, above, reason = waiting.pop()
         here = os.stat(os.path.join(folder, within))
         above = (*above, (here.st_dev, here.st_ino))
-        if above[-1] in above[:-1]:
-            text = '%s leads to a folder that holds it: remove this link'
-            raise utils.Error(text % escape(os.path.join(folder, within)))
+        text = '%s leads to a folder that holds it: remove this link'
+        utils.refuse(above[-1] in above[:-1], text, escape(os.path.join(folder, within)))
         for entry in os.scandir(os.path.join(folder, within)):
             path, why, mode = os.path.join(within, entry.name), reason or _judge_name(entry.name), _find_mode(entry)
             if mode is not None and stat.S_ISDIR(mode):

@@ -155,9 +155,8 @@ class Held(contextlib.AbstractContextManager):
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         for name, kind in needed.items():
             held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
-            if held != kind:
-                text = '%s does not fit: as %s the model needs %s, it holds %s'
-                raise utils.Error(text % (self.ckpt, name, kind, held))
+            text = '%s does not fit: as %s the model needs %s, it holds %s'
+            utils.refuse(held != kind, text, self.ckpt, name, kind, held)
 
 
 @contextlib.contextmanager

@@ -74,9 +74,8 @@ class Run:
 
     def check_name(self):
         """Raises utils.Error where the folder's name is longer than file systems allow."""
-        if len(os.fsencode(os.path.basename(self.folder))) > MAX_NAME:
-            text = '%s: the name of this folder is longer than %d bytes: use fewer or shorter arguments'
-            raise utils.Error(text % (self.folder, MAX_NAME))
+        text = '%s: the name of this folder is longer than %d bytes: use fewer or shorter arguments'
+        utils.refuse(len(os.fsencode(os.path.basename(self.folder))) > MAX_NAME, text, self.folder, MAX_NAME)
 
     @contextlib.contextmanager
     def locking(self):
@@ -251,8 +250,7 @@ def find_runs(folder, onerror=None):
     Raises:
         utils.Error: there is no such folder.
     """
-    if not os.path.isdir(folder):
-        raise utils.Error('%s is no folder' % utils.escape(folder))
+    utils.refuse(not os.path.isdir(folder), '%s is no folder', utils.escape(folder))
     found, seen, todo = [], set(), [folder]
     while todo:
         path = todo.pop()
