@@ -214,17 +214,17 @@ def is_running(pid):
 
 
 @contextlib.contextmanager
-def locking(path, refuse):
+def locking(path, refusal=''):
     """Holds a lock file, in which the name of this process stands meanwhile.
 
     Where the file system has no locks, a warning says so, and the name in the file decides: `process 7 on host` holds
     it if that process is on this machine and still runs.
 
     Args:
-        refuse: function of the name of another process that holds it: raises an error, or returns to wait for it.
+        refusal: how the error begins that names another process which holds the file; '': that process is waited for.
 
     Raises:
-        utils.Error: the path is a link.
+        utils.Error: another process holds the file, and is not waited for; or the path is a link.
     """
     refuse_link(path)
     with open(path, 'ab+', buffering=0) as file:
@@ -232,7 +232,8 @@ def locking(path, refuse):
             file.seek(0)
             owner = file.read().decode(errors='replace').strip()
             if not _lock(file, owner, fcntl.LOCK_NB):
-                refuse(owner or 'another process')
+                refuse(refusal, '%s%s', refusal, owner or 'another process')
+                print('Waiting for another process, which holds %s' % path, file=sys.stderr)
                 _lock(file, owner, 0)
             file.truncate(0)
             file.write(b'process %d on %s\n' % (os.getpid(), os.fsencode(socket.gethostname())))

@@ -177,11 +177,7 @@ def fetching(data_dir, source, verify):
         return
     files.refuse_link(downloads)
     lock = os.path.join(data_dir, '.downloads.lock')
-
-    def wait(_):
-        print('Waiting for another process, which holds %s' % lock, file=sys.stderr)
-
-    with files.locking(lock, wait), contextlib.ExitStack() as undo:
+    with files.locking(lock), contextlib.ExitStack() as undo:
         undo.callback(pathlib.Path(lock).unlink, missing_ok=True)
         with files.making_folder(downloads):
             for name in os.listdir(downloads):  # Nobody else writes there now: killed processes left these.

@@ -77,22 +77,17 @@ class Run:
         text = '%s: the name of this folder is longer than %d bytes: use fewer or shorter arguments'
         utils.refuse(len(os.fsencode(os.path.basename(self.folder))) > MAX_NAME, text, self.folder, MAX_NAME)
 
-    @contextlib.contextmanager
     def locking(self):
-        """Keeps every other process from writing this run; raises utils.Error where one does so already."""
+        """Keeps every other process from writing this run, inside a `with`.
+
+        Raises:
+            utils.Error: another process does so already; or what this program writes in the folder is a link, which may
+                lead to somebody else's files.
+        """
         os.makedirs(self.folder, exist_ok=True)
-        self.refuse_links()
-
-        def refuse(owner):
-            raise utils.Error('%s is being trained by %s' % (self.folder, owner))
-
-        with files.locking(os.path.join(self.folder, 'lock'), refuse):
-            yield
-
-    def refuse_links(self):
-        """Raises utils.Error if what this program writes in the folder is a link: it may lead to another's files."""
-        for name in ('lock', 'tf', 'args', 'stats', 'evaluation'):
+        for name in ('tf', 'args', 'stats', 'evaluation'):
             files.refuse_link(os.path.join(self.folder, name))
+        return files.locking(os.path.join(self.folder, 'lock'), self.folder + ' is being trained by ')
 
     def remove_unfinished(self):
         """Removes what a killed or failed process left half-written; the run must be locked."""
