@@ -134,7 +134,8 @@ class Source:
         self.family = data_pair.look_up_family(self._folder, name)
         self._files = [records.RecordFile(path) for path in paths]
         self._first = np.cumsum([0] + [len(file) for file in self._files])
-        self.labels, self.groups = map(np.concatenate, zip(*map(self._check, self._files), strict=True))
+        checked = (file.check(unlabeled=True)[1:] for file in self._files)
+        self.labels, self.groups = map(np.concatenate, zip(*checked, strict=True))
         found = int(self.labels.max()) + 1
         nclass = self.family.nclass if self.family else found
         utils.refuse(not found, '%s: no record has a class', ', '.join(paths))
@@ -144,10 +145,6 @@ class Source:
         test = data_pair.locate_records(self._folder, name, 'test')
         known = self._files + ([records.RecordFile(test)] if os.path.isfile(test) else [])
         self.fingerprints = {os.path.basename(file.path): file.fingerprint for file in known}
-
-    @staticmethod
-    def _check(file):
-        return file.check(unlabeled=True)[1:]
 
     def pick(self, size, seed):
         """Returns the positions of the labelled records, in file order; size: int, or data_pair.ALL that have a label.

@@ -105,35 +105,29 @@ class Held(contextlib.AbstractContextManager):
             Damaged: it is damaged.
             utils.Error: there is none, or it cannot be read now; what is in it may be whole.
         """
-        self.ckpt = ckpt
+        self.ckpt, why = ckpt, ''
         with contextlib.ExitStack() as stack:
             try:
                 self.path, found = stack.enter_context(copying(ckpt))
                 saved = read_note(ckpt).get('sha256')
+                if saved and isinstance(saved, dict):
+                    changed = [ckpt + ending for ending in saved if found.get(ending) != saved[ending]]
+                    why = ', '.join('%s is missing, or not as it was saved' % path for path in changed)
+                else:
+                    reader = tf.train.load_checkpoint(self.path)
+                    for name in reader.get_variable_to_shape_map():  # One at a time: all may not fit in memory.
+                        reader.get_tensor(name)
             except (FileNotFoundError, NotADirectoryError):
                 text = '%s is not a whole checkpoint: there is no file %s.index'
                 raise utils.Error(text % (ckpt, ckpt)) from None
             except OSError as error:
                 text = '%s cannot be read (%s). It may be whole, so nothing was changed: run the same command when '
                 raise utils.Error((text + 'it can be read') % (ckpt, utils.explain(error))) from error
-            if saved and isinstance(saved, dict):
-                changed = [ending for ending in saved if found.get(ending) != saved[ending]]
-                why = changed and '%s%s is missing, or not as it was saved' % (ckpt, changed[0])
-            else:
-                why = self.read_through()
+            except FAILURES as error:
+                why = utils.explain(error).replace(self.path, ckpt)
             if why:
                 raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, why))
             self.close = stack.pop_all().close
-
-    def read_through(self):
-        """Returns what TensorFlow says of damage when it reads all variables, checksums included; '' for none."""
-        try:
-            reader = tf.train.load_checkpoint(self.path)
-            for name in reader.get_variable_to_shape_map():  # One at a time: all together may not fit in memory.
-                reader.get_tensor(name)
-        except FAILURES as error:
-            return utils.explain(error).replace(self.path, self.ckpt)
-        return ''
 
     def __exit__(self, *_):
         self.close()
