@@ -105,7 +105,8 @@ class Held(contextlib.AbstractContextManager):
             Damaged: it is damaged.
             utils.Error: there is none, or it cannot be read now; what is in it may be whole.
         """
-        self.ckpt, why = ckpt, ''
+        self.ckpt = self.path = ckpt
+        why = ''
         with contextlib.ExitStack() as stack:
             try:
                 self.path, found = stack.enter_context(copying(ckpt))
