@@ -117,8 +117,9 @@ def read_stl10(path, part, labeled=True):
         stop = first + len(images)
         yield images, labels[first:stop] if labeled else np.zeros(len(images), int)
         first = stop
-    text = '%s holds %d pictures but %d labels in %s'
-    utils.refuse(labeled and first != len(labels), text, path, first, len(labels), part)
+    if labeled:
+        text = '%s holds %d pictures but %d labels in %s'
+        utils.refuse(first != len(labels), text, path, first, len(labels), part)
 
 
 READERS = dict(digits=read_digits, cifar=read_cifar, svhn=read_svhn, stl10=read_stl10)  # By layout.
