@@ -234,4 +234,6 @@ def creating_result(*paths):
         with files.creating(*paths) as parts:
             yield parts
     except (OSError, tf.errors.OpError) as error:
+        if getattr(error, 'filename', None) and not str(error.filename).startswith(tuple(map(os.path.abspath, paths))):
+            raise  # It is about what was read.
         raise utils.Error('cannot write %s (%s)' % (' and '.join(paths), utils.explain(error))) from error

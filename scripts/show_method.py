@@ -57,6 +57,7 @@ def compute(run, seed, ckpt='', data_dir=None):
 
 def show(run, out='method.png', number=4, seed=1, ckpt='', data_dir=None):
     """Writes the picture of a run; the arguments are the options."""
+    utils.require('out', out, out, 'a path')
     dataset, args, found = compute(run, seed, ckpt, data_dir)
     with files.naming(out), files.replacing(os.fspath(out)) as part:
         sheet.draw(found, dataset, args['T'], number).save(part, 'PNG')

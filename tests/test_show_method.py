@@ -80,3 +80,8 @@ def test_a_run_of_another_method_is_an_error(train, digits_dir):
     files.write_json(path, dict(args, **{'class': 'PiModel'}))
     with pytest.raises(utils.Error, match='run of PiModel: only those of MixMatch'):
         show_method.compute(run, seed=1, data_dir=str(digits_dir))
+
+
+def test_an_empty_name_is_refused_before_anything_is_read():
+    with pytest.raises(utils.Error, match='a path'):
+        show_method.show('nowhere', out='')
