@@ -56,8 +56,7 @@ class Review:
         random = np.random.RandomState(seed)
         chosen = list(itertools.islice(iterate_new(np.argsort(confidences, kind='stable')), count - count // 2))
         chosen += itertools.islice(iterate_new(random.permutation(len(paths))), count // 2)
-        if not chosen:
-            raise utils.Error('no guess is left to check, as each picture has a label already: leave --review out')
+        utils.refuse(not chosen, 'no guess is left to check, as each picture has a label already: leave --review out')
         return random.permutation(chosen)
 
     def _match_rows(self, root, paths):

@@ -9,7 +9,7 @@ from libml import files
 
 BENCHMARK = 'scripts/benchmark.py'
 TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--turns=1', '--turn=0']
-ROWS = dict(step=6, input=1, eval=2, startup=2)
+ROWS = dict(step=6, input=1, eval=2)
 
 
 def test_all_parts_are_rows_of_one_table_and_of_one_file(server, digits_dir, tmp_path):
