@@ -63,6 +63,8 @@ def read_rows(path, table):
 
 def read_table(path):
     """Returns the Table in a file, see read_labels; rows without a cell are left out."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise utils.Error('%s is no file: give a table' % escape(path))
     with files.reading(path) as file:
         content = file.read()
     for mark, what in NO_TABLES.items():
