@@ -6,15 +6,14 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+import tiny
 from PIL import Image
 
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import experiment, files, utils
 from scripts import show_method
 
-TINY = dict(
-    dataset='digits.1@20-100', batch=6, filters=2, repeat=1, scales=1, seed=1, train_kimg=1, report_kimg=1, T=0.25
-)
+TINY = dict(tiny.RUN, batch=6, T=0.25)
 
 
 @pytest.fixture(scope='module')

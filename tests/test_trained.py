@@ -399,8 +399,12 @@ def test_calibration_against_a_loop():
     assert (bins['count'] * (bins.accuracy - bins.confidence).abs()).sum() / 500 == pytest.approx(100 * expected)
 
 
-@pytest.mark.parametrize('nclass', [2, 21, 100, 101, 3300])
-@pytest.mark.parametrize('shape, wrong', [((4, 40, 1), 3), ((40, 4, 3), 60), ((8, 8, 3), 0)])
+WIDE, HIGH, RIGHT = ((4, 40, 1), 3), ((40, 4, 3), 60), ((8, 8, 3), 0)  # Shape, and the number of mistakes.
+
+
+@pytest.mark.parametrize(
+    ('nclass', 'shape', 'wrong'), [(2, *RIGHT), (21, *WIDE), (100, *HIGH), (101, *WIDE), (3300, *HIGH)]
+)
 def test_drawings(nclass, shape, wrong, tmp_path):
     random, names = np.random.RandomState(0), ['a very long name of a class, the %dth' % i for i in range(nclass)]
     labels = random.randint(0, nclass, 80)
