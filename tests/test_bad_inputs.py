@@ -207,7 +207,6 @@ def picture_rows():
         ([*pictures, '--from_folder={world}/pictures-one'], 'at least 2'),
         ([*pictures, '--from_folder={world}/pictures-empty'], 'no picture'),
         ([*pictures, '--from_folder={world}/pictures-bad'], 'cannot be read'),
-        ([*pictures, '--from_folder={world}/pictures-bomb'], 'cannot be read'),
     ]:
         yield 'scripts/create_datasets.py', ['--data_dir={world}/made', *args], word
 
@@ -277,7 +276,7 @@ def make_archives(world):
 
 
 def make_pictures(world):
-    for pictures in ('pictures', 'pictures-one', 'pictures-empty', 'pictures-bad', 'pictures-bomb'):
+    for pictures in ('pictures', 'pictures-one', 'pictures-empty', 'pictures-bad'):
         for i, label in enumerate(['cat'] if pictures == 'pictures-one' else ['cat', 'dog']):
             for j in range(3):
                 path = '%s/%s/train/%s/%d.png' % (world, pictures, label, j)
@@ -286,7 +285,6 @@ def make_pictures(world):
     shutil.copytree(world + '/pictures', world + '/pictures-loop')
     os.symlink('..', world + '/pictures-loop/train/cat/loop')
     write(world + '/pictures-bad/train/cat/1.png', 'rubbish')
-    write(world + '/pictures-bomb/train/cat/1.png', fakes.make_bomb(50000))
 
 
 def make_runs(world, server, digits_dir):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import tiny
-from conftest import ROOT, assign, make_dataset, variables
+from conftest import ROOT, assign, first_is_fast, make_dataset, variables
 from reference import Network, complex_step_gradient, rows, softmax
 from test_step import compare, random_batch, shake_up
 
@@ -183,7 +183,7 @@ def test_vats_direction_is_that_of_finite_differences(noted, tmp_path):
     np.testing.assert_allclose(found, normalize(gradient), atol=5e-3)
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', first_is_fast(*METHODS))
 def test_xla_compiles_all_of_an_update(name, tmp_path):
     """No part of it precedes a random draw, which stays outside of the program."""
     model = make(name, tmp_path, machine=hardware.Machine(xla=True))

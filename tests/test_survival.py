@@ -12,7 +12,6 @@ import pathlib
 import pkgutil
 import random
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -307,17 +306,12 @@ def test_damaged_event_files_hide_no_others(whole, copy):
 # --- No room ---
 
 
-def limit_files(size=4096):
-    """No file can grow beyond so many bytes from now on."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 def fill_disk_at_second_checkpoint():
-    before(tf.train.Saver, 'save', lambda n, *_: n == 2 and limit_files())
+    before(tf.train.Saver, 'save', lambda n, *_: n == 2 and fakes.limit_files(4096))
 
 
 def fill_disk_at_first_report():
-    before(train.ClassifySemi, 'report', lambda *_: limit_files())
+    before(train.ClassifySemi, 'report', lambda *_: fakes.limit_files(4096))
 
 
 def remove_folder(method, step, folder):

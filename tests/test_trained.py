@@ -7,13 +7,13 @@ import json
 import os
 import pathlib
 import re
-import resource
 import shutil
 import subprocess
 import textwrap
 import types
 import warnings
 
+import fakes
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -641,7 +641,7 @@ def test_command_lines(world, server, tmp_path):
 
 def fill_disk():
     """Lets no file grow beyond 700 bytes once the classifier opens its session; by then it has its weights."""
-    before(tf.Session, '__init__', lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700)))
+    before(tf.Session, '__init__', lambda *_: fakes.limit_files(700))
 
 
 def test_a_full_disk_leaves_nothing(world, server, tmp_path):
