@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 import tiny
+from conftest import first_is_fast
 from PIL import Image
 
 from ablation.ab_mixmatch import AblationMixMatch
@@ -35,7 +36,7 @@ def train(digits_dir, tmp_path_factory):
 MIXED, AVERAGED = dict(mixmode='xxy.yxy', nu=3), dict(mixmode='xx.yx', use_ema_guess=True)
 
 
-@pytest.mark.parametrize('how', [MIXED, AVERAGED])
+@pytest.mark.parametrize('how', first_is_fast(MIXED, AVERAGED))
 def test_the_steps_follow_from_each_other(how, train, digits_dir):
     run = train(**how)
     dataset, args, found = show_method.compute(run, seed=2, data_dir=str(digits_dir))
@@ -59,6 +60,7 @@ def test_the_steps_follow_from_each_other(how, train, digits_dir):
     assert np.array_equal(found['mixed'], again['mixed']) and not np.array_equal(found['original'], other['original'])
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_guess_where_the_run_says_so(train, digits_dir, tmp_path):
     run, guesses = shutil.copytree(train(**AVERAGED), tmp_path / 'run'), []
     path = os.path.join(run, 'args', 'args.json')
@@ -69,7 +71,7 @@ def test_the_averaged_weights_guess_where_the_run_says_so(train, digits_dir, tmp
     assert not np.array_equal(*guesses)
 
 
-@pytest.mark.parametrize('how, rows', [(MIXED, 8), (dict(mixmode='xxy.', nu=2), 5)])
+@pytest.mark.parametrize('how, rows', first_is_fast((MIXED, 8), (dict(mixmode='xxy.', nu=2), 5)))
 def test_the_picture_has_a_row_for_each_step(how, rows, train, digits_dir, tmp_path):
     run, out = train(**how), str(tmp_path / 'm.png')
     show_method.show(run, out, number=3, data_dir=str(digits_dir))
