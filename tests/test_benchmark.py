@@ -13,6 +13,7 @@ TINY = tiny.flags(**tiny.SIZE, dataset=tiny.DATASET, batch=8, turns=1, turn=0)
 ROWS = dict(step=6, input=1, eval=2, startup=2)
 
 
+@pytest.mark.slow
 def test_all_parts_are_rows_of_one_table_and_of_one_file(server, digits_dir, tmp_path):
     file = tmp_path / 'figures.json'
     done = server.run(BENCHMARK, *TINY, '--data_dir=%s' % digits_dir, '--json=%s' % file)
