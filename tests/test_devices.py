@@ -143,6 +143,7 @@ def assert_same_end(folder, whole, kimg):
     assert scalars(os.path.join(folder, 'tf')) == scalars(os.path.join(whole, 'tf'))
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_is_repeatable_also_after_a_kill(start, tmp_path):
     done, whole = start(tmp_path / 'whole', '--devices=2', '--train_kimg=3')
     assert done.returncode == 0, done.stderr

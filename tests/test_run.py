@@ -178,6 +178,7 @@ def compile_always():
     hardware.is_xla_faster = lambda updates: True
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_compiled_as_it_began_unless_told_otherwise(finished, digits_dir, tmp_path, server):
     shutil.copytree(finished[1], tmp_path / TINY['dataset'] / os.path.basename(finished[1]))
     periods = dict(data_dir=digits_dir, train_dir=tmp_path, report_kimg=1, save_kimg=1)
@@ -255,6 +256,7 @@ def test_a_stopped_and_killed_run_ends_like_one_that_was_not(start, finished, di
         assert found[tag] == expected[tag]
 
 
+@pytest.mark.slow
 def test_as_many_checkpoints_are_kept_as_asked_for(digits_dir, tmp_path, server):
     args = flags(**SHORT, data_dir=digits_dir, train_dir=tmp_path, train_kimg=3, keep_ckpt=2)
     assert server.run(SCRIPT, *args).returncode == 0
