@@ -17,7 +17,7 @@ import functools
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import experiment, layers, models, networks, utils
+from libml import experiment, layers, models, networks, sheet, utils
 from libml.cli.options import Option, Range
 
 PARAMS = dict(  # The hyperparameters. They are part of the name of the run's folder.
@@ -127,6 +127,11 @@ class AblationMixMatch(models.MultiModel):
     def augment(self, *args, **kwargs):
         """Kept for the published interface; it only raises."""
         raise NotImplementedError('Examples are mixed by layers.MixMode, in model().')
+
+    def build_sheet(self):
+        """Returns the steps of the method for a few pictures; None if there are none, or several devices."""
+        needed = self.needs_unlabeled(**self.params) and self.machine.replicas == 1
+        return sheet.Sheet(self) if needed else None
 
     def remedy(self):
         """Blames w_match if it is further above its default than lr is above its own; else halves lr."""

@@ -12,7 +12,7 @@ Seven files are MixMatch; a newcomer reads these and nothing else. Their names a
 
 The method itself is ablation/ab_mixmatch.py. Beside these stand `records` (record files), `trained` (a run as a
 classifier), `experiment` (a method's command line), `family` (what a dataset of a name is) and `files` (new files,
-JSON). Behind them are three wings:
+JSON). `sheet` draws the method's steps. Behind them are three wings:
 
     intake      from the world to records: archives, pictures, tables of labels, folders, splits
     running     what keeps a run alive: its folder, checkpoints, devices and loop

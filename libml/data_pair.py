@@ -116,6 +116,11 @@ def locate_family(data_dir, name):
     return os.path.join(data_dir, name + '.json')
 
 
+def locate_set(data_dir, name, parts=('train', 'unlabeled', 'test')):
+    """Returns the paths of a user's own dataset in the order in which files.creating names them."""
+    return *(locate_records(data_dir, name, part) for part in parts), locate_family(data_dir, name)
+
+
 def locate_sources(data_dir, name):
     """Returns the path of the file that says which picture file a record of a user's own dataset was made of."""
     return os.path.join(data_dir, 'files', name + '.json')

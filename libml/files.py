@@ -67,8 +67,14 @@ def replacing(path):
 
     On an exception (Ctrl-C too) it is removed. A process that is killed leaves at most a *.part-<pid>-<random>, which
     nothing reads; the next call for the same path removes it. No two processes share one, on whatever hosts they run.
+
+    Raises:
+        utils.Error: the path is that of a device or a pipe, such as /dev/stdout: another file would take its place.
     """
-    with _making_part(path) as part:
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise Error('%s is no file, and is not replaced: choose another name' % escape(os.fspath(path)))
+    discard_left(path)
+    with _making_part(os.fspath(path), _make_ending()) as part:
         yield part
         os.replace(part, path)
 
@@ -77,7 +83,9 @@ def replacing(path):
 def creating(*paths):
     """As `replacing`, if nothing has the names `paths` yet, for one file or folder, or for files that belong together.
 
-    What is written is on the disk at the end. The files get their names in order, all or none.
+    What is written is on the disk at the end. The files get their names in order, all or none: the last name says that
+    all have theirs. If the process is killed between two names, the next call for the same paths, or `discard_left`,
+    takes them back, where the file system has hard links: only so can it be sure whose files they are.
 
     Yields:
         the name of the new file, or a list of them if there are several paths.
@@ -86,21 +94,47 @@ def creating(*paths):
         utils.Error: one of the paths exists already, at the beginning or at the end: nothing is overwritten.
     """
     paths = [os.path.abspath(path) for path in paths]
+    discard_left(*paths)
     for path in paths:
         if os.path.lexists(path):
             raise _taken_error(path)
+    ending = _make_ending()
     with contextlib.ExitStack() as stack:
-        parts = [stack.enter_context(_making_part(path)) for path in paths]
+        parts = [stack.enter_context(_making_part(path, ending)) for path in paths]
         yield parts if parts[1:] else parts[0]
         for part in parts:
             file = os.open(part, os.O_RDONLY)  # Of a folder, too.
             os.fsync(file)
             os.close(file)
-        with contextlib.ExitStack() as undo:
-            for part, path in zip(parts, paths, strict=True):
-                _move(part, path)
-                undo.callback(os.remove, path)
-            undo.pop_all()
+        named = []
+        try:
+            for path in paths:
+                _give_name(path, ending)
+                named.append(path)
+        except BaseException:
+            for path in reversed(paths):
+                if path in named or _are_one(path, path + ending):
+                    _remove(path)
+            raise
+        for part in reversed(parts):  # Until now they show which files are this set's.
+            with contextlib.suppress(OSError):
+                os.remove(part)
+
+
+def discard_left(*paths):
+    """Removes what killed processes have left of what was to be made at `paths`, see `replacing` and `creating`.
+
+    Of a set of files, that is also the first ones under their own names, if the last one has not got its name.
+    """
+    *others, last = map(os.path.abspath, paths)
+    for part in _list_left(last):
+        for path in others if not os.path.lexists(last) else ():
+            if _are_one(path, path + part.removeprefix(last)):
+                _remove(path)
+        _remove(part)
+    for path in others:
+        for part in _list_left(path):
+            _remove(part)
 
 
 def _taken_error(path):
@@ -108,14 +142,17 @@ def _taken_error(path):
     return Error(text % escape(path))
 
 
-def _move(part, path):
-    """Renames a file or folder, and never replaces what has got the name meanwhile; then utils.Error is raised."""
+def _give_name(path, ending):
+    """Names a file or folder, and never replaces what has got the name meanwhile; then utils.Error is raised.
+
+    A file keeps its first name as well, where the file system has hard links.
+    """
+    part = path + ending
     try:
         if os.path.isdir(part):
             os.rename(part, path)  # Takes the place of an empty folder alone.
         else:
             os.link(part, path)
-            os.remove(part)
     except OSError as error:
         if os.path.lexists(path):  # Where the file system has no hard links, there is no better way to look.
             raise _taken_error(path) from error
@@ -124,17 +161,32 @@ def _move(part, path):
         os.rename(part, path)
 
 
+def _are_one(*paths):
+    """Returns whether two names are there and are hard links of one file."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(*map(os.lstat, paths))
+    return False
+
+
+def _make_ending():
+    return '.part-%d-%s%s' % (os.getpid(), _tag_machine(), uuid.uuid4().hex[:6])
+
+
 @contextlib.contextmanager
-def _making_part(path):
+def _making_part(path, ending):
+    try:
+        yield path + ending
+    except BaseException:
+        _remove(path + ending)
+        raise
+
+
+def _list_left(path):
+    """Returns the names that killed processes have left beside a path, which `replacing` and `creating` gave them."""
     folder, name = os.path.split(os.path.abspath(path))
     with contextlib.suppress(OSError):
-        _remove_left(folder, r'%s\.part-([0-9]{1,9})-%s[0-9a-f]{6}' % (re.escape(name), _tag_machine()))
-    part = '%s.part-%d-%s%s' % (path, os.getpid(), _tag_machine(), uuid.uuid4().hex[:6])
-    try:
-        yield part
-    except BaseException:
-        _remove(part)
-        raise
+        return _find_left(folder, r'%s\.part-([0-9]{1,9})-%s[0-9a-f]{6}' % (re.escape(name), _tag_machine()))
+    return []
 
 
 @functools.cache
@@ -147,12 +199,10 @@ def _tag_machine():
     return hashlib.sha256((platform.node() + space).encode()).hexdigest()[:6]
 
 
-def _remove_left(folder, pattern):
-    """Removes from a folder what processes have left that run no more; the pattern's group is their number."""
-    for name in os.listdir(folder):
-        match = re.fullmatch(pattern, name)
-        if match and not is_running(int(match[1])):
-            _remove(os.path.join(folder, name))
+def _find_left(folder, pattern):
+    """Returns the paths in a folder that processes have left that run no more; the pattern's group is their number."""
+    matches = (re.fullmatch(pattern, name) for name in os.listdir(folder))
+    return [os.path.join(folder, match[0]) for match in matches if match and not is_running(int(match[1]))]
 
 
 def _remove(path):
@@ -186,7 +236,8 @@ def making_folder(folder):
 def making_temporary():
     """Makes a folder for temporary files, and removes it in the end; and those that killed processes have left."""
     own = 'mixmatch-%s' % _tag_machine()
-    _remove_left(tempfile.gettempdir(), r'%s-([0-9]{1,9})-\w+' % own)
+    for left in _find_left(tempfile.gettempdir(), r'%s-([0-9]{1,9})-\w+' % own):
+        _remove(left)
     with tempfile.TemporaryDirectory(prefix='%s-%d-' % (own, os.getpid())) as folder:
         yield folder
 

@@ -188,6 +188,13 @@ class MultiModel(train.ClassifySemi):
         """Returns whether the method learns from unlabelled images, given its arguments."""
         return True
 
+    def build_sheet(self):
+        """Builds, besides the update, what TensorBoard's page of images shows at each report.
+
+        Returns an object whose method draw(session) returns a PIL.Image.Image, such as sheet.Sheet; None for nothing.
+        """
+        return None
+
     def remedy(self) -> str:
         """Returns the flags that are likely to help against a loss that is not finite; '' if none is known."""
         return ''

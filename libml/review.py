@@ -77,12 +77,11 @@ class Review:
         lists of the label and the confidence of each.
         """
         where = self._match_rows(root, paths)
-        files = [os.path.join(root, path) for path in paths]
-        thumbnails = pictures.convert_all(files, SIDE, 3, self.classifier.family.range)
+        thumbnails = self._draw_thumbnails(os.path.join(root, path) for path in paths)
         items = [
             # A path that is relative to no folder of pictures means nothing to create_datasets.py.
             dict(name=path, file=labels.disarm(path if root else os.path.abspath(path)), guess=guess)
-            | dict(confidence=round(confidence, 6), image=encode(thumbnail), row=where.get(path, -1))
+            | dict(confidence=round(confidence, 6), image=thumbnail, row=where.get(path, -1))
             for path, guess, confidence, thumbnail in zip(paths, guesses, confidences, thumbnails, strict=True)
         ]
         cells = [labels.disarm(name, "'") for name in self.classifier.classes]  # As in the table of guesses.
@@ -91,6 +90,16 @@ class Review:
         template = pathlib.Path(__file__).with_name('review.html').read_text(encoding='utf-8')
         text = json.dumps(content).replace('<', '\\u003c')  # No `</script>`, nor `<!--`, can stand in it.
         pathlib.Path(page).write_text(template.replace('{{content}}', text), encoding='utf-8')
+
+    def _draw_thumbnails(self, paths):
+        """Yields an `encode`d thumbnail of each picture; raises utils.Error where one has become unreadable."""
+        paths, again = itertools.tee(paths)
+        found = pictures.convert_all(again, SIDE, 3, self.classifier.family.range)
+        for path, pixels in zip(paths, found, strict=True):
+            if isinstance(pixels, ValueError):
+                text = '%s could be read at first, and no more: let nothing write to the pictures meanwhile (%s)'
+                raise utils.Error(text % (path, pixels))
+            yield encode(pixels)
 
     def _describe_table(self):
         """Returns what the page needs of the table: its text, in pieces, and where the cells of a new row belong."""

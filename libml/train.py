@@ -168,9 +168,17 @@ class ClassifySemi(Model):
         if not plain:
             return {}
         utils.require('devices', self.machine.replicas, self.machine.replicas == 1, '1 for a method with placeholders')
-        views = int(self.ops.y.shape[1]) if 'y' in self.ops else 1
-        values = dict(zip(('x', 'y', 'label'), self.inputs(self.batch, views), strict=True))
+        values = dict(zip(('x', 'y', 'label'), self.inputs(self.batch, self.views or 1), strict=True))
+        if 'y' in plain and plain['y'].shape.rank == 4:  # As the published vat, pseudo_label and mixup have it.
+            values['y'] = values['y'][:, 0]
         return {tensor: values[name] for name, tensor in plain.items()}
+
+    @property
+    def views(self):
+        """How many augmentations of an unlabelled image an update sees; 0 where it sees none."""
+        if 'y' not in self.ops:
+            return 0
+        return 1 if self.ops.y.shape.rank == 4 else int(self.ops.y.shape[1])
 
     def draw_feed(self, session, feed=None):
         """Returns the values of plain placeholders for an update, a feed; `feed`: of the input, such as update_key."""
@@ -204,8 +212,7 @@ class ClassifySemi(Model):
     @property
     def eval_batch(self):
         """Images evaluated at a time: at most as many as all devices take in an update, to limit the memory."""
-        views = self.ops.y.shape[1] if 'y' in self.ops else 0
-        return min(EVAL_BATCH, self.batch * (1 + views))
+        return min(EVAL_BATCH, self.batch * (1 + self.views))
 
     def predict_classes(self, batch=None, feed_extra=None, classify_op=None, stopped=()):
         """Returns the likeliest classes of the labelled, validation and test images, three int [n].

@@ -26,7 +26,6 @@ OPTIONS = dict(  # Of the scripts that take a run.
     weights=Option('averaged', 'Weights to take: their moving average, or the raw ones.', choices=WEIGHTS),
     **data_pair.OPTIONS,
 )
-AVERAGE = '/ExponentialMovingAverage'  # Behind a variable's name: its moving average in a checkpoint.
 SIZES = ('nclass', 'scales', 'filters', 'repeat')  # Of a network.
 MEMORY = 1 << 28  # Bytes of layers that a batch may take.
 BATCH = 256  # Pictures classified at a time, at most.
@@ -98,7 +97,7 @@ def read_weights(held, description, weights='averaged'):
     sources, needed = {}, {}
     for variable in description.variables:
         name = 'classify/' + variable['name']
-        sources[name] = name + AVERAGE if weights == 'averaged' and variable['trainable'] else name
+        sources[name] = name + utils.AVERAGE if weights == 'averaged' and variable['trainable'] else name
         needed[sources[name]] = 'float32 %s' % tf.TensorShape(variable['shape'])
     values = held.read(needed)
     return {name: values[source] for name, source in sources.items()}
@@ -239,4 +238,6 @@ def creating_result(*paths):
         with files.creating(*paths) as parts:
             yield parts
     except (OSError, tf.errors.OpError) as error:
+        if getattr(error, 'filename', None) and not str(error.filename).startswith(tuple(map(os.path.abspath, paths))):
+            raise  # It is about what was read.
         raise utils.Error('cannot write %s (%s)' % (' and '.join(paths), utils.explain(error))) from error

@@ -12,6 +12,8 @@ from tensorflow.core.protobuf import rewriter_config_pb2
 
 from libml.cli import quiet
 
+AVERAGE = '/ExponentialMovingAverage'  # Behind a variable's name: its moving average, in graphs and checkpoints.
+
 
 class Error(ValueError):
     """A mistake that the user can mend. Its text is one line: what is wrong, and what to do."""

@@ -257,13 +257,14 @@ def describe(name, data_dir, augment=None, classes='', similar_classes=False):
     names = tuple(read_class(each, '--classes') for each in classes.split(',')) if classes else ()
     if not similar_classes:
         check_distinct({each: 'class %d' % label for label, each in enumerate(names)})
-    train, unlabeled, test = (data_pair.locate_records(data_dir, name, part) for part in ('train', 'unlabeled', 'test'))
-    with files.creating(data_pair.locate_family(data_dir, name)) as description:
+    train, unlabeled, test, path = data_pair.locate_set(data_dir, name)
+    files.discard_left(train, unlabeled, test, path)
+    with files.creating(path) as description:
         shape, labels, _ = records.RecordFile(train).check(pixels=True)
         nclass = int(labels.max()) + 1
         more = [unlabeled] if os.path.isfile(unlabeled) else []
-        for path in (*more, test):
-            records.RecordFile(path).check(nclass, shape, unlabeled=path == unlabeled, pixels=True)
+        for file in (*more, test):
+            records.RecordFile(file).check(nclass, shape, unlabeled=file == unlabeled, pixels=True)
         data_pair.check_gaps(train, labels, nclass)
         if nclass < 2:
             raise utils.Error('%s has records of one class only: at least 2 are needed' % train)

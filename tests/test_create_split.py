@@ -9,6 +9,7 @@ import fakes
 import numpy as np
 import pytest
 from conftest import ROOT, assert_one_line_error, tree
+from forked import before
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,6 +185,10 @@ def test_without_a_size_all_labels_are_taken(tmp_path, capsys):
 # --- Splits that a run makes itself ---
 
 
+def end_at_last_name():
+    before(os, 'link', lambda count, part, path: path.endswith('.json') and os._exit(9))
+
+
 def provide(folder, name):
     splits.provide(data_pair.parse(name), str(folder))
 
@@ -224,6 +229,17 @@ def test_two_processes_may_make_one_split(digits, monkeypatch):
 
     monkeypatch.setattr(splits, 'Source', slower)
     provide(digits, 'digits.3@20-5')
+    assert len(read_split(digits / 'SSL', 'digits', 3, 20)[0]) == 20
+
+
+@pytest.mark.parametrize('again', [provide, lambda folder, name: make('digits', seed=3, size=20, data_dir=folder)])
+def test_a_split_whose_process_was_killed_between_the_names_is_made_again(digits, server, again):
+    write(str(digits / 'digits-test.tfrecord'), list(range(10)))
+    argv = ['scripts/create_split.py', '--seed=3', '--size=20', '--data_dir=%s' % digits, 'digits']
+    assert server.run(*argv, first=[end_at_last_name]).returncode == 9
+    assert (digits / 'SSL' / 'digits.3@20-label.tfrecord').exists()
+    again(digits, 'digits.3@20-5')
+    assert len(os.listdir(digits / 'SSL')) == 3
     assert len(read_split(digits / 'SSL', 'digits', 3, 20)[0]) == 20
 
 

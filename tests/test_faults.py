@@ -16,6 +16,7 @@ from conftest import assert_one_line_error, command, make_dataset, make_model, s
 from test_survival import LONGER, copy, start, tf_dir, whole  # noqa: F401  Fixtures.
 
 from libml import data, files, trained, utils
+from libml.intake import labels
 from libml.running import checkpoints, hardware, trainer
 from scripts import evaluate, extract_accuracy
 
@@ -88,6 +89,20 @@ def test_the_graph_is_written_once_a_run(start, copy):
     assert start(copy, LONGER).returncode == 0
     sizes = sorted(os.path.getsize(path) for path in pathlib.Path(tf_dir(copy)).glob('events.*'))
     assert len(sizes) == 2 and sizes[0] < 20000 < sizes[1]
+
+
+def test_a_table_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.csv')
+    for path in (tmp_path, tmp_path / 'pipe.csv'):
+        with pytest.raises(utils.Error, match='is no file'):
+            labels.read_table(str(path))
+
+
+def test_what_cannot_be_read_is_not_called_a_result_that_cannot_be_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere'), trained.creating_result(str(tmp_path / 'x')):
+        (tmp_path / 'nowhere').read_text()
+    with pytest.raises(utils.Error, match='cannot write'), trained.creating_result(str(tmp_path / 'x')) as part:
+        pathlib.Path(part, 'y').write_text('')
 
 
 # --- Room for temporary files ---

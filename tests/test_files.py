@@ -1,6 +1,7 @@
 """New files and folders: whole or not at all, never over another's, nothing left behind, nothing through a link."""
 
 import errno
+import itertools
 import os
 import pathlib
 
@@ -36,6 +37,15 @@ def test_what_gets_the_name_meanwhile_is_kept(tmp_path, make, other):
     assert os.listdir(tmp_path) == ['x'] and os.lstat(path).st_ino == before
 
 
+def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    os.symlink('pipe', tmp_path / 'link')
+    for name in ('pipe', 'link'):
+        with pytest.raises(utils.Error, match='is not replaced'):
+            files.write_text(str(tmp_path / name), 'new')
+    assert sorted(os.listdir(tmp_path)) == ['link', 'pipe'] and not (tmp_path / 'pipe').is_file()
+
+
 @pytest.mark.parametrize('make', [write, os.mkdir])
 def test_what_is_made_has_its_name_at_the_end(tmp_path, make):
     with files.creating(tmp_path / 'x') as part:
@@ -67,6 +77,48 @@ def test_files_that_belong_together_come_together_or_not_at_all(tmp_path, taken)
     except utils.Error:
         assert pathlib.Path(paths[taken]).read_text() == 'kept'
     assert sorted(os.listdir(tmp_path)) == (['a', 'b', 'c'] if taken is None else ['abc'[taken]])
+
+
+@pytest.mark.parametrize('call', range(1, 10))
+def test_a_set_whose_process_is_killed_is_whole_or_gone_at_the_next_command(tmp_path, monkeypatch, call):
+    paths = [str(tmp_path / name) for name in 'abc']
+    others = tmp_path / 'b.part-1', tmp_path / 'd'
+    for path in others:
+        write(path)
+    if not os.fork():
+        with files.creating(*paths) as parts:
+            for part in parts:
+                write(part)
+            calls = itertools.count(1)
+            for name in ('link', 'rename', 'remove'):
+                original = getattr(os, name)
+                monkeypatch.setattr(
+                    os, name, lambda *paths, do=original: os._exit(9) if next(calls) == call else do(*paths)
+                )
+        os._exit(0)
+    os.wait()
+    named = [name for name in 'abc' if (tmp_path / name).exists()]
+    files.discard_left(*paths)
+    left = named if len(named) == 3 or os.link == no_links else []  # Without links, they may be anybody's.
+    assert sorted(os.listdir(tmp_path)) == sorted([*left, 'b.part-1', 'd'])
+    if not left:
+        with files.creating(*paths) as parts:
+            for part in parts:
+                write(part)
+
+
+def test_what_came_from_others_between_the_names_is_kept(tmp_path, monkeypatch):
+    paths = [str(tmp_path / name) for name in 'abc']
+    if not os.fork():
+        with files.creating(*paths) as parts:
+            for part in parts:
+                write(part)
+            monkeypatch.setattr(os, 'fsync', lambda file: os._exit(9))
+    os.wait()
+    write(paths[1])
+    with pytest.raises(utils.Error, match='b exists already'), files.creating(paths[0]), files.creating(*paths):
+        pass
+    assert os.listdir(tmp_path) == ['b']
 
 
 @pytest.mark.parametrize('use', [files.creating, files.replacing])

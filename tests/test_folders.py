@@ -13,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from test_create_split import end_at_last_name
 
 from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
@@ -890,3 +891,18 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, kaggle):
     run('~/pics', '~/data', labels='~/labels.csv', test_fraction=0.2)
     assert os.path.isfile(tmp_path / 'data' / 'birds.json')
     assert os.listdir(kaggle[0]) == ['images']
+
+
+@pytest.mark.parametrize('way', ['from_folder', 'describe'])
+def test_a_dataset_whose_process_was_killed_between_the_names_is_gone(tmp_path, server, way):
+    given = ['--from_folder', make_folder(tmp_path / 'pictures'), '--name=birds', '--data_dir', tmp_path]
+    assert server.run('scripts/create_datasets.py', *given, first=[end_at_last_name]).returncode == 9
+    assert (tmp_path / 'birds-train.tfrecord').exists() and not (tmp_path / 'birds.json').exists()
+    assert data_pair.read_sources(tmp_path, 'birds')
+    if way == 'from_folder':
+        run(tmp_path / 'pictures', tmp_path)
+        assert data_pair.find_family(tmp_path, 'birds').classes == tuple(CLASSES)
+    else:
+        with pytest.raises((OSError, utils.Error), match='birds-train'):
+            create_datasets.create(describe='birds', data_dir=str(tmp_path))
+        assert sorted(os.listdir(tmp_path)) == ['files', 'pictures']

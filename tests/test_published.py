@@ -122,6 +122,33 @@ def test_it_trains_resumes_reports_and_predicts(tmp_path):
     assert args['class'] == 'OldStyle' and args['nclass'] == dataset.nclass
 
 
+class OneView(OldStyle):
+    """A method whose `y` has one view of each image, [None, H, W, C], as the published vat, pseudo_label and mixup."""
+
+    def model(self, batch, nu, w_match, warmup_kimg, lr, wd, ema, beta, mixmode, use_ema_guess, **kwargs):
+        hwc = [self.dataset.height, self.dataset.width, self.dataset.colors]
+        x_in, y_in = (tf.placeholder(tf.float32, [None] + hwc, name) for name in 'xy')
+        l_in = tf.placeholder(tf.int32, [None], 'labels')
+        classifier = functools.partial(self.classifier, **kwargs)
+        logits = classifier(x_in, training=True)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=l_in, logits=logits))
+        loss += tf.reduce_mean(tf.square(classifier(y_in, training=True)))
+        train_op = tf.train.AdamOptimizer(lr).minimize(loss)
+        probabilities = tf.nn.softmax(classifier(x_in, training=False))
+        both = dict(classify_raw=probabilities, classify_op=probabilities)
+        return EasyDict(x=x_in, y=y_in, label=l_in, train_op=train_op, tune_op=tf.no_op(), **both)
+
+
+def test_one_view_of_unlabelled_images_is_fed_without_an_axis_of_views(tmp_path):
+    model = make_old(tmp_path, make_dataset(), OneView, seed=1)
+    model.train(8, 8)
+    assert [step for step, _ in runs.read_accuracies(model.train_dir)] == [8]
+    with model.trainer.opening_session() as session:
+        session.run(model.trainer.init_input_op)
+        assert model.draw_feed(session)[model.ops.y].shape == (4, 8, 8, 1)
+    assert model.eval_batch == 4 * 2
+
+
 def test_a_name_that_is_no_argument_is_an_error(tmp_path):
     model = make_old(tmp_path, make_dataset())
     with pytest.raises(TypeError, match='no argument filtres'):

@@ -94,6 +94,21 @@ def test_names_cannot_end_the_script_or_load_anything(world, tmp_path):
     assert len(text.split('\n')) < 250
 
 
+def test_a_picture_that_is_damaged_meanwhile_leaves_no_page(world, tmp_path, monkeypatch):
+    shutil.copytree(world.photos, tmp_path / 'photos')
+    choose = review.Review.choose
+
+    def choose_and_damage(*args):
+        chosen = choose(*args)
+        (tmp_path / 'photos' / 'u03.png').write_bytes(b'half a picture')
+        return chosen
+
+    monkeypatch.setattr(review.Review, 'choose', choose_and_damage)
+    with pytest.raises(utils.Error, match='u03'):
+        write(world, tmp_path / 'out', places=[tmp_path / 'photos'])
+    assert not os.listdir(tmp_path / 'out')
+
+
 def test_a_thumbnail_is_the_whole_picture_as_a_person_sees_it(tmp_path):
     noise = np.random.RandomState(0).randint(0, 256, [900, 600, 3]).astype(np.uint8)
     turned = Image.Exif()

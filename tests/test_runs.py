@@ -115,12 +115,11 @@ def test_runs_that_do_not_say_their_precision_are_float32(tmp_path):
 # --- The start ---
 
 
-def test_variables_are_listed_by_kind_and_in_debugging_one_by_one(tmp_path, capsys):
+def test_variables_are_listed_by_kind_and_in_debugging_one_by_one(tmp_path):
     make_model(tmp_path)
     total = sum(v.shape.num_elements() for v in utils.model_vars())
     for debug in (False, True):
-        trainer.print_start('folder', {}, debug)
-        out = capsys.readouterr().out
+        out = trainer.describe_start('folder', {}, debug)
         assert ('  all     %-9d  %d\n' % (len(utils.model_vars()), total)) in out
         assert all((v.op.name in out) == debug for v in utils.model_vars())
 

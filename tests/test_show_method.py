@@ -13,7 +13,7 @@ from conftest import first_is_fast
 from PIL import Image
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import experiment, files, utils
+from libml import experiment, files, sheet, utils
 from scripts import show_method
 
 TINY = dict(tiny.RUN, batch=6, T=0.25)
@@ -75,9 +75,9 @@ def test_the_averaged_weights_guess_where_the_run_says_so(train, digits_dir, tmp
 def test_the_picture_has_a_row_for_each_step(how, rows, train, digits_dir, tmp_path):
     run, out = train(**how), str(tmp_path / 'm.png')
     show_method.show(run, out, number=3, data_dir=str(digits_dir))
-    assert Image.open(out).size[0] > 1000
-    figure = show_method.draw(*show_method.compute(run, 1, data_dir=str(digits_dir)), number=3)
-    assert len(figure.axes) == rows * 6
+    assert Image.open(out).size[0] == sheet.TITLES + 3 * (sheet.SIDE + sheet.BARS + 2 * sheet.GAP)
+    found = show_method.compute(run, 1, data_dir=str(digits_dir))[2]
+    assert len(sheet.list_rows(found, T=0.25)) == rows
 
 
 def test_a_run_of_another_method_is_an_error(train, digits_dir, tmp_path):
@@ -87,3 +87,8 @@ def test_a_run_of_another_method_is_an_error(train, digits_dir, tmp_path):
     files.write_json(path, dict(args, **{'class': 'PiModel'}))
     with pytest.raises(utils.Error, match='run of PiModel: only those of MixMatch'):
         show_method.compute(run, seed=1, data_dir=str(digits_dir))
+
+
+def test_an_empty_name_is_refused_before_anything_is_read():
+    with pytest.raises(utils.Error, match='a path'):
+        show_method.show('nowhere', out='')

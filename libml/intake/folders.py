@@ -327,8 +327,9 @@ def format_plan(plan):
 def check_free(data_dir, name):
     """As check_new_name; raises utils.Error as well if a file of that dataset is there."""
     check_new_name(name)
-    paths = [data_pair.locate_records(data_dir, name, part) for part in ('train', 'test', 'unlabeled')]
-    for path in (data_pair.locate_family(data_dir, name), *paths):
+    *parts, description = data_pair.locate_set(data_dir, name)
+    files.discard_left(*parts, description)
+    for path in (description, *parts):
         if os.path.lexists(path):
             text = '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
             text += '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
@@ -363,9 +364,13 @@ def make_dataset(folder, data_dir, o):
         plan.parts[part] = [plan.parts[part][i] for i in order]
     classes = plan.classes
     family = Family(*size, o.colors, len(classes), *augment, parts=kept, classes=classes, range=range)
-    sources = {}
-    save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources))
-    files.write_json(data_pair.locate_sources(data_dir, o.name), sources)
+
+    def make_parts():
+        sources = {}
+        yield from _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources)
+        files.write_json(data_pair.locate_sources(data_dir, o.name), sources)  # A dataset that has its name has this.
+
+    save(o.name, data_dir, family, make_parts())
     for line in format_plan(plan):
         print(line)
     print('%s is in %s' % (o.name, escape(data_dir)))
@@ -377,8 +382,7 @@ def save(name, data_dir, family, parts):
     `parts` is an iterable of (part, iterable of serialized examples, their number).
     """
     names = (*family.parts, 'test')
-    paths = [data_pair.locate_records(data_dir, name, part) for part in names]
-    with files.creating(*paths, data_pair.locate_family(data_dir, name)) as (*targets, description):
+    with files.creating(*data_pair.locate_set(data_dir, name, names)) as (*targets, description):
         for part, examples, total in parts:
             records.write_part(targets[names.index(part)], examples, total)
         write_family(description, family)

@@ -68,6 +68,8 @@ def read_rows(path, table):
 
 def read_table(path):
     """Returns the Table in a file, see read_labels; rows without a cell are left out."""
+    if os.path.exists(path) and not os.path.isfile(path):  # A named pipe would be waited for.
+        raise utils.Error('%s is no file: give a table' % escape(path))
     with files.naming(path), open(path, 'rb') as file:
         start = file.read(64)
     for mark, what in NO_TABLES.items():

@@ -197,6 +197,7 @@ def create(source, targets, size, seed):
 
     Returns what `remark` takes.
     """
+    files.discard_left(*targets)
     existing = [path for path in targets if os.path.lexists(path)]
     if existing:
         text = '%s exists already and is never overwritten: to make the split again, remove %s first'
@@ -245,6 +246,7 @@ def provide(split, data_dir):
     """
     label, unlabel, map_file, test = split.files(data_dir).values()
     sources, targets = data_pair.locate_train_files(data_dir, split.name), (label, unlabel, map_file)
+    files.discard_left(*targets)
     if all(map(os.path.isfile, (*sources, test))) and not any(map(os.path.lexists, targets)):
         print('%s is not there yet: it is made now, as by `%s`' % (split.stem, split.command), flush=True)
         try:

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import shlex
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -14,7 +16,7 @@ from tqdm import tqdm
 
 from libml import utils
 from libml.cli import progress
-from libml.running import checkpoints, hardware, program, replicas, runs, setting
+from libml.running import checkpoints, folding, hardware, program, replicas, runs, setting
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped by a signal, saved; the same command continues from there.
 POINTS = 16  # Points that each loss curve gets between two reports.
@@ -36,6 +38,7 @@ class Trainer:
         scalars: dict from a tag of TensorBoard to float32 [], which become curves; values: all of them, float32 [n].
         floats: all variables of floating point.
         train_op: an update, compiled if the machine compiles it.
+        sheet: see models.MultiModel.build_sheet.
         init_op, init_input_op: give variables their first values; begin the input at the present step.
     """
 
@@ -50,6 +53,7 @@ class Trainer:
         self.train_op = model.ops.train_op
         if machine.compiles_update:
             self.values, self.train_op = program.compile_update(self.values, self.train_op)
+        self.sheet = None
         self.floats = [v for v in tf.global_variables() if v.dtype.is_floating]
         self._hosts = replicas.Hosts(machine.strategy) if machine.hosts > 1 else None
         self.checkpoints = checkpoints.Checkpoints(self.run.checkpoint_dir)
@@ -73,6 +77,7 @@ class Trainer:
     def train(self, train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt):
         """Trains; see train.Model.train."""
         model, chosen = self.model, self.model.setting
+        self.sheet = model.build_sheet()
         model.dataset.check_identity(chosen.run.args, chosen.run.folder)
         kimg = dict(train_kimg=train_nimg / 1024, report_kimg=report_nimg / 1024, save_kimg=save_nimg / 1024)
         args = setting.describe(chosen, model.dataset, dict(kimg, keep_ckpt=keep_ckpt, init_ckpt=init_ckpt))
@@ -90,7 +95,7 @@ class Trainer:
             model.machine.watching_hosts() as hosts_done,
             self.opening_session() as session,
         ):
-            print_start(self.run.folder, args, chosen.debug)
+            print(describe_start(self.run.folder, args, chosen.debug), flush=True)
             means = self.restore(session, init_ckpt)
             if self._hosts:
                 session.run(self._hosts.broadcast_op)
@@ -103,8 +108,9 @@ class Trainer:
             self.run.remove_unfinished()
             self.run.write_args(args)
             hparams = {name: value for name, value in args.items() if name not in runs.NOT_HPARAMS}
+            text = '%s\n%s' % (shlex.join(sys.argv), describe_start(self.run.folder, args, debug=True))
             with (
-                runs.EventLog(self.run.checkpoint_dir, session.graph, step, hparams) as log,
+                runs.EventLog(self.run.checkpoint_dir, self.fold_graph, step, hparams, text) as log,
                 make_bar(step, train_nimg, disable=model.machine.host > 0) as bar,
             ):
                 periods = Periods(model.batch, train_nimg, report_nimg, save_nimg, keep_ckpt)
@@ -116,6 +122,13 @@ class Trainer:
         if not finished:
             print('Stopped by %s at step %d; the same command continues from there.' % (stopped[0], loop.step))
             raise SystemExit(EXIT_INTERRUPTED)
+
+    def fold_graph(self):
+        """Returns the tf.GraphDef of an update and of the evaluation, see folding.fold_graph."""
+        ops, parts = self.model.ops, {tensor.op: tag.split('/')[0] for tag, tensor in self.scalars.items()}
+        parts.update(dict.fromkeys((ops.train_op, ops.tune_op), 'update'))
+        parts.update({tensor.op: 'evaluate' for tensor in (ops.classify_op, ops.classify_raw)})
+        return folding.fold_graph(self.model.graph, parts)
 
     def restore(self, session, init_ckpt):
         """Restores what the run begins with. Damaged newer checkpoints are renamed: nothing overwrites them.
@@ -259,6 +272,8 @@ class Loop:
         clock = time.monotonic()
         try:
             self.log.scalars(self.step, self.trainer.model.report(self.step, self.stopped))
+            if self.trainer.sheet:
+                self.log.image(self.step, 'sheet', self.trainer.sheet.draw(self.session))
         except Interrupted:
             return False
         self.bar.set_postfix_str('report %.1f s' % (time.monotonic() - clock), refresh=False)
@@ -325,17 +340,17 @@ class Means:
         return [self.count, self.sums.tolist()]
 
 
-def print_start(folder, args, debug=False):
-    """Prints the configuration, and the variables, a line a kind; debug: a line each."""
+def describe_start(folder, args, debug=False):
+    """Returns the configuration, and the variables, a line a kind; debug: a line each."""
     shown = {name: value for name, value in args.items() if name not in runs.DATA_ARGS}
-    print_table('Configuration', [('folder', folder), *sorted(shown.items())])
-    kinds, variables = {}, utils.model_vars()
+    tables, kinds, variables = {'Configuration': [('folder', folder), *sorted(shown.items())]}, {}, utils.model_vars()
     for v in variables:
         kinds.setdefault(v.op.name.rsplit('/', 1)[-1], []).append(v)  # Such as kernel.
     if debug:
-        print_table('Variables', [(v.op.name, 'x'.join(map(str, v.shape)), count([v])) for v in variables])
+        tables['Variables'] = [(v.op.name, 'x'.join(map(str, v.shape)), count([v])) for v in variables]
     rows = [(kind, len(some), count(some)) for kind, some in (*kinds.items(), ('all', variables))]
-    print_table('Variables (--debug names each)', [('kind', 'variables', 'parameters'), *rows])
+    tables['Variables (--debug names each)'] = [('kind', 'variables', 'parameters'), *rows]
+    return '\n'.join(format_table(title, rows) for title, rows in tables.items())
 
 
 def count(variables):
@@ -343,14 +358,12 @@ def count(variables):
     return sum(v.shape.num_elements() for v in variables)
 
 
-def print_table(title, rows):
-    """Prints rows of equal length under a title, columns aligned."""
+def format_table(title, rows):
+    """Returns rows of equal length under a title, columns aligned."""
     rows = [list(map(utils.escape, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print('\n%s' % title)
-    for row in rows:
-        print('  ' + '  '.join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip())
-    print(flush=True)
+    lines = ('  '.join(value.ljust(width) for value, width in zip(row, widths, strict=True)) for row in rows)
+    return '\n%s\n' % title + ''.join('  %s\n' % line.rstrip() for line in lines)
 
 
 def make_bar(step, train_nimg, disable=False):
