@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import assert_one_line_error, command, tree
+from conftest import assert_one_line_error, tree
+from forked import encode_output
 from scipy import stats
 
 from libml import files, utils
@@ -597,11 +598,11 @@ def test_a_curve_is_of_the_reports_that_all_its_runs_have(tmp_path):
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'ascii'])
-def test_the_command_writes_five_files_whatever_the_encoding_of_the_terminal(tmp_path, encoding):
+def test_the_command_writes_five_files_whatever_the_encoding_of_the_terminal(server, tmp_path, encoding):
     write_run(tmp_path / 'runs' / 'a', [90] * 40)
     write_run(tmp_path / 'runs' / 'b', [80] * 40, 'digits.2@20-100')
-    env = dict(os.environ, PYTHONIOENCODING=encoding)
-    done = command('scripts/report.py', tmp_path / 'runs', '--out', tmp_path / 'out', env=env)
+    first = [functools.partial(encode_output, encoding)]
+    done = server.run('scripts/report.py', tmp_path / 'runs', '--out', tmp_path / 'out', first=first)
     assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
     names = ['curves.png', 'runs.csv', 'table4.csv', 'table4.md', 'table4.png']
     assert sorted(os.listdir(tmp_path / 'out')) == names
@@ -641,8 +642,3 @@ def test_a_picture_that_cannot_be_drawn_costs_no_table(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         report.report([str(tmp_path / 'runs')], str(tmp_path / 'out'))
     assert sorted(os.listdir(tmp_path / 'out')) == ['runs.csv', 'table4.csv', 'table4.md']
-
-
-def test_bad_arguments_of_the_command_are_one_line():
-    assert_one_line_error(command('scripts/report.py'), 'one folder of runs or more')
-    assert_one_line_error(command('scripts/report.py', '.', '--beside_paper=300'), 'beside_paper=300', '250 or 4000')
