@@ -359,12 +359,10 @@ def make_dataset(folder, data_dir, o):
     classes = plan.classes
     family = Family(*size, o.colors, len(classes), *augment, parts=kept, classes=classes, range=range)
 
-    def make_parts():
-        sources = {}
-        yield from _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources)
-        files.write_json(data_pair.locate_sources(data_dir, o.name), sources)  # A dataset that has its name has this.
-
-    save(o.name, data_dir, family, make_parts())
+    path, sources = data_pair.locate_sources(data_dir, o.name), {}
+    with files.making_folder(os.path.dirname(path)), files.replacing(path) as part:
+        save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources))
+        files.write_json(part, sources)  # It gets its name right after the dataset, and only if the dataset does.
     for line in format_plan(plan):
         print(line)
     print('%s is in %s' % (o.name, escape(data_dir)))
