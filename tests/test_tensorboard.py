@@ -32,6 +32,8 @@ def test_the_graph_folds_into_what_the_paper_names(tmp_path):
     assert find_scopes(definition) == PARTS
     names = {node.name: node for node in definition.node}
     assert {'inputs/x', 'inputs/y', 'inputs/labels', 'update/global_step'} <= set(names)
+    edges = {(node.name.split('/')[0], source.split('/')[0]) for node in definition.node for source in node.input}
+    assert ('guess_label', 'classify') in edges and ('classify', 'guess_label') not in edges
     kernels = [v.op.name for v in tf.trainable_variables() if v.op.name.endswith('kernel')]
     assert kernels and all(names[name].op == 'VarHandleOp' for name in kernels)  # Variables keep their names.
     called = {value.func.name for node in definition.node for value in node.attr.values()} - {''}

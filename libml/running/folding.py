@@ -19,7 +19,8 @@ def fold_graph(graph, fetches):
     """Returns the tf.GraphDef of what computes some ops, in which every op lies in one of the parts.
 
     The graph itself keeps its names: TensorFlow's optimizers order sums by them, so another name is another rounding.
-    What lies outside of SCOPES is shown with the first op that takes what it gives.
+    What lies outside of SCOPES is shown with the first op that takes what it gives. Calls of a network and the reading
+    of its weights are shown in `classify`.
 
     Args:
         graph: tf.Graph.
@@ -29,7 +30,8 @@ def fold_graph(graph, fetches):
     parts = {**{get_head(op.name): part for op, part in fetches.items()}, **PLACES}
     for node in reversed(definition.node):  # An op stands behind what it takes.
         head = get_head(node.name)
-        if node.name == head and node.op in CALLS:
+        reads = node.op == 'ReadVariableOp' and get_head(node.input[0]) == 'classify'
+        if node.name == head and (reads or node.op in CALLS):
             parts[head] = 'classify'
         part = head if head in SCOPES else parts.setdefault(head, 'update')
         parts.update((source, part) for source in map(get_head, node.input) if source not in (head, *PLACES))
