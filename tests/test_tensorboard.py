@@ -79,7 +79,7 @@ def read_values(run, name):
 
 
 def test_pages_of_text_and_images(tmp_path, monkeypatch):
-    monkeypatch.setattr('sys.argv', ['my train.py', '--lr=3'])
+    monkeypatch.setattr('sys.argv', ['my train.py', '--lr=3\udcff'])
     for nimg in (8, 12):
         with tf.Graph().as_default():
             model = make_model(tmp_path)
@@ -89,7 +89,11 @@ def test_pages_of_text_and_images(tmp_path, monkeypatch):
     text = texts[0][1].tensor.string_val[0].decode()
     lines = [line.split() for line in text.splitlines()]
     assert all(line.startswith('    ') for line in text.splitlines() if line.strip())  # Markdown for text as it is.
-    assert lines[0] == ["'my", "train.py'", '--lr=3'] and ['lr', '0.002'] in lines and ['mixmode', 'xxy.yxy'] in lines
+    assert (
+        lines[0] == ["'my", "train.py'", "'--lr=3\\udcff'"]
+        and ['lr', '0.002'] in lines
+        and ['mixmode', 'xxy.yxy'] in lines
+    )
     with model.graph.as_default():
         assert {v.op.name for v in tf.trainable_variables()} <= {line[0] for line in lines if line}
     images = read_values(model.train_dir, 'image')

@@ -108,7 +108,7 @@ class Trainer:
             self.run.remove_unfinished()
             self.run.write_args(args)
             hparams = {name: value for name, value in args.items() if name not in runs.NOT_HPARAMS}
-            text = '%s\n%s' % (shlex.join(sys.argv), describe_start(self.run.folder, args, debug=True))
+            text = '%s\n%s' % (utils.escape(shlex.join(sys.argv)), describe_start(self.run.folder, args, debug=True))
             with (
                 runs.EventLog(self.run.checkpoint_dir, self.fold_graph, step, hparams, text) as log,
                 make_bar(step, train_nimg, disable=model.machine.host > 0) as bar,
