@@ -10,7 +10,7 @@ from libml import files
 
 BENCHMARK = 'scripts/benchmark.py'
 TINY = tiny.flags(**tiny.SIZE, dataset=tiny.DATASET, batch=8, turns=1, turn=0)
-ROWS = dict(step=6, input=1, eval=2, startup=2)
+ROWS = dict(step=6, input=1, eval=2)
 
 
 @pytest.mark.slow

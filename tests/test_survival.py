@@ -105,7 +105,7 @@ def kill(method, n=1, seconds=0):
         threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGKILL]).start()
 
     if method:
-        owner = trainer.Trainer if hasattr(trainer.Trainer, method) else train.ClassifySemi
+        owner = {'save': trainer.Loop, 'report': train.ClassifySemi}.get(method, trainer.Trainer)
         before(owner, method, lambda call, *_: call == n and end())
     else:
         end()
@@ -316,11 +316,11 @@ def fill_disk_at_first_report():
 
 def remove_folder(method, step, folder):
     """Removes a folder of the run when a method is called after a step."""
-    owner, place = {'save': (trainer.Trainer, 1), 'report': (train.ClassifySemi, 0)}[method]
+    owner = {'save': trainer.Loop, 'report': train.ClassifySemi}[method]
 
     def remove(n, its, *args):
-        if args[place] > step:
-            shutil.rmtree(getattr(its.model if method == 'save' else its, folder))
+        if (its.step if method == 'save' else args[0]) > step:
+            shutil.rmtree(getattr(its.trainer.model if method == 'save' else its, folder))
 
     before(owner, method, remove)
 
@@ -394,7 +394,7 @@ def test_weights_that_are_not_finite_are_never_saved(start, tmp_path):
 
 
 def press_ctrl_c(place):
-    """Arranges for a Ctrl-C where a function is called, such as 'libml.running.trainer.Trainer.save'."""
+    """Arranges for a Ctrl-C where a function is called, such as 'libml.running.trainer.Loop.save'."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -405,7 +405,7 @@ def press_ctrl_c(place):
 
 @pytest.mark.parametrize(
     'place',
-    ['libml.data_pair.read_dataset', 'libml.running.trainer.Trainer.restore', 'libml.running.trainer.Trainer.save'],
+    ['libml.data_pair.read_dataset', 'libml.running.trainer.Trainer.restore', 'libml.running.trainer.Loop.save'],
 )
 def test_ctrl_c_is_one_line(start, tmp_path, place):
     done = start(tmp_path, first=[partial(press_ctrl_c, place)])

@@ -377,12 +377,13 @@ def test_the_confusions_of_many_classes_are_the_cells_that_are_not_empty(nclass)
     cells = [[0, 0, 1], [0, 2, 2], [1, 1, 1], [2, 0, 1], [2, 2, 1]]
     if nclass > 100:
         assert found['confusion_cells'] == cells and 'confusion' not in found
-        pairs, classes = evaluate.draw_confusion(found, 'title').axes
-        assert [text.get_text() for text in pairs.get_yticklabels()] == ['c0 → c2', 'c2 → c0']
-        assert [text.get_text() for text in classes.get_yticklabels()] == ['c0 (3)', 'c2 (2)', 'c1 (1)']
     else:
         assert np.shape(found['confusion']) == (nclass, nclass)
         assert all(found['confusion'][i][j] == count for i, j, count in cells)
+    if nclass > 20:
+        pairs, classes = evaluate.draw_confusion(found, 'title').axes
+        assert [text.get_text() for text in pairs.get_yticklabels()] == ['c0 → c2', 'c2 → c0']
+        assert [text.get_text() for text in classes.get_yticklabels()] == ['c0 (3)', 'c2 (2)', 'c1 (1)']
     assert len(json.dumps(found)) < 150 * nclass + 30000 and found['accuracy'] == 50
 
 
