@@ -49,7 +49,7 @@ def test_one_pass_over_several_batches_equals_several_passes(arch, precision, nu
     if rounded and arch == 'cnn13':
         return  # In few bits, another pixel is the largest of four.
     for value, expected in zip(gradients_again, gradients, strict=True):
-        np.testing.assert_allclose(value, expected, rtol=0, atol=(0.1 if rounded else 1e-3) * np.abs(expected).max())
+        np.testing.assert_allclose(value, expected, rtol=0, atol=(0.15 if rounded else 1e-3) * np.abs(expected).max())
 
 
 @pytest.mark.parametrize('training_dtype, bound', [(tf.float32, 1e-6), (tf.bfloat16, 1e-2)])
