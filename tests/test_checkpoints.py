@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import types
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -47,6 +49,15 @@ def some_checkpoint(folder):
 
 def test_a_whole_checkpoint(tmp_path):
     checkpoints.Held(some_checkpoint(tmp_path)[0])
+
+
+def test_a_checkpoint_too_large_for_a_copy_is_read_where_it_is(tmp_path, monkeypatch):
+    ckpt, file = some_checkpoint(tmp_path)
+    os.truncate(file, 1 << 20)  # Holds nothing more: what is beyond the variables is no damage.
+    for free, copied in ((1 << 19, False), (1 << 21, True)):
+        monkeypatch.setattr(shutil, 'disk_usage', lambda path, free=free: types.SimpleNamespace(free=free))
+        with checkpoints.Held(ckpt) as held:
+            assert (held.path != ckpt) == copied
 
 
 @pytest.mark.parametrize('damage', ['cut', 'flip', 'no data', 'cut index'])

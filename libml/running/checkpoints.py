@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 
 import tensorflow.compat.v1 as tf
 
@@ -166,6 +167,9 @@ def copying(ckpt, paths):
     with contextlib.ExitStack() as stack:
         try:
             place = stack.enter_context(files.making_temporary())
+            sizes = [os.path.getsize(path) for path in paths]
+            if sum(sizes) > shutil.disk_usage(place).free:  # Other programs need the room that would be filled in vain.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
             for path in paths:
                 target = os.path.join(place, os.path.basename(path))
                 with files.reading(path) as source, files.naming(target), open(target, 'wb') as out:
