@@ -38,6 +38,8 @@ setup(
             'pytest-xdist',  # Tests on several cores.
             'hypothesis',  # Property-based tests.
             'ruff',  # Lint and format.
+            'nbclient',  # Runs the notebook of examples/; of Jupyter.
+            'ipykernel',  # The Python that the notebook runs in; of Jupyter.
         ],
     },
 )

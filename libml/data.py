@@ -277,8 +277,8 @@ def parse_weights(text, nclass):
 
 def thin(images, weights):
     """Returns Images where class c keeps the share weights[c] (always the same); raises utils.Error without classes."""
-    if len(images) and images.labels.min() < 0:
-        raise utils.Error('p_unlabeled needs the class of every unlabelled image, and some here have none')
+    text = 'p_unlabeled needs the class of every unlabelled image, and some here have none'
+    utils.refuse(len(images) and images.labels.min() < 0, text)
     keep = np.zeros(len(images), bool)
     for label, weight in enumerate(weights):
         members = np.flatnonzero(images.labels == label)

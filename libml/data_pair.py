@@ -86,8 +86,7 @@ def parse(text):
 
 def choose_name(word, dataset):
     """Returns the name that was given in one of two ways; raises utils.Error if in none."""
-    if word is None and not dataset:
-        raise utils.Error('which dataset? Give its name, such as cifar10.3@250-5000')
+    utils.refuse(word is None and not dataset, 'which dataset? Give its name, such as cifar10.3@250-5000')
     return dataset if word is None else word
 
 
@@ -97,12 +96,10 @@ def choose_name(word, dataset):
 def find_data_dir(data_dir=None, exists=True):
     """Returns `data_dir`, or else $ML_DATA; raises utils.Error if neither is given, or it must exist and does not."""
     data_dir = utils.expand(data_dir or os.environ.get('ML_DATA'))
-    if not data_dir:
-        raise utils.Error('where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA')
-    if exists and not os.path.isdir(data_dir):
-        raise utils.Error(
-            'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it' % escape(data_dir)
-        )
+    text = 'where are the datasets? Give --data_dir=FOLDER, or set the environment variable ML_DATA'
+    utils.refuse(not data_dir, text)
+    text = 'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it'
+    utils.refuse(exists and not os.path.isdir(data_dir), text, escape(data_dir))
     return data_dir
 
 
@@ -263,9 +260,8 @@ def open_split(split, data_dir):
         test=records.RecordFile(paths['test']),
     )
     listed, held = (tuple(len(of[part]) for part in ('label', 'unlabel')) for of in (found, files))
-    if listed != held or split.size not in (ALL, held[0]):
-        text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
-        raise utils.Error(text % (paths['map'], *listed, *held))
+    text = '%s lists %d labelled and %d unlabelled images, but the records hold %d and %d: make the split again'
+    utils.refuse(listed != held or split.size not in (ALL, held[0]), text, paths['map'], *listed, *held)
     check_source(split, data_dir, found.get('source', {}), files['test'])
     return files
 
@@ -302,9 +298,8 @@ def read_dataset(split, data_dir=None, whiten=False, p_unlabeled='', needs_unlab
     family = find_family(data_dir, split.name)
     weights = data.parse_weights(p_unlabeled, family.nclass) if p_unlabeled else None
     files = open_split(split, data_dir)
-    if split.valid > len(files['unlabel']):
-        text = '%s asks for %d validation images, but has only %d images that are not labelled'
-        raise utils.Error(text % (split, split.valid, len(files['unlabel'])))
+    text = '%s asks for %d validation images, but has only %d images that are not labelled'
+    utils.refuse(split.valid > len(files['unlabel']), text, split, split.valid, len(files['unlabel']))
 
     load = functools.partial(data.load, nclass=family.nclass, shape=family.shape)
     labeled, rest = load(files['label']), load(files['unlabel'], unlabeled='unlabeled' in family.parts)

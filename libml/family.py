@@ -93,10 +93,9 @@ def _are_texts(value):
 
 def _check_classes(names):
     for name in names:
-        if not name or any(map(utils.is_control, name)):
-            raise utils.Error('classes: %s is empty, or has characters that are no text' % escape(ascii(name)))
-    if len(set(names)) < len(names):
-        raise utils.Error('classes: two classes have the same name')
+        text = 'classes: %s is empty, or has characters that are no text'
+        utils.refuse(not name or any(map(utils.is_control, name)), text, escape(ascii(name)))
+    utils.refuse(len(set(names)) < len(names), 'classes: two classes have the same name')
 
 
 SIDE = (lambda _, value: _is_whole(value, 1, records.MAX_SIDE), 'a whole number from 1 to %d' % records.MAX_SIDE)
@@ -133,11 +132,9 @@ def read_class(name, where):
         text = '%s holds the class %s, whose name is not UTF-8 or has a control character: rename it'
     elif any(unicodedata.category(c) == 'Cf' and c not in JOINERS for c in name):
         text = '%s holds the class %s, whose name has an invisible character: rename it'
-    if text:
-        raise utils.Error(text % (escape(where), escape(ascii(shorten(name)))))
-    if len(name) > LONGEST_NAME:
-        text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
-        raise utils.Error(text % (escape(where), len(name), LONGEST_NAME, escape(shorten(name))))
+    utils.refuse(text, text, escape(where), escape(ascii(shorten(name))))
+    text = '%s has a class whose name has %d letters, at most %d are allowed: %s'
+    utils.refuse(len(name) > LONGEST_NAME, text, escape(where), len(name), LONGEST_NAME, escape(shorten(name)))
     return unicodedata.normalize('NFC', ' '.join(name.split()))
 
 
@@ -164,9 +161,8 @@ def check_distinct(places):
         for names in alike.values()
         if names[1:]
     ]
-    if pairs:
-        text = '%s: one class, or several? Write them alike, or give --similar_classes if they are meant to differ'
-        raise utils.Error(text % '; '.join(pairs[:4] + ['...'] * (len(pairs) > 4)))
+    text = '%s: one class, or several? Write them alike, or give --similar_classes if they are meant to differ'
+    utils.refuse(pairs, text, '; '.join(pairs[:4] + ['...'] * (len(pairs) > 4)))
 
 
 def shorten(text, most=COLUMN):
@@ -193,8 +189,7 @@ def parse_augment(text, size):
     if text is None:
         return True, min(size) // 8
     match = re.fullmatch(r'(mirror)?,?(?:shift([0-9]{1,4}))?', text)
-    if not match:
-        raise utils.Error("augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''" % text)
+    utils.refuse(not match, "augment=%s: give mirror, shift<pixels>, both as in 'mirror,shift4', or ''", text)
     mirror, shift = bool(match[1]), int(match[2] or 0)
     check_shift(shift, *size)
     return mirror, shift
@@ -208,12 +203,12 @@ def parse_range(text):
         found = tuple(map(float, text.split(',')))
     except ValueError:
         found = None
-    if not _is_range(found):
-        raise utils.Error('range=%s: give LOW,HIGH, such as 0,4095: the values that become black and white' % text)
+    allowed = 'range=%s: give LOW,HIGH, such as 0,4095: the values that become black and white'
+    utils.refuse(not _is_range(found), allowed, text)
     return found
 
 
 def check_shift(shift, height, width):
     """Raises utils.Error unless images of that size can be padded by reflection."""
-    if not 0 <= shift < min(height, width):
-        raise utils.Error('images of %dx%d cannot be shifted by %d pixels: choose less' % (height, width, shift))
+    text = 'images of %dx%d cannot be shifted by %d pixels: choose less'
+    utils.refuse(not 0 <= shift < min(height, width), text, height, width, shift)

@@ -1,6 +1,8 @@
-"""New files and folders, whole or not at all; JSON files."""
+"""New files and folders, whole or not at all; JSON files; locks."""
 
 import contextlib
+import errno
+import fcntl
 import functools
 import hashlib
 import json
@@ -8,11 +10,14 @@ import os
 import platform
 import re
 import shutil
+import socket
 import sys
 import tempfile
 import uuid
 
-from libml.utils import Error, escape
+from libml.utils import Error, escape, refuse, warn
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
 
 @contextlib.contextmanager
@@ -37,15 +42,30 @@ def reading(path, encoding=None):
         yield file
 
 
-def read_json(path, default):
-    """Returns what a JSON file holds; default where there is no file, or, with a warning, where it is not JSON."""
+def read_chunks(path, size=1 << 20):
+    """Yields the bytes of a file in pieces of `size`, the last one shorter; see reading."""
+    with reading(path) as file:
+        while chunk := file.read(size):
+            yield chunk
+
+
+def parse_json(path):
+    """Returns what a JSON file holds; raises utils.Error where it is not JSON."""
     try:
         with reading(path, 'utf-8') as file:
             return json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise Error('%s is not JSON: %s' % (escape(path), error)) from error
+
+
+def read_json(path, default):
+    """Returns what a JSON file holds; default where there is no file, or, with a warning, where it is not JSON."""
+    try:
+        return parse_json(path)
     except FileNotFoundError:
         return default
-    except (ValueError, RecursionError) as error:
-        print('Ignoring %s, which is not JSON: %s' % (path, error), file=sys.stderr)
+    except Error as error:
+        print('Ignoring %s' % error, file=sys.stderr)
         return default
 
 
@@ -214,8 +234,7 @@ def _remove(path):
 
 def refuse_link(path):
     """Raises utils.Error where a path that this program writes to, or removes, is a link to something else."""
-    if os.path.islink(path):
-        raise Error('%s is a link, and nothing is written through it: remove it' % escape(path))
+    refuse(os.path.islink(path), '%s is a link, and nothing is written through it: remove it', escape(path))
 
 
 @contextlib.contextmanager
@@ -251,3 +270,52 @@ def is_running(pid):
     except PermissionError:
         pass
     return True
+
+
+@contextlib.contextmanager
+def locking(path, refusal=''):
+    """Holds a lock file, in which the name of this process stands meanwhile.
+
+    Where the file system has no locks, a warning says so, and the name in the file decides: `process 7 on host` holds
+    it if that process is on this machine and still runs.
+
+    Args:
+        refusal: how the error begins that names another process which holds the file; '': that process is waited for.
+
+    Raises:
+        utils.Error: another process holds the file, and is not waited for; or the path is a link.
+    """
+    refuse_link(path)
+    with open(path, 'ab+', buffering=0) as file:
+        with naming(path):
+            file.seek(0)
+            owner = file.read().decode(errors='replace').strip()
+            if not _lock(file, owner, fcntl.LOCK_NB):
+                refuse(refusal, '%s%s', refusal, owner or 'another process')
+                print('Waiting for another process, which holds %s' % path, file=sys.stderr)
+                _lock(file, owner, 0)
+            file.truncate(0)
+            file.write(b'process %d on %s\n' % (os.getpid(), os.fsencode(socket.gethostname())))
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # The lock is released anyway when the process ends.
+                file.truncate(0)
+
+
+def _lock(file, owner, wait):
+    """Locks an open file; returns whether no other process holds it. See locking; wait: fcntl.LOCK_NB to not wait."""
+    for lock in (fcntl.flock, fcntl.lockf):
+        try:
+            lock(file, fcntl.LOCK_EX | wait)
+            return True
+        except (BlockingIOError, PermissionError):  # PermissionError: lockf may say so of a lock that is held.
+            return False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+    text = 'this file system has no locks: let no other process work in that folder. If none does, remove %s'
+    warn(text % file.name)
+    match = re.fullmatch(r'process ([1-9]\d{0,8}) on (.*)', owner)
+    here, pid = match and match[2] == socket.gethostname(), match and int(match[1])
+    return not (here and pid != os.getpid() and is_running(pid))

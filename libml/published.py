@@ -123,6 +123,5 @@ FAMILIES = {name: row.family for name, row in PUBLISHED.items()}
 
 def check_new_name(name):
     """Raises utils.Error unless a dataset of the user's own can bear a name: well-formed, not of the published ones."""
-    if name in FAMILIES or not re.fullmatch(NAME, name):
-        text = 'name=%s is not allowed: take letters, digits, _ and - (not first), and none of %s'
-        raise utils.Error(text % (utils.escape(name), ', '.join(FAMILIES)))
+    text = 'name=%s is not allowed: take letters, digits, _ and - (not first), and none of %s'
+    utils.refuse(name in FAMILIES or not re.fullmatch(NAME, name), text, utils.escape(name), ', '.join(FAMILIES))

@@ -167,12 +167,10 @@ class RecordFile:
     def __init__(self, path, empty=False):
         """Opens a file; raises utils.Error if it is missing, cut or damaged, or, unless `empty`, without records."""
         self.path = path
-        if not os.path.isfile(path):
-            raise utils.Error('%s is missing: scripts/create_datasets.py makes it' % path)
+        utils.refuse(not os.path.isfile(path), '%s is missing: scripts/create_datasets.py makes it', path)
         with open(path, 'rb') as f:
             size = os.fstat(f.fileno()).st_size
-            if not size and not empty:
-                raise utils.Error('%s is empty: remove it and make it again' % path)
+            utils.refuse(not size and not empty, '%s is empty: remove it and make it again', path)
             self.begin, self.fingerprint = _walk(f.fileno(), size)
             self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if size else b''
         if self.begin[-1] != size:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL import Image
 from libml import records, trained, utils
 from libml.intake import labels, pictures
 
-NEW_TABLE = labels.Table(['file,class,split\n'], 1, ',', ['file', 'class', 'split'], [])
+NEW_TABLE = labels.Table(['file,class,split\n'], [1], ',', ['file', 'class', 'split'], [])
 SIDE = 256  # Pixels of a thumbnail.
 QUALITIES = 90, 75, 50, 25  # Of JPEG; the first that takes no more than LARGEST bytes.
 LARGEST = 29_000  # As text, 500 of them take 19.3 MB.
@@ -55,8 +56,7 @@ class Review:
         random = np.random.RandomState(seed)
         chosen = list(itertools.islice(iterate_new(np.argsort(confidences, kind='stable')), count - count // 2))
         chosen += itertools.islice(iterate_new(random.permutation(len(paths))), count // 2)
-        if not chosen:
-            raise utils.Error('no guess is left to check, as each picture has a label already: leave --review out')
+        utils.refuse(not chosen, 'no guess is left to check, as each picture has a label already: leave --review out')
         return random.permutation(chosen)
 
     def _match_rows(self, root, paths):
@@ -103,15 +103,15 @@ class Review:
 
     def _describe_table(self):
         """Returns what the page needs of the table: its text, in pieces, and where the cells of a new row belong."""
-        lines, header, delimiter, columns, rows = self.table
-        ends = [header, *(end for end, _ in rows)]
-        head = ''.join(lines[:header]).rstrip('\r\n') + (delimiter + 'split' if 'split' not in columns else '')
+        lines, ends, delimiter, columns, rows = self.table
+        head = ''.join(lines[: ends[0]]).rstrip('\r\n') + (delimiter + 'split' if 'split' not in columns else '')
         columns = columns if 'split' in columns else [*columns, 'split']
         places = {name: columns.index(name) for name in ('file', 'class', 'split')}
         pieces = [''.join(lines[start:end]).rstrip('\r\n') for start, end in itertools.pairwise(ends)]
         newline = '\r\n' if lines[0].endswith('\r\n') else '\n'
         text = dict(head=head, rows=pieces, cells=[cells for _, cells in rows], newline=newline, delimiter=delimiter)
-        return dict(name=os.path.basename(self.path) or 'labels.csv', width=len(columns), **text, **places)
+        name = re.sub(r'\.json$', '.csv', os.path.basename(self.path) or 'labels.csv')
+        return dict(name=name, width=len(columns), **text, **places)
 
 
 def encode(pixels):

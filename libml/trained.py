@@ -37,11 +37,9 @@ BATCH = 256  # Pictures classified at a time, at most.
 def read_args(folder):
     """Returns the args of a run; raises utils.Error where args.json is missing or damaged."""
     run = runs.Run(folder)
-    if not os.path.isfile(run.args_file):
-        raise utils.Error('%s is no run: there is no file %s' % (folder, run.args_file))
+    utils.refuse(not os.path.isfile(run.args_file), '%s is no run: there is no file %s', folder, run.args_file)
     missing = [name for name in ('dataset', 'arch', *SIZES) if name not in run.args]
-    if missing:
-        raise utils.Error('%s is damaged: it does not say %s' % (run.args_file, ', '.join(missing)))
+    utils.refuse(missing, '%s is damaged: it does not say %s', run.args_file, ', '.join(missing))
     utils.require('%s: arch' % run.args_file, run.args['arch'], run.args['arch'] in networks.MODELS, networks.MODELS)
     return run.args
 
@@ -54,9 +52,8 @@ def find_family(args, data_dir=None):
     """
     name = data_pair.parse(args['dataset']).name
     family = data_pair.FAMILIES.get(name) or data_pair.look_up_family(data_pair.find_data_dir(data_dir), name)
-    if not family:
-        text = 'the description of the dataset %s is gone: %s.json is needed to treat pictures as the run did'
-        raise utils.Error(text % (name, name))
+    text = 'the description of the dataset %s is gone: %s.json is needed to treat pictures as the run did'
+    utils.refuse(not family, text, name, name)
     if (args['nclass'], tuple(args.get('classes') or family.names)) != (family.nclass, family.names):
         text = 'the dataset %s has other classes now (%d) than the run learned: another dataset has taken its name'
         raise utils.Error(text % (name, family.nclass))
@@ -80,9 +77,8 @@ def find_normalisation(folder, args, colors, data_dir=None):
         return 0, 1
     if 'mean' in args:
         found = [np.array(args.get(name), np.float32) for name in ('mean', 'std')]
-        if any(value.shape != (colors,) for value in found):
-            text = '%s is damaged: mean and std must be lists of %d numbers, one for each color'
-            raise utils.Error(text % (runs.Run(folder).args_file, colors))
+        text = '%s is damaged: mean and std must be lists of %d numbers, one for each color'
+        utils.refuse(any(value.shape != (colors,) for value in found), text, runs.Run(folder).args_file, colors)
         return found
     dataset = read_dataset(folder, args, data_dir)
     return data.compute_mean_std(dataset.sets['labeled'], dataset.sets['unlabeled'])

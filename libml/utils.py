@@ -19,10 +19,15 @@ class Error(ValueError):
     """A mistake that the user can mend. Its text is one line: what is wrong, and what to do."""
 
 
+def refuse(wrong, text, *values):
+    """Raises Error(text % values) if something is wrong."""
+    if wrong:
+        raise Error(text % values)
+
+
 def require(name, value, valid, allowed):
     """Raises Error unless a named value is valid; the text says what is allowed."""
-    if not valid:
-        raise Error('%s=%s is not allowed: it must be %s' % (name, value, allowed))
+    refuse(not valid, '%s=%s is not allowed: it must be %s', name, value, allowed)
 
 
 def expand(path):

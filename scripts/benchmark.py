@@ -2,10 +2,9 @@
 
 python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 
-    step     an update, compiled by XLA and not; with real input and with a fixed batch; against a matrix product's rate
-    input    augmented batches
-    eval     the evaluation of a report, against a bare loop over the classifier
-    startup  a training command from its start to its first update
+    step   an update, compiled by XLA and not; with real input and with a fixed batch; against a matrix product's rate
+    input  augmented batches
+    eval   the evaluation of a report, against a bare loop over the classifier
 
 The flags of training choose the network and the batch. To compare with another program, give it the same batch, nu,
 network and threads, and run the two in turns on an idle machine. Compare it with the fixed batch where it is timed on a
@@ -25,22 +24,20 @@ import contextlib
 import copy
 import platform
 import resource
-import subprocess
-import tempfile
-import time
+import timeit
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from ablation.ab_mixmatch import PARAMS, AblationMixMatch
+from ablation.ab_mixmatch import AblationMixMatch
 from libml import data, data_pair, experiment, files, train, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
 from libml.intake import splits
 from libml.running import hardware
 
-PARTS = ('step', 'input', 'eval', 'startup')
+PARTS = ('step', 'input', 'eval')
 OPTIONS = dict(
     experiment.list_options(AblationMixMatch),
     parts=Option(','.join(PARTS), 'What to measure, comma-separated.'),
@@ -52,7 +49,6 @@ OPTIONS = dict(
 # Rows of the matrices whose product says what the machine can do: so many that calling it costs nothing.
 MATRIX = dict(cpu=2048, gpu=8192)
 EVALUATED = 1536  # Images, for `eval`.
-TRAIN = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'ablation', 'ab_mixmatch.py')
 PLAIN, COMPILED = 'plain graph (--noxla)', 'compiled (--xla)'
 
 
@@ -62,22 +58,16 @@ def measure_in_turns(functions, turns, seconds_each):
     Args:
         functions: {name: function without arguments}.
         turns: int, how often each is measured, one after the other.
-        seconds_each: seconds that a measurement lasts, by as many calls as that takes; 0: one call.
+        seconds_each: seconds that a measurement lasts, by as many calls as that takes.
     """
-    calls, seconds = {}, {name: [] for name in functions}
+    calls, seconds = {}, {name: np.zeros(turns) for name in functions}
     for name, function in functions.items():
         function()  # Traces, compiles, fills caches.
-        begin = time.perf_counter()
-        if seconds_each:
-            function()
-        calls[name] = max(1, round(seconds_each / (time.perf_counter() - begin)))
-    for _ in range(turns):
+        calls[name] = max(1, round(seconds_each / timeit.timeit(function, number=1)))
+    for turn in range(turns):
         for name, function in functions.items():
-            begin = time.perf_counter()
-            for _ in range(calls[name]):
-                function()
-            seconds[name].append((time.perf_counter() - begin) / calls[name])
-    return {name: np.array(values) for name, values in seconds.items()}
+            seconds[name][turn] = timeit.timeit(function, number=calls[name]) / calls[name]
+    return seconds
 
 
 def make_rows(unit, values):
@@ -197,25 +187,6 @@ class Bench:
         return self.measure_rates('images/s', sum(map(len, sets)), calls)
 
 
-def measure_startup(o):
-    """Starts training commands, and stops each after its first update; returns the rows, in seconds."""
-    names = (*PARAMS, 'dataset', 'data_dir', 'precision', 'whiten', 'p_unlabeled')
-    argv = ['--%s=%s' % (name, o[name]) for name in names if o[name] is not None]
-
-    def start(flag):
-        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile('w+') as errors:
-            command = [sys.executable, '-u', TRAIN, *argv, flag, '--train_dir=' + folder]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
-                if not any(line.startswith('The first update') for line in process.stdout):
-                    errors.seek(0)
-                    raise utils.Error('%s: %s' % (' '.join(command), errors.read().strip().rpartition('\n')[2]))
-                process.kill()
-
-    return make_rows(
-        's', measure_in_turns({PLAIN: lambda: start('--noxla'), COMPILED: lambda: start('--xla')}, o.turns, 0)
-    )
-
-
 def describe_machine():
     """Returns what the figures were measured on."""
     cpu = platform.processor() or platform.machine()
@@ -249,7 +220,7 @@ def benchmark(**given):
     print('%-40s %10s %10s %10s  %-20s %9s' % ('', 'median', 'min', 'max', '', 'ratio'), flush=True)
     for part in parts:
         with contextlib.ExitStack() as stack:
-            rows = measure_startup(o) if part == 'startup' else getattr(Bench(o, stack), part)()
+            rows = getattr(Bench(o, stack), part)()
         for row in rows:
             text = '%-8s%-32s %10.4g %10.4g %10.4g  %-20s %9.2f'
             print(text % (part, *map(row.get, ('what', 'median', 'min', 'max', 'unit', 'ratio'))), flush=True)

@@ -72,8 +72,8 @@ def read_cifar(path, names, label_bytes=1, nclass=10):
 
 def split_rows(path, name, content, length):
     """Returns bytes as uint8 [n, length]."""
-    if not content or len(content) % length:
-        raise utils.Error('%s: %s has %d bytes, no multiple of %d' % (path, name, len(content), length))
+    text = '%s: %s has %d bytes, no multiple of %d'
+    utils.refuse(not content or len(content) % length, text, path, name, len(content), length)
     return np.frombuffer(content, np.uint8).reshape(-1, length)
 
 
@@ -117,8 +117,9 @@ def read_stl10(path, part, labeled=True):
         stop = first + len(images)
         yield images, labels[first:stop] if labeled else np.zeros(len(images), int)
         first = stop
-    if labeled and first != len(labels):
-        raise utils.Error('%s holds %d pictures but %d labels in %s' % (path, first, len(labels), part))
+    if labeled:
+        text = '%s holds %d pictures but %d labels in %s'
+        utils.refuse(first != len(labels), text, path, first, len(labels), part)
 
 
 READERS = dict(digits=read_digits, cifar=read_cifar, svhn=read_svhn, stl10=read_stl10)  # By layout.
@@ -145,8 +146,7 @@ def install(name, data_dir, source='', verify=True):
             if not os.path.exists(path):
                 batches = READERS[layout](archive and fetch(archive), **arguments)
                 first = next(batches, None)  # An archive is read before the file and its progress bar are there.
-                if first is None:
-                    raise utils.Error('the archive holds no pictures for %s' % path)
+                utils.refuse(first is None, 'the archive holds no pictures for %s', path)
                 count = records.write(path, encode_all(itertools.chain([first], batches)), total)
                 print('%s: %d pictures' % (path, count))
         folds = data_pair.locate_stl10_folds(data_dir)
@@ -177,7 +177,9 @@ def fetching(data_dir, source, verify):
         yield fetch
         return
     files.refuse_link(downloads)
-    with archives.locking(os.path.join(data_dir, '.downloads.lock')):
+    lock = os.path.join(data_dir, '.downloads.lock')
+    with files.locking(lock), contextlib.ExitStack() as undo:
+        undo.callback(pathlib.Path(lock).unlink, missing_ok=True)
         with files.making_folder(downloads):
             for name in os.listdir(downloads):  # Nobody else writes there now: killed processes left these.
                 if archives.UNFINISHED.fullmatch(name):
@@ -266,8 +268,7 @@ def describe(name, data_dir, augment=None, classes='', similar_classes=False):
         for file in (*more, test):
             records.RecordFile(file).check(nclass, shape, unlabeled=file == unlabeled, pixels=True)
         data_pair.check_gaps(train, labels, nclass)
-        if nclass < 2:
-            raise utils.Error('%s has records of one class only: at least 2 are needed' % train)
+        utils.refuse(nclass < 2, '%s has records of one class only: at least 2 are needed', train)
         utils.require('classes', classes, len(names) in (0, nclass), '%d names' % nclass)
         parts = ('train', *('unlabeled' for _ in more))
         family = Family(*shape, nclass, *parse_augment(augment, shape[:2]), parts=parts, classes=names)
@@ -340,23 +341,20 @@ def create(names=(), **given):
 def check_arguments(names, o):
     """Raises utils.Error where names of datasets and options do not go together."""
     unknown = [name for name in names if name not in PUBLISHED]
-    if unknown:
-        raise utils.Error('unknown dataset %s: known are %s' % (', '.join(unknown), ', '.join(PUBLISHED)))
+    utils.refuse(unknown, 'unknown dataset %s: known are %s', ', '.join(unknown), ', '.join(PUBLISHED))
     ways = dict(zip(USED, (names, o.from_folder, o.describe), strict=True))
     way, *others = [way for way, given in ways.items() if given] or ['names of datasets']
     if others:
         raise utils.Error('give either %s or %s, not both' % (way, others[0]))
-    if o.source and not os.path.isdir(o.source):
-        raise utils.Error('--source %s is no folder' % o.source)
+    utils.refuse(o.source and not os.path.isdir(o.source), '--source %s is no folder', o.source)
     given = {name for name in {*NEW, *OWN, 'classes'} if o[name] != OPTIONS[name].default}
     for name in sorted(given - set(USED[way])):
         where = ' or '.join(where for where in USED if name in USED[where])
         raise utils.Error('--%s is for %s, which is not given' % (name, where))
-    if way == '--from_folder' and not o.name:
-        raise utils.Error('--from_folder needs --name, such as --name birds')
+    utils.refuse(way == '--from_folder' and not o.name, '--from_folder needs --name, such as --name birds')
     if way == 'names of datasets' and given:
-        if len(names) != 1 or not (o.name and o.size):
-            raise utils.Error('to resize, give one dataset, --size and --name: cifar10 --size 16x16 --name cifar10-16')
+        text = 'to resize, give one dataset, --size and --name: cifar10 --size 16x16 --name cifar10-16'
+        utils.refuse(len(names) != 1 or not (o.name and o.size), text)
         parse_size(o.size)
 
 

@@ -49,15 +49,13 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
     Raises:
         utils.Error: what is asked for cannot be made.
     """
-    if all and size:
-        raise utils.Error('give either --size=N (and --seed=N), or --all')
+    utils.refuse(all and size, 'give either --size=N (and --seed=N), or --all')
     if paths:
         folder, name = os.path.split(name)
     else:
         data_dir = data_pair.find_data_dir(data_dir)
         folder, paths = os.path.join(data_dir, 'SSL'), data_pair.locate_train_files(data_dir, name)
-    if all and name not in PUBLISHED:
-        raise utils.Error('the paper has no splits of %s: give --size and --seed' % name)
+    utils.refuse(all and name not in PUBLISHED, 'the paper has no splits of %s: give --size and --seed', name)
     wanted = (
         [(size, seed) for size in PUBLISHED[name].sizes for seed in SEEDS] if all else [(size or data_pair.ALL, seed)]
     )

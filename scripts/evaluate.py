@@ -34,7 +34,7 @@ from libml.intake.labels import disarm
 from libml.utils import escape
 
 BINS = 15  # Of the confidence, as in Guo et al. 2017, On Calibration of Modern Neural Networks.
-NUMBERED = 20  # Classes up to which the cells of the confusion matrix bear their counts.
+NUMBERED = 20  # Classes up to which the confusion matrix is drawn: its cells have room for their counts.
 MATRIX = 100  # Classes up to which there is such a matrix: it grows with their square.
 WORST = 40  # Confusions and classes that are drawn in its place.
 MISTAKES = 5, 8  # Rows and columns of mistakes.png.
@@ -150,43 +150,32 @@ def new_figure(width, height, title, layout='constrained'):
 
 def draw_confusion(found, title):
     """Draws which class is taken for which. A row is a true class; its cells are shaded by their share of the row."""
-    if 'confusion_cells' in found:
+    if len(found['classes']) > NUMBERED:
         return draw_worst(found, title)
     counts, names = np.array(found['confusion']), [shorten(row['name'], LONGEST) for row in found['classes']]
-    many = len(names) > NUMBERED  # Then the cells are too small for numbers.
-    side = max(12, 0.14 * len(names)) if many else max(5, 3 + 0.45 * len(names))  # Inches.
-    size = 6 if many else 9
+    side = max(5, 3 + 0.45 * len(names))  # Inches.
     figure = new_figure(side + 1, side, 'Confusions: ' + title, 'compressed')
     axis = figure.subplots()
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)  # [true, guessed]
     image = axis.imshow(shares, cmap='Blues', norm=colors.PowerNorm(0.5, 0, 100))
-    axis.set_xticks(range(len(names)), names, rotation=90 if many or max(map(len, names)) > 5 else 0, fontsize=size)
-    axis.set_yticks(range(len(names)), names, fontsize=size)
+    axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 5 else 0, fontsize=9)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.tick_params(length=0)
     axis.set(xlabel='guessed class', ylabel='true class')
     text = 'accuracy %.2f %%, balanced accuracy %.2f %%' % (found['accuracy'], found['balanced_accuracy'])
     axis.set_title(text, fontsize=9, color=GREY)
     figure.colorbar(image, label='% of the true class', shrink=0.7, aspect=30, ticks=[0, 5, 20, 50, 100])
-    if many:
-        figure.text(1.02, 0.9, list_mistakes(counts, names), fontsize=8, va='top')  # `save` widens the figure.
-        return figure
     for (true, guessed), count in np.ndenumerate(counts):
         how = dict(color='white' if shares[true, guessed] > 30 else 'black', ha='center', va='center', fontsize=9.5)
         axis.text(guessed, true, count or '', weight='bold' if true == guessed else 'normal', **how)
     return figure
 
 
-def list_mistakes(counts, names, most=30):
-    """Returns the most frequent mistakes of a confusion matrix, int [n, n], as lines of text."""
-    mistakes = pd.DataFrame(counts - np.diag(np.diag(counts))).stack().nlargest(most)
-    lines = ['%4d  %s → %s' % (count, names[i], names[j]) for (i, j), count in mistakes.items() if count]
-    return '\n'.join(['most frequent mistakes', '', *lines])
-
-
 def draw_worst(found, title):
     """Draws, of many classes, those that are confused most often, and those that are found least often."""
     names = [shorten(row['name'], LONGEST) for row in found['classes']]
-    cells = pd.DataFrame(found['confusion_cells'], columns=['true', 'guessed', 'count'])
+    cells = found.get('confusion_cells') or [(*ij, n) for ij, n in np.ndenumerate(found['confusion']) if n]
+    cells = pd.DataFrame(cells, columns=['true', 'guessed', 'count'])
     pairs = cells[cells.true != cells.guessed].nlargest(WORST, 'count')
     rows = pd.DataFrame(found['classes']).assign(short=names).dropna(subset='recall').nsmallest(WORST, 'recall')
     figure = new_figure(13, 9.5, 'Confusions: ' + title)
@@ -276,8 +265,7 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     classifier = trained.load(run, data_dir=data_dir, **which)
     images = trained.read_dataset(classifier.folder, classifier.args, data_dir).sets[set]
     images = images.select(np.flatnonzero(images.labels >= 0))
-    if not len(images):
-        raise utils.Error('no picture of the set %s has a class: choose another --set' % set)
+    utils.refuse(not len(images), 'no picture of the set %s has a class: choose another --set', set)
     bar = progress.make_bar(
         images.batches(classifier.batch), 'batches', math.ceil(len(images) / classifier.batch), leave=False
     )

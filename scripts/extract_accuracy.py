@@ -29,8 +29,7 @@ def extract_accuracy(run):
         run = runs.find_folder(run)
     damaged = []
     values = [value for _, value in runs.read_accuracies(run, damaged)]
-    if not values:
-        raise utils.Error('%s holds no report of an accuracy: name the folder of one run, which holds tf/' % run)
+    utils.refuse(not values, '%s holds no report of an accuracy: name the folder of one run, which holds tf/', run)
     stats = runs.take_medians(values)
     for line in damaged:
         print(line, file=sys.stderr)

@@ -1,12 +1,14 @@
 """Labels new pictures with what a run has learned.
 
     python scripts/predict.py RUN PICTURES... --out predictions.csv [--probabilities] [--skip_bad] [--review 200]
+                              [--label_studio tasks.json]
 
 RUN is the folder of a run. PICTURES are folders, searched at any depth, or files. The table has a row a picture: file,
 class, confidence. Corrected by hand, it can be given to scripts/create_datasets.py as --labels. A spreadsheet reads it
 as UTF-8, and finds no formula in it: a file `=1.png` stands there as ./=1.png, a class `=1` as '=1.
 
 --review writes review.html beside the table: a page for a browser, to correct some of the guesses by eye.
+--label_studio writes the guesses as tasks for Label Studio: those of --review if it is given, else all.
 """
 
 import os
@@ -23,10 +25,11 @@ import csv
 
 import numpy as np
 
-from libml import trained, utils
+from libml import files, trained, utils
 from libml.cli import options, progress, script
 from libml.cli.options import Option
 from libml.intake import pictures
+from libml.intake.label_studio import make_config, make_task
 from libml.intake.labels import disarm
 from libml.review import Review
 from libml.utils import escape
@@ -38,6 +41,7 @@ OPTIONS = dict(
     skip_bad=Option(False, 'Leave out the pictures that cannot be read.'),
     review=Option(0, 'How many guesses to correct on a page, review.html beside the table.', options.Range(low=0)),
     labels=Option('', 'For --review: the table of labels so far; the page saves it with more rows.', path=True),
+    label_studio=Option('', 'JSON file to write: the guesses as tasks for Label Studio.', path=True),
     seed=Option(0, 'Of the half of the pictures on the page that is drawn at random.', options.SEED),
     **trained.OPTIONS,
 )
@@ -106,7 +110,18 @@ def write_rows(file, classifier, root, paths, probabilities):
     return labels, confidences, bad
 
 
-def predict(run, places, out, probabilities=False, skip_bad=False, review=0, labels='', seed=0, **which):
+def write_tasks(path, classifier, root, paths, guesses, confidences):
+    """Writes the tasks for Label Studio of some pictures; see Review.write_page for paths, guesses and confidences."""
+    version = '%s %s' % (classifier.args['dataset'], os.path.basename(classifier.ckpt))
+    names = [classifier.classes[guess] for guess in guesses]
+    places = [os.path.abspath(os.path.join(root, path)) for path in paths]
+    rows = zip(places, names, confidences, strict=True)
+    files.write_json(path, [make_task(*row, version) for row in rows])
+
+
+def predict(
+    run, places, out, probabilities=False, skip_bad=False, review=0, labels='', label_studio='', seed=0, **which
+):
     """Writes the table of a run's guesses for some pictures, and prints a summary.
 
     Args:
@@ -116,24 +131,27 @@ def predict(run, places, out, probabilities=False, skip_bad=False, review=0, lab
         probabilities: write the probabilities of all classes.
         skip_bad: leave out the pictures that cannot be read, rather than fail.
         review, labels, seed: how many guesses to put on the page review.html, 0 for no page; see OPTIONS.
+        label_studio: path of the tasks for Label Studio, '' for none; see OPTIONS.
 
     Raises:
-        utils.Error: the run cannot be used (see trained.load), there are no pictures, one cannot be read, or the table
-            or the page cannot be written. Then neither is.
+        utils.Error: the run cannot be used (see trained.load), there are no pictures, one cannot be read, or the table,
+            the page or the tasks cannot be written. Then none of them is.
     """
     if not out:
         raise utils.Error('where shall the table go? Give --out, such as --out predictions.csv')
     if labels and not review:
         raise utils.Error('--labels is for --review, which is not given')
-    page = os.path.join(os.path.dirname(out), 'review.html')
-    if review and os.path.abspath(out) == os.path.abspath(page):
-        raise utils.Error('--out %s is the name of the page: choose another one for the table' % escape(out))
-    with trained.creating_result(out, *([page] if review else [])) as parts:
-        part, *pages = parts if review else [parts]
+    page = os.path.join(os.path.dirname(out), 'review.html') if review else ''
+    targets = dict(out=out, page=page, tasks=label_studio)
+    targets = {name: path for name, path in targets.items() if path}
+    if len(set(map(os.path.abspath, targets.values()))) < len(targets):
+        raise utils.Error('%s would be one file: choose other names' % escape(' and '.join(targets.values())))
+    with trained.creating_result(*targets.values()) as parts:
+        parts = dict(zip(targets, parts if targets.keys() > {'out'} else [parts], strict=True))
         root, paths, unused = find_pictures(places)
         classifier = trained.load(run, **which)
         checker = Review(classifier, labels, which.get('data_dir')) if review else None
-        with open(part, 'w', encoding='utf-8-sig', newline='') as file:
+        with open(parts['out'], 'w', encoding='utf-8-sig', newline='') as file:
             guesses, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
         utils.print_list(['%s: %s' % (escape(path), reason) for path, reason in bad.items()])
         if bad and not skip_bad:
@@ -141,10 +159,13 @@ def predict(run, places, out, probabilities=False, skip_bad=False, review=0, lab
             raise utils.Error(text % len(bad))
         if not guesses:
             raise utils.Error('no picture can be read, see above')
+        good = [path for path in paths if path not in bad]
+        chosen = checker.choose(root, good, confidences, review, seed) if review else range(len(good))
+        shown = [[of[i] for i in chosen] for of in (good, guesses, confidences)]
         if review:
-            good = [path for path in paths if path not in bad]
-            chosen = checker.choose(root, good, confidences, review, seed)
-            checker.write_page(*pages, root, *([of[i] for i in chosen] for of in (good, guesses, confidences)))
+            checker.write_page(parts['page'], root, *shown)
+        if label_studio:
+            write_tasks(parts['tasks'], classifier, root, *shown)
     for line in summarise(classifier.classes, guesses, confidences, unused):
         print(line)
     if bad:
@@ -152,6 +173,9 @@ def predict(run, places, out, probabilities=False, skip_bad=False, review=0, lab
     print('%s: %d rows, guessed by %s (%s weights)' % (out, len(guesses), classifier.ckpt, classifier.weights))
     if review:
         print('%s: %d guesses to check; open it in a browser' % (page, len(chosen)))
+    if label_studio:
+        print('%s: %d tasks for Label Studio; its labelling configuration:' % (label_studio, len(chosen)))
+        print(escape(make_config(classifier.classes)))
 
 
 if __name__ == '__main__':

@@ -109,8 +109,7 @@ def read_run(path, damaged=None):
     needed = 'dataset', 'seed', 'train_kimg', *varied
     wrong = [name for name in needed if not isinstance(run.args.get(name), int | float | str)]
     wrong += [] if isinstance(method, str) and method.isidentifier() else ['class']
-    if wrong:
-        raise utils.Error('args.json is missing or damaged: no %s' % ', '.join(wrong))
+    utils.refuse(wrong, 'args.json is missing or damaged: no %s', ', '.join(wrong))
     split = data_pair.parse(run.args['dataset'])
     shared = {*run.args} & ({*known} - {*varied, *NOT_SHARED} if rows else COMMON)
     flags = show_flags({name: run.args[name] for name in shared}, known)
@@ -184,14 +183,13 @@ class Table:
 def summarise(reports):
     """Returns the runs of a setting, a DataFrame, a line a run.
 
-    Its columns are row, split, seed and train_kimg; kimg and last, place and error of the last report; error, the
-    median of the last 20 reports in percent; reports, how many there are; finished; and counts, whether it counts in
-    its row's error: it is finished, or it has a report and no run of its row is finished.
+    Its columns are row, split, seed and train_kimg; kimg, the place of the last report; error, the median of the last
+    20 reports in percent; reports, how many there are; finished; and counts, whether it counts in its row's error: it
+    is finished, or it has a report and no run of its row is finished.
     """
     groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
     error = ('error', lambda e: runs.take_medians(e.array)['last%d' % MEDIAN])
-    columns = dict(kimg=('kimg', 'last'), error=error, last=('error', 'last'), reports=('error', 'count'))
-    table = groups.agg(**columns).reset_index()
+    table = groups.agg(kimg=('kimg', 'last'), error=error, reports=('error', 'count')).reset_index()
     table['finished'] = table.kimg >= table.train_kimg
     table['counts'] = table.finished | (~table.groupby('row').finished.transform('any') & (table.kimg > 0))
     return table
@@ -215,9 +213,8 @@ def compute_differences(errors):
 def compare(table):
     """Returns a DataFrame indexed by row, the paper's rows first, of the runs that summarise returned.
 
-    Its columns are error and deviation, mean and sample's standard deviation over splits (of means over seeds); last,
-    the mean of the last reports; reports, the fewest of a run; runs and finished, how many; and those of
-    compute_differences, of finished runs alone.
+    Its columns are error and deviation, mean and sample's standard deviation over splits (of means over seeds);
+    reports, the fewest of a run; runs and finished, how many; and those of compute_differences, of finished runs alone.
     """
     names = [*parse_paper_rows(), *sorted(set(table.row) - set(parse_paper_rows()))]
     counted, finished = (
@@ -225,9 +222,9 @@ def compare(table):
         for chosen in (table.counts, table.finished)
     )
     rows = pd.DataFrame(dict(error=counted.mean(axis=1), deviation=counted.std(axis=1)))
-    ends = table[table.counts].groupby('row').agg(last=('last', 'mean'), reports=('reports', 'min'))
+    fewest = table[table.counts].groupby('row').reports.min()
     number = table.groupby('row').finished.agg(runs='size', finished='sum')
-    rows = rows.join([ends, number, compute_differences(finished)])
+    rows = rows.join([fewest, number, compute_differences(finished)])
     return rows.fillna(dict(runs=0, finished=0, splits=0, verdict='')).astype(dict(runs=int, finished=int, splits=int))
 
 
@@ -313,21 +310,8 @@ def describe_findings(table):
     return 'Every difference is settled.' if np.isnan(reach) else text % reach
 
 
-def describe_missing(table):
-    """Returns paragraphs, lines, on what is missing and unfinished in a table."""
-    rows = table.drawn if any(map(is_other, table.rows.index)) else table.rows  # Methods, or the rows of Table 4.
-    counts = pd.crosstab(table.runs.row, table.runs.split).reindex(rows.index, fill_value=0)
-    lacking = {row: ', '.join(map(str, count.index[count == 0])) for row, count in counts.iterrows()}
-    missing = '; '.join('%s (split %s)' % (row, splits) for row, splits in lacking.items() if splits)
-    late = table.runs[~table.runs.finished][['row', 'split', 'kimg', 'train_kimg']].itertuples(index=False, name=None)
-    unfinished = '; '.join('%s, split %d, at %g of %g kimg' % run for run in late)
-    text = 'Unfinished, so no difference is made from them: %s.' % unfinished
-    lines = ['Missing: %s.' % missing, ''] if missing else []
-    return [*lines, text if unfinished else 'Runs: %d, all of them finished.' % len(table.runs)]
-
-
 def format_table(table):
-    """Returns a table, what it settles, and what is missing in it, as the lines of a Markdown section."""
+    """Returns a table and what it settles as the lines of a Markdown section."""
     heads = ['row', 'error', 'difference', '95 % interval', 'verdict', 'splits compared', 'runs finished']
     lines = [
         [row.Index, format_error(row), format_number(row.difference, '%+.2f'), format_interval(row), row.verdict or '–']
@@ -337,14 +321,7 @@ def format_table(table):
     ]
     heads += [table.paper, 'its difference'] if table.paper else []
     lines = ['| %s |' % ' | '.join(line) for line in [heads, ['---'] * len(heads), *lines]]
-    lines = ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '', *lines, '']
-    ends = table.rows['last'][table.rows.reports < MEDIAN]
-    if len(ends):
-        text = (
-            'Fewer than %d reports: the error is of the whole training, not of its end. Error of the last report: %s.'
-        )
-        lines += [text % (MEDIAN, ', '.join('%s %.2f' % item for item in ends.items())), '']
-    return [*lines, describe_findings(table), '', *describe_missing(table), '']
+    return ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '', *lines, '', describe_findings(table), '']
 
 
 def format_markdown(tables, remarks):
@@ -356,7 +333,7 @@ def format_markdown(tables, remarks):
 
 def format_csv(tables):
     """Returns the tables as CSV."""
-    rows = {(table.dataset, table.flags): table.rows.drop(columns=['last', 'reports']) for table in tables}
+    rows = {(table.dataset, table.flags): table.rows.drop(columns='reports') for table in tables}
     return pd.concat(rows, names=['dataset', 'flags', 'row']).to_csv(float_format='%.2f')
 
 

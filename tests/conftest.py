@@ -12,6 +12,7 @@ import forked
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ablation.ab_mixmatch import AblationMixMatch
@@ -20,13 +21,27 @@ from libml.running import hardware
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PARAMS = dict(
-    arch='resnet', scales=1, filters=2, repeat=1, batch=4, nu=2, mixmode='xxy.yxy', use_ema_guess=False,
+    tiny.SIZE, arch='resnet', batch=4, nu=2, mixmode='xxy.yxy', use_ema_guess=False,
     lr=0.002, wd=0.02, ema=0.9, beta=0.5, T=0.5, w_match=100, warmup_kimg=1,
 )  # fmt: skip
 
 
 def pytest_addoption(parser):
-    parser.addoption('--kills', type=int, default=20, help='how often test_survival.py harms a run')
+    parser.addoption('--all', action='store_true', help='also run the tests that are marked as slow')
+    parser.addoption('--kills', type=int, default=20, help='how often test_survival.py harms a run; with --all')
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.option.all:
+        for item in items:
+            if item.get_closest_marker('slow'):
+                item.add_marker(pytest.mark.skip(reason='slow: run with --all'))
+
+
+def first_is_fast(*cases):
+    """Returns cases for pytest.mark.parametrize, all but the first marked as slow; a tuple is of several arguments."""
+    cases = [case if isinstance(case, tuple) else (case,) for case in cases]
+    return [pytest.param(*case, marks=[pytest.mark.slow] * (i > 0)) for i, case in enumerate(cases)]
 
 
 def pytest_configure():

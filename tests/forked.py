@@ -71,6 +71,12 @@ def fork(argv, outputs, first, env):
     runpy.run_path(argv[0], run_name='__main__')
 
 
+def encode_output(encoding):
+    """Does what PYTHONIOENCODING does."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding=encoding)
+
+
 def before(owner, name, action):
     """Makes a method call action(n, *its arguments) before it does its own work; n counts its calls from 1."""
     original, counter = getattr(owner, name), itertools.count(1)

@@ -3,15 +3,17 @@
 import math
 
 import pytest
+import tiny
 from conftest import assert_one_line_error
 
 from libml import files
 
 BENCHMARK = 'scripts/benchmark.py'
-TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--turns=1', '--turn=0']
-ROWS = dict(step=6, input=1, eval=2, startup=2)
+TINY = tiny.flags(**tiny.SIZE, dataset=tiny.DATASET, batch=8, turns=1, turn=0)
+ROWS = dict(step=6, input=1, eval=2)
 
 
+@pytest.mark.slow
 def test_all_parts_are_rows_of_one_table_and_of_one_file(server, digits_dir, tmp_path):
     file = tmp_path / 'figures.json'
     done = server.run(BENCHMARK, *TINY, '--data_dir=%s' % digits_dir, '--json=%s' % file)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import shutil
 import types
 
@@ -38,39 +39,38 @@ def test_checkpoints_in_the_order_of_their_steps(tmp_path):
     assert [checkpoints.step(path) for path in expected] == sorted([*steps, 5000])
 
 
-def some_checkpoint(folder):
-    """Saves a variable; returns the path prefix and the data file."""
+@pytest.fixture(params=[True, False], ids=['noted', 'of published code'])
+def ckpt(request, tmp_path):
+    """The prefix of a checkpoint of one variable, with or without a note beside it."""
     v = tf.get_variable('v', [1000])
+    saver = checkpoints.Checkpoints(str(tmp_path))
     with tf.Session() as session:
         session.run(v.initializer)
-        ckpt = tf.train.Saver().save(session, str(folder / 'model.ckpt-0000000064'), write_meta_graph=False)
-    return ckpt, ckpt + '.data-00000-of-00001'
+        saver.save(session, 64, 5, 'means')
+    if not request.param:
+        os.remove(saver.last + checkpoints.NOTE)
+    return saver.last
 
 
-def test_a_whole_checkpoint(tmp_path):
-    checkpoints.Held(some_checkpoint(tmp_path)[0])
+def test_a_whole_checkpoint(ckpt):
+    with checkpoints.Held(ckpt) as held:
+        assert set(held.read()) == {'v'}
 
 
-def test_a_checkpoint_too_large_for_a_copy_is_read_where_it_is(tmp_path, monkeypatch):
-    ckpt, file = some_checkpoint(tmp_path)
-    os.truncate(file, 1 << 20)  # Holds nothing more: what is beyond the variables is no damage.
-    for free, copied in ((1 << 19, False), (1 << 21, True)):
+def test_a_checkpoint_too_large_for_a_copy_is_read_where_it_is(ckpt, monkeypatch):
+    for free, copied in ((1000, False), (1 << 20, True)):
         monkeypatch.setattr(shutil, 'disk_usage', lambda path, free=free: types.SimpleNamespace(free=free))
         with checkpoints.Held(ckpt) as held:
             assert (held.path != ckpt) == copied
 
 
 @pytest.mark.parametrize('damage', ['cut', 'flip', 'no data', 'cut index'])
-def test_a_damaged_checkpoint(damage, tmp_path):
-    ckpt, data = some_checkpoint(tmp_path)
+def test_a_damaged_checkpoint(damage, ckpt):
+    data = ckpt + '.data-00000-of-00001'
     if damage == 'cut':
         os.truncate(data, os.path.getsize(data) // 2)
     elif damage == 'flip':
-        with open(data, 'r+b') as file:
-            file.seek(100)
-            byte = file.read(1)[0]
-            file.seek(100)
-            file.write(bytes([byte ^ 1]))
+        flip(data, 100)
     elif damage == 'no data':
         os.remove(data)
     else:
@@ -79,17 +79,49 @@ def test_a_damaged_checkpoint(damage, tmp_path):
         checkpoints.Held(ckpt)
 
 
-@pytest.mark.parametrize(
-    'words', ['Stale file handle', 'Input/output error', 'Too many open files', 'Permission denied']
-)
-def test_what_the_system_refuses_is_no_damage(words, tmp_path, monkeypatch):
-    ckpt, _ = some_checkpoint(tmp_path)
+def flip(path, position):
+    """Flips a bit of a file."""
+    with open(path, 'r+b') as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
 
-    def fail(path):
-        raise tf.errors.OpError(None, None, 'the file is corrupt? %s.index; %s' % (path, words), 0)
 
-    monkeypatch.setattr(tf.train, 'load_checkpoint', fail)
-    with pytest.raises(utils.Error, match='cannot be read') as raised:
+@pytest.mark.parametrize('ckpt', [True], indirect=True)
+def test_a_note_tells_what_checksums_do_not(ckpt):
+    """The index ends in some bytes that mean nothing to TensorFlow. A process that was killed left no SHA-256."""
+    flip(ckpt + '.index', os.path.getsize(ckpt + '.index') - 20)
+    with pytest.raises(checkpoints.Damaged, match='index is missing, or not as it was saved'):
+        checkpoints.Held(ckpt)
+    note = pathlib.Path(ckpt + checkpoints.NOTE)
+    note.write_text('{"means": "means"}')
+    checkpoints.Held(ckpt)
+
+
+@pytest.mark.parametrize('ckpt', [True], indirect=True)
+@pytest.mark.parametrize('older', [False, True])
+def test_the_means_are_read_from_new_and_old_notes(ckpt, older):
+    if older:
+        pathlib.Path(ckpt + checkpoints.NOTE).write_text('"means"')
+    saver = checkpoints.Checkpoints(os.path.dirname(ckpt))
+    assert saver.read_means() is None
+    with tf.Session() as session, checkpoints.Held(ckpt) as held:
+        saver.restore(session, held)
+    assert saver.read_means() == 'means'
+
+
+@pytest.mark.parametrize('number', [errno.ESTALE, errno.EIO, errno.EMFILE, errno.EACCES])
+def test_what_the_system_refuses_is_no_damage(number, ckpt, monkeypatch):
+    open_file = os.open
+
+    def fail(path, *args, **kwargs):
+        if str(path).startswith(ckpt + '.data'):
+            raise OSError(number, os.strerror(number), path)
+        return open_file(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, 'open', fail)
+    with pytest.raises(utils.Error, match='cannot be read .*' + os.strerror(number)) as raised:
         checkpoints.Held(ckpt)
     assert not isinstance(raised.value, checkpoints.Damaged)
 

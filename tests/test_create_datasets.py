@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import http.server
 import os
@@ -14,7 +15,8 @@ import time
 import fakes
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, command
+from conftest import assert_one_line_error, command, first_is_fast
+from forked import before
 from scipy.io import savemat
 
 from libml import data_pair, records, utils
@@ -312,7 +314,7 @@ def test_an_interrupt_leaves_nothing(install, monkeypatch):
 
 
 @pytest.fixture
-def server(tmp_path):
+def site(tmp_path):
     """Serves tmp_path/www. `limit` cuts each answer, `asked` lists the names that were asked for."""
     folder = tmp_path / 'www'
     folder.mkdir()
@@ -326,25 +328,25 @@ def server(tmp_path):
                 content = (folder / self.path.strip('/')).read_bytes()
             except OSError:
                 return self.send_error(404)
-            server.asked.append(self.path.strip('/'))
+            site.asked.append(self.path.strip('/'))
             self.send_response(200)
             self.send_header('Content-Length', str(len(content)))
             self.end_headers()
-            self.wfile.write(content[: server.limit])
+            self.wfile.write(content[: site.limit])
 
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server:
-        server.limit, server.asked, server.folder = None, [], folder
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as site:
+        site.limit, site.asked, site.folder = None, [], folder
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        yield site
+        site.shutdown()
 
 
 @pytest.fixture
-def archive(server):
-    """A published archive of 100 kB on the server; archive.content is what it holds."""
+def archive(site):
+    """A published archive of 100 kB on the site; archive.content is what it holds."""
     content = np.random.RandomState(0).bytes(100_000)
-    (server.folder / 'x.bin').write_bytes(content)
-    url = 'http://127.0.0.1:%d/x.bin' % server.server_port
+    (site.folder / 'x.bin').write_bytes(content)
+    url = 'http://127.0.0.1:%d/x.bin' % site.server_port
     return Archive(url, hashlib.sha256(content).hexdigest())
 
 
@@ -353,28 +355,28 @@ def content_of(path):
         return f.read()
 
 
-def test_an_archive_is_downloaded_once(server, archive, tmp_path):
+def test_an_archive_is_downloaded_once(site, archive, tmp_path):
     for _ in range(2):
         path = archives.download(archive, str(tmp_path))
-        assert content_of(path) == (server.folder / 'x.bin').read_bytes()
-    assert server.asked == ['x.bin']
+        assert content_of(path) == (site.folder / 'x.bin').read_bytes()
+    assert site.asked == ['x.bin']
 
 
-def test_a_broken_download_leaves_nothing_and_can_be_tried_again(server, archive, tmp_path):
-    server.limit = 30_000
+def test_a_broken_download_leaves_nothing_and_can_be_tried_again(site, archive, tmp_path):
+    site.limit = 30_000
     (tmp_path / 'new').mkdir()
     with pytest.raises(utils.Error, match=r'cannot download .*x.bin .*try again'):
         archives.download(archive, str(tmp_path / 'new'))
     assert not os.listdir(tmp_path / 'new')
-    server.limit = None
+    site.limit = None
     path = archives.download(archive, str(tmp_path / 'new'))
-    assert content_of(path) == (server.folder / 'x.bin').read_bytes()
+    assert content_of(path) == (site.folder / 'x.bin').read_bytes()
 
 
 @pytest.mark.parametrize('change', [b'', b'y'])
-def test_another_file_is_refused_and_removed(server, archive, tmp_path, change):
-    content = (server.folder / 'x.bin').read_bytes()
-    (server.folder / 'x.bin').write_bytes(content[:-1] + change)
+def test_another_file_is_refused_and_removed(site, archive, tmp_path, change):
+    content = (site.folder / 'x.bin').read_bytes()
+    (site.folder / 'x.bin').write_bytes(content[:-1] + change)
     (tmp_path / 'new').mkdir()
     with pytest.raises(utils.Error, match=r'cannot download .*hash.*--noverify'):
         archives.download(archive, str(tmp_path / 'new'))
@@ -382,20 +384,20 @@ def test_another_file_is_refused_and_removed(server, archive, tmp_path, change):
     assert archives.download(archive, str(tmp_path / 'new'), verify=False)
 
 
-def test_what_cannot_be_downloaded_is_said(server, tmp_path):
-    missing = Archive('http://127.0.0.1:%d/nothing.bin' % server.server_port, '')
+def test_what_cannot_be_downloaded_is_said(site, tmp_path):
+    missing = Archive('http://127.0.0.1:%d/nothing.bin' % site.server_port, '')
     with pytest.raises(utils.Error, match=r'cannot download .*nothing.bin .*404.*--source'):
         archives.download(missing, str(tmp_path))
-    server.shutdown()
-    server.server_close()
+    site.shutdown()
+    site.server_close()
     with pytest.raises(utils.Error, match=r'cannot download .*nothing.bin '):
         archives.download(missing, str(tmp_path))
 
 
-def test_a_dataset_is_downloaded_and_the_archive_removed(server, install, monkeypatch):
-    sets = fakes.cifar10(str(server.folder))
-    path = server.folder / 'cifar-10-binary.tar.gz'
-    url = 'http://127.0.0.1:%d/cifar-10-binary.tar.gz' % server.server_port
+def test_a_dataset_is_downloaded_and_the_archive_removed(site, install, monkeypatch):
+    sets = fakes.cifar10(str(site.folder))
+    path = site.folder / 'cifar-10-binary.tar.gz'
+    url = 'http://127.0.0.1:%d/cifar-10-binary.tar.gz' % site.server_port
     archive = Archive(url, hashlib.sha256(path.read_bytes()).hexdigest())
     row = PUBLISHED['cifar10']
     here = {part: (n, layout, archive, given) for part, (n, layout, _, given) in row.files.items()}
@@ -403,10 +405,10 @@ def test_a_dataset_is_downloaded_and_the_archive_removed(server, install, monkey
     install('cifar10', source='', verify=True)
     assert_records(install.data, 'cifar10', sets)
     assert sorted(os.listdir(install.data)) == ['cifar10-test.tfrecord', 'cifar10-train.tfrecord']
-    assert server.asked == ['cifar-10-binary.tar.gz']
+    assert site.asked == ['cifar-10-binary.tar.gz']
 
 
-def test_what_a_killed_download_left_goes(server, archive, tmp_path):
+def test_what_a_killed_download_left_goes(site, archive, tmp_path):
     (tmp_path / 'downloads').mkdir()
     for name in ('tmp0a_1b2c3', 'tmp.txt'):
         (tmp_path / 'downloads' / name).write_bytes(b'half')
@@ -415,7 +417,7 @@ def test_what_a_killed_download_left_goes(server, archive, tmp_path):
     assert os.listdir(tmp_path / 'downloads') == ['tmp.txt']
 
 
-def test_two_that_download_to_one_folder_take_turns(server, archive, tmp_path, capsys):
+def test_two_that_download_to_one_folder_take_turns(site, archive, tmp_path, capsys):
     """The second waits, and finds what the first one left; their bytes never meet in one file."""
     order, inside, done = [], threading.Event(), []
 
@@ -437,23 +439,24 @@ def test_two_that_download_to_one_folder_take_turns(server, archive, tmp_path, c
         thread.start()
     for thread in threads:
         thread.join()
-    assert order == ['first', 'second'] and done == [(server.folder / 'x.bin').read_bytes()]
+    assert order == ['first', 'second'] and done == [(site.folder / 'x.bin').read_bytes()]
     assert 'Waiting for another process' in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ['www']
 
 
-def test_downloads_go_on_where_there_are_no_locks(server, archive, tmp_path, monkeypatch, capsys):
+def test_downloads_go_on_where_there_are_no_locks(site, archive, tmp_path, monkeypatch, capsys):
     def refuse(*args):
         raise OSError(errno.ENOLCK, 'No locks available')
 
     monkeypatch.setattr('fcntl.flock', refuse)
+    monkeypatch.setattr('fcntl.lockf', refuse)
     with create_datasets.fetching(str(tmp_path), '', True) as fetch:
-        assert content_of(fetch(archive)) == (server.folder / 'x.bin').read_bytes()
-    assert 'No locks available' in capsys.readouterr().err
+        assert content_of(fetch(archive)) == (site.folder / 'x.bin').read_bytes()
+    assert 'this file system has no locks' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', ['.downloads.lock', 'downloads', 'downloads/x.bin'])
-def test_nothing_is_written_through_a_link(server, archive, tmp_path, name):
+def test_nothing_is_written_through_a_link(site, archive, tmp_path, name):
     victim, data_dir = tmp_path / 'victim', tmp_path / 'data'
     os.makedirs(data_dir / os.path.dirname(name))
     victim.write_text('kept') if 'x' in name or '.' in name else victim.mkdir()
@@ -551,19 +554,19 @@ def test_bad_arguments_change_nothing(tmp_path, monkeypatch, names, flags, words
     assert_nothing_installed(tmp_path / 'data')
 
 
-def test_the_command_line(tmp_path):
+def test_the_command_line(server, tmp_path):
     fakes.cifar10(str(tmp_path))
-    env = dict(os.environ, PYTHONPATH=os.getcwd(), ML_DATA=str(tmp_path / 'data'))
+    env = dict(ML_DATA=str(tmp_path / 'data'))
     args = 'scripts/create_datasets.py', '--source', tmp_path, 'cifar10'
-    assert_one_line_error(command(*args, env=env), 'cifar-10-binary.tar.gz', '--noverify')
+    assert_one_line_error(server.run(*args, env=env), 'cifar-10-binary.tar.gz', '--noverify')
     assert_nothing_installed(tmp_path / 'data')
-    done = command(*args, '--noverify', env=env)
+    done = server.run(*args, '--noverify', env=env)
     assert done.returncode == 0, done.stderr
     assert 'cifar10-train.tfrecord: 20 pictures' in done.stdout
     assert 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('name', ['SIGTERM', 'SIGHUP'])
+@pytest.mark.parametrize('name', first_is_fast('SIGTERM', 'SIGHUP'))
 def test_a_signal_that_comes_when_all_is_done_is_no_traceback(tmp_path, name):
     code = """if True:
         import atexit, os, signal, sys
@@ -574,27 +577,16 @@ def test_a_signal_that_comes_when_all_is_done_is_no_traceback(tmp_path, name):
     assert done.returncode == -getattr(signal, name) and 'Traceback' not in done.stderr
 
 
+def send_signal(name):
+    """Arranges for a signal while the fourth part of the pictures is encoded."""
+    before(records, 'encode', lambda n, *_: n == 4 and os.kill(os.getpid(), getattr(signal, name)))
+
+
 @pytest.mark.parametrize(('name', 'code'), [('SIGINT', 130), ('SIGTERM', 143), ('SIGHUP', 129)])
-def test_a_signal_leaves_nothing(tmp_path, name, code):
+def test_a_signal_leaves_nothing(server, tmp_path, name, code):
     fakes.cifar10(str(tmp_path))
-    script = (
-        """
-import os, runpy, signal, sys
-from libml import records
-encode, calls = records.encode, []
-def interrupted(images):
-    calls.append(1)
-    if len(calls) == 4:
-        os.kill(os.getpid(), signal.%s)
-    return encode(images)
-records.encode = interrupted
-runpy.run_path('scripts/create_datasets.py', run_name='__main__')
-"""
-        % name
-    )
-    env = dict(os.environ, PYTHONPATH=os.getcwd())
     args = '--data_dir', tmp_path / 'data', '--source', tmp_path, '--noverify', 'cifar10'
-    done = command('-c', script, *args, env=env)
+    done = server.run('scripts/create_datasets.py', *args, first=[functools.partial(send_signal, name)])
     if name == 'SIGINT':
         assert_one_line_error(done, 'interrupted', codes=(130,))
     assert done.returncode == code

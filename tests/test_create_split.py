@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import os
+from functools import partial
 
 import fakes
 import numpy as np
 import pytest
-from conftest import assert_one_line_error, command, tree
+from conftest import ROOT, assert_one_line_error, tree
 from forked import before
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -410,22 +411,19 @@ def test_classes_that_do_not_fit_are_refused(tmp_path, labels, words):
         make('digits', seed=1, size=2, data_dir=str(tmp_path))
 
 
-def test_the_command_line(digits):
+def test_the_command_line(digits, server):
     args = 'scripts/create_split.py', '--data_dir', digits, '--seed=3', '--size=20', 'digits'
-    env = dict(os.environ, PYTHONPATH=os.getcwd())
-    done = command(*args, env=env)
+    done = server.run(*args)
     assert done.returncode == 0, done.stderr
     assert 'digits.3@20: 20 labelled, 40 unlabelled' in done.stdout
-    assert_one_line_error(command(*args, env=env), 'digits.3@20-label.tfrecord exists already')
+    assert_one_line_error(server.run(*args), 'digits.3@20-label.tfrecord exists already')
 
 
-def test_the_home_is_known(digits):
-    env = dict(os.environ, PYTHONPATH=os.getcwd(), HOME=str(digits.parent), ML_DATA='~/%s' % digits.name)
-    done = command(os.path.abspath('scripts/create_split.py'), '--size=20', 'digits', env=env, cwd=digits)
-    assert done.returncode == 0, done.stderr
-    paths = '~/%s/SSL/other' % digits.name, '~/%s/digits-train.tfrecord' % digits.name
-    done = command(os.path.abspath('scripts/create_split.py'), '--size=20', *paths, env=env, cwd=digits)
-    assert done.returncode == 0, done.stderr
+def test_the_home_is_known(digits, server):
+    how = dict(env=dict(HOME=str(digits.parent), ML_DATA='~/%s' % digits.name), first=[partial(os.chdir, str(digits))])
+    for names in ['digits'], ['~/%s/%s' % (digits.name, name) for name in ('SSL/other', 'digits-train.tfrecord')]:
+        done = server.run(os.path.join(ROOT, 'scripts', 'create_split.py'), '--size=20', *names, **how)
+        assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(digits)) == ['SSL', 'digits-train.tfrecord'] and len(os.listdir(digits / 'SSL')) == 6
 
 

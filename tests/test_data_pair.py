@@ -60,18 +60,9 @@ def test_any_other_text_is_refused_in_one_line(text):
 
 
 BAD_NAMES = ['', 'cifar10', 'cifar10.3', 'cifar10.3@250', 'cifar10@250-5000', 'cifar10.3@0-10', 'cifar10.-3@250-1']
-BAD_NAMES += [
-    '../x.1@2-3',
-    'a/b.1@2-3',
-    '.1@2-3',
-    'x.1@2-3\n',
-    ' x.1@2-3',
-    'x.1@2-3-4',
-    'x.1@2.5-3',
-    'x.１@2-3',
-    '-x.1@2-3',
-]
-BAD_NAMES += ['x.1@2-3.tfrecord', 'x.1@%d-3' % 10**12]
+BAD_NAMES += ['../x.1@2-3', 'a/b.1@2-3', '.1@2-3', 'x.1@2-3\n', ' x.1@2-3', 'x.1@2-3 ', 'x.1@2-3-4', 'x.1@2--3']
+BAD_NAMES += ['x.1@2.5-3', 'x.y@2-3', 'x.１@2-3', 'x.\u0661@2-3', '-x.1@2-3', 'x.1@2-3.tfrecord', 'x.1@%d-3' % 10**12]
+BAD_NAMES += ['/etc/passwd', 'digits.1@alle-0']
 
 
 @pytest.mark.parametrize('name', BAD_NAMES)
@@ -169,18 +160,14 @@ def test_a_damaged_file_is_named(folder, name):
 
 
 MAPS = [
-    '',
-    '[]',
-    '{}',
-    '{"label": 3, "unlabel": 4}',
-    '{"label": [1], "unlabel": [2]}',
-    'null',
-    '\xff',
-    '{"label": [1, 2',
+    *('', '[]', '{}', 'null', '3', '{', '{"label": [1, 2', '[' * 100000, '\xff'),
+    *('{"label": 3, "unlabel": 4}', '{"label": 3}', '{"label": [1], "unlabel": [2]}', '{"label": [], "unlabel": []}'),
+    *('{"label": [0.5], "unlabel": []}', '{"label": [1], "unlabel": [], "source": []}'),
+    '{"label": [1], "unlabel": [], "source": {"\\u001b[31m": 3}}',
 ]
 
 
-@pytest.mark.parametrize('text', MAPS)
+@pytest.mark.parametrize('text', MAPS, ids=range(len(MAPS)))
 def test_a_map_that_does_not_fit_is_named(folder, text):
     with open(os.path.join(folder, FILES[2]), 'w', encoding='latin1') as f:
         f.write(text)
@@ -452,7 +439,7 @@ def test_a_family_that_cannot_be_is_refused(tmp_path, fields):
 
 
 def test_a_family_that_is_no_text_is_refused(tmp_path):
-    for content in b'', b'\xff\xfe', b'{"height": 8,':
+    for content in b'', b'\xff\xfe', b'{"height": 8,', b'{"height": 1}', b'[' * 100000:
         (tmp_path / 'mine.json').write_bytes(content)
         with pytest.raises(utils.Error, match=r'mine.json does not describe a dataset'):
             data_pair.find_family(str(tmp_path), 'mine')

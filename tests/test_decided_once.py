@@ -6,6 +6,8 @@ import json
 import os
 from functools import partial
 
+import tiny
+
 from libml.cli import options
 from libml.running import checkpoints, runs
 
@@ -30,9 +32,8 @@ def count_calls(path):
 def start(server, digits_dir, tmp_path, *flags):
     """Trains a tiny run; returns ({counted function: calls}, {folder: Run objects made of it})."""
     path = tmp_path / 'calls.json'
-    size = ['--filters=2', '--repeat=1', '--scales=1', '--batch=8', '--report_kimg=1', '--seed=1']
-    where = ['--data_dir=%s' % digits_dir, '--dataset=digits.1@20-100']
-    done = server.run('ablation/ab_mixmatch.py', *where, *size, *flags, first=[partial(count_calls, path)])
+    given = *tiny.flags(**tiny.RUN, data_dir=digits_dir), *flags  # The last of two flags counts.
+    done = server.run('ablation/ab_mixmatch.py', *given, first=[partial(count_calls, path)])
     assert done.returncode == 0, done.stderr
     found = json.loads(path.read_text())
     return {name: n for name, folder, n in found if not folder}, {os.path.abspath(f): n for _, f, n in found if f}

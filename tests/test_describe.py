@@ -4,7 +4,7 @@ import os
 
 import fakes
 import pytest
-from conftest import assert_one_line_error, command
+from conftest import assert_one_line_error
 
 from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
@@ -74,10 +74,10 @@ def test_what_cannot_be_described_is_said(folder, what):
     assert '\n' not in str(error.value) and sorted(os.listdir(folder)) == before
 
 
-def test_the_command_line(folder):
-    env = dict(os.environ, PYTHONPATH=os.getcwd(), ML_DATA=str(folder))
+def test_the_command_line(folder, server):
+    env = dict(ML_DATA=str(folder))
     args = 'scripts/create_datasets.py', '--describe=mine', '--augment=mirror', '--classes=a,b,c'
-    done = command(*args, env=env)
+    done = server.run(*args, env=env)
     assert done.returncode == 0, done.stderr  # TensorFlow 2.18 says something on stderr.
     assert os.path.isfile(folder / 'mine.json')
-    assert_one_line_error(command(*args, env=env), 'mine.json exists already')
+    assert_one_line_error(server.run(*args, env=env), 'mine.json exists already')

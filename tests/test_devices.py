@@ -14,15 +14,25 @@ import fakes
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import assert_one_line_error, assign, evaluate, fitting, make_dataset, make_model, scalars, variables
+import tiny
+from conftest import (
+    assert_one_line_error,
+    assign,
+    evaluate,
+    first_is_fast,
+    fitting,
+    make_dataset,
+    make_model,
+    scalars,
+    variables,
+)
 from forked import before
 
 from libml import layers, utils
 from libml.running import checkpoints, hardware, replicas, runs, trainer
 
 SCRIPT = 'ablation/ab_mixmatch.py'
-TINY = ['--dataset=digits.1@20-100', '--batch=8', '--filters=2', '--repeat=1', '--scales=1', '--seed=3', '--noxla']
-PERIODS = ['--report_kimg=1', '--save_kimg=1', '--warmup_kimg=1']
+TINY = tiny.flags(**{**tiny.RUN, 'seed': 3}, xla=False, save_kimg=1, warmup_kimg=1)
 
 KINDS = {  # Many ways to draw and to move variables.
     'mixmatch': dict(arch='resnet', mixmode='xxy.yxy', use_ema_guess=True, batch=8, devices=2),
@@ -32,7 +42,7 @@ KINDS = {  # Many ways to draw and to move variables.
 }
 
 
-@pytest.mark.parametrize('kind', KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize('kind', first_is_fast(*KINDS.values()), ids=KINDS)
 def test_the_variables_of_all_devices_stay_equal(kind, tmp_path):
     dataset, scales = fitting(kind['arch'])
     model = make_model(tmp_path, dataset, **dict(dict(scales=scales, nu=1, warmup_kimg=0), **kind))
@@ -107,7 +117,7 @@ def start(server, digits_dir):
 
     def start(train_dir, *flags, first=()):
         where = '--data_dir=%s' % digits_dir, '--train_dir=%s' % train_dir
-        done = server.run(SCRIPT, *TINY, *PERIODS, *where, *flags, first=first)
+        done = server.run(SCRIPT, *TINY, *where, *flags, first=first)
         return done, runs.find_runs(str(train_dir))[0]
 
     return start
@@ -133,6 +143,7 @@ def assert_same_end(folder, whole, kimg):
     assert scalars(os.path.join(folder, 'tf')) == scalars(os.path.join(whole, 'tf'))
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_is_repeatable_also_after_a_kill(start, tmp_path):
     done, whole = start(tmp_path / 'whole', '--devices=2', '--train_kimg=3')
     assert done.returncode == 0, done.stderr
@@ -144,6 +155,7 @@ def test_a_run_on_two_devices_is_repeatable_also_after_a_kill(start, tmp_path):
     assert_same_end(folder, whole, kimg=3)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_any_number_of_devices(start, tmp_path):
     layouts = []
     for kimg, devices in enumerate((1, 2, 1), 1):
@@ -192,7 +204,7 @@ def start_hosts(server, digits_dir, tmp_path):
         pair = []
         for host in range(2):
             task = dict(cluster=dict(worker=addresses), task=dict(type='worker', index=host))
-            argv = SCRIPT, *TINY, *PERIODS, *where, *flags, *(more if host else ())
+            argv = SCRIPT, *TINY, *where, *flags, *(more if host else ())
             how = dict(first=first if host else (), env=dict(TF_CONFIG=json.dumps(task)))
             pair.append(server.start(outputs[host], *argv, **how))
         started.extend(pair)
@@ -213,6 +225,7 @@ def signalled(number, signal_number):
     return [partial(before, trainer.Trainer, 'ask_hosts', partial(send, number, signal_number))]
 
 
+@pytest.mark.slow
 def test_two_hosts_train_like_two_devices_though_one_is_stopped_and_killed(start, start_hosts, tmp_path):
     done, whole = start(tmp_path / 'local', '--devices=2', '--train_kimg=2')
     assert done.returncode == 0, done.stderr

@@ -6,12 +6,13 @@ import conftest
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+import tiny
 
 from examples import pi_model
 from libml import utils
 from libml.running import runs
 
-PARAMS = dict(batch=4, lr=0.002, wd=0.02, ema=0.9, arch='resnet', scales=1, filters=2, repeat=1)
+PARAMS = dict(tiny.SIZE, arch='resnet', batch=4, lr=0.002, wd=0.02, ema=0.9)
 OWN = dict(consistency_weight=10, warmup_kimg=0)
 
 

@@ -11,8 +11,9 @@ import threading
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+import tiny
 from conftest import assert_one_line_error, command, make_dataset, make_model, scalars
-from test_survival import copy, start, tf_dir, whole  # noqa: F401  Fixtures.
+from test_survival import LONGER, copy, start, tf_dir, whole  # noqa: F401  Fixtures.
 
 from libml import data, files, trained, utils
 from libml.intake import labels
@@ -37,7 +38,7 @@ def test_nothing_is_written_or_removed_through_a_link_in_a_runs_folder(start, co
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(other)
     before = {path: path.read_bytes() for path in (other.rglob('*') if other.is_dir() else [other]) if path.is_file()}
-    assert_one_line_error(start(copy, '--train_kimg=11', '--keep_ckpt=1'), run / name, 'is a link')
+    assert_one_line_error(start(copy, LONGER, '--keep_ckpt=1'), run / name, 'is a link')
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -56,20 +57,23 @@ def test_what_other_programs_leave_in_a_runs_folder_stays(start, copy):
     others = [folder / name for name in ('notes.part-1', 'model.ckpt-0000000032.txt', 'x.index.tempstate1')]
     for path in others:
         path.write_text("somebody's")
-    assert start(copy, '--train_kimg=11', '--keep_ckpt=1').returncode == 0
+    assert start(copy, LONGER, '--keep_ckpt=1').returncode == 0
     assert [path.read_text() for path in others] == ["somebody's"] * 3
 
 
 # --- What is beside a checkpoint ---
 
 
-@pytest.mark.parametrize('note', [{}, [float('inf'), []], [-1, [0] * 5], [10**400, [1] * 5], 'x', [1, 2]], ids=repr)
-def test_a_note_that_is_not_what_is_expected_stops_no_run(start, copy, note):
-    ckpt = checkpoints.find(tf_dir(copy))[-1]
-    pathlib.Path(ckpt + checkpoints.NOTE).write_text(json.dumps(note))
-    assert start(copy, '--train_kimg=11').returncode == 0
-    means = trainer.Means(['a'], note)
-    assert means.count == 0 and not means.sums.any()
+def test_a_note_that_is_not_what_is_expected_stops_no_run(tmp_path):
+    model = make_model(tmp_path)
+    model.train(8, 8)
+    for note in {}, [float('inf'), []], [-1, [0] * 5], [10**400, [1] * 5], 'x', [1, 2]:
+        ckpt = utils.find_latest_checkpoint(model.checkpoint_dir)
+        pathlib.Path(ckpt + checkpoints.NOTE).write_text(json.dumps(note))
+        model.train(checkpoints.step(ckpt) + 8, 8)
+        assert utils.get_latest_global_step(model.checkpoint_dir) == checkpoints.step(ckpt) + 8, note
+        means = trainer.Means(['a'], note)
+        assert means.count == 0 and not means.sums.any(), note
 
 
 def test_no_named_pipe_is_waited_for(start, copy):
@@ -78,11 +82,11 @@ def test_no_named_pipe_is_waited_for(start, copy):
     for path in (checkpoints.list_files(ckpt)[0], ckpt + checkpoints.NOTE, args):
         os.remove(path)
         os.mkfifo(path)
-    assert start(copy, '--train_kimg=11').returncode == 0
+    assert start(copy, LONGER).returncode == 0
 
 
 def test_the_graph_is_written_once_a_run(start, copy):
-    assert start(copy, '--train_kimg=11').returncode == 0
+    assert start(copy, LONGER).returncode == 0
     sizes = sorted(os.path.getsize(path) for path in pathlib.Path(tf_dir(copy)).glob('events.*'))
     assert len(sizes) == 2 and sizes[0] < 20000 < sizes[1]
 
@@ -109,7 +113,7 @@ def lose_temporary_folder():
 
 
 def test_without_a_folder_for_temporary_files_a_run_continues(start, copy):
-    assert start(copy, '--train_kimg=11', first=[lose_temporary_folder]).returncode == 0
+    assert start(copy, LONGER, first=[lose_temporary_folder]).returncode == 0
 
 
 def test_copies_that_killed_processes_left_go(tmp_path, monkeypatch):
@@ -173,10 +177,9 @@ def test_two_trainings_in_one_process(digits_dir, tmp_path):
         from ablation.ab_mixmatch import AblationMixMatch
         from libml import experiment, utils
         utils.setup_tf()
-        size = dict(filters=2, repeat=1, scales=1, batch=8, train_kimg=1, report_kimg=1, seed=1)
         for lr in .001, .002:
-            experiment.run(AblationMixMatch, dataset='digits.1@20-100', data_dir=%r, train_dir=%r, lr=lr, **size)"""
-    done = command('-c', code % (str(digits_dir), str(tmp_path)))
+            experiment.run(AblationMixMatch, lr=lr, **%r)"""
+    done = command('-c', code % dict(tiny.RUN, data_dir=str(digits_dir), train_dir=str(tmp_path)))
     assert done.returncode == 0 and done.stdout.count('What it has learned') == 2, done.stderr
 
 

@@ -17,7 +17,10 @@ EVERY = 20  # Updates between reports, each with a checkpoint.
 KEEP = 3
 BOUND = 8 << 20  # Bytes between the second quarter and the last: 5 kB an update.
 
-pytestmark = pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='reads memory and open files from /proc')
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.path.isdir('/proc/self/fd'), reason='reads memory and open files from /proc'),
+]
 
 
 class Watched(AblationMixMatch):

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 import reference
-from conftest import ROOT, assign, make_dataset, variables
+import tiny
+from conftest import ROOT, assign, first_is_fast, make_dataset, variables
 from reference import Network, complex_step_gradient, rows, softmax
 from test_step import compare, random_batch, shake_up
 
@@ -13,8 +14,8 @@ from examples import mean_teacher, mixup, pi_model, pseudo_label, vat
 from libml import layers, utils
 from libml.running import hardware, program, runs
 
-SIZE = dict(arch='resnet', scales=1, filters=2, repeat=1, batch=4)
-LARGE = dict(SIZE, lr=0.01, wd=5.0, ema=0.9)  # Rates so large that the order of the updates shows.
+# Rates so large that the order of the updates shows.
+LARGE = dict(tiny.SIZE, arch='resnet', batch=4, lr=0.01, wd=5.0, ema=0.9)
 
 
 # --- The methods in NumPy: each returns its losses, and their weights ---
@@ -182,7 +183,7 @@ def test_vats_direction_is_that_of_finite_differences(noted, tmp_path):
     np.testing.assert_allclose(found, normalize(gradient), atol=5e-3)
 
 
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize('name', first_is_fast(*METHODS))
 def test_xla_compiles_all_of_an_update(name, tmp_path):
     """No part of it precedes a random draw, which stays outside of the program."""
     model = make(name, tmp_path, machine=hardware.Machine(xla=True))
@@ -198,15 +199,15 @@ def test_every_example_is_tested():
     assert {name + '.py' for name in METHODS} == set(os.listdir(os.path.join(ROOT, 'examples'))) - {'__pycache__'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_a_method_has_a_command_line(name, server, digits_dir, tmp_path):
-    flags = ['--filters=2', '--repeat=1', '--scales=1', '--batch=16', '--train_kimg=1', '--report_kimg=1']
-    where = '--data_dir=%s' % digits_dir, '--dataset=digits.1@20-100', '--train_dir=%s' % tmp_path
-    done = server.run('examples/%s.py' % name, *where, *flags)
+    flags = tiny.flags(**{**tiny.RUN, 'batch': 64}, data_dir=digits_dir, train_dir=tmp_path)
+    done = server.run('examples/%s.py' % name, *flags)
     assert done.returncode == 0, done.stderr
     (run,) = runs.find_runs(tmp_path)
     method = METHODS[name][0].__name__
-    assert os.path.basename(run).startswith(method + '_archresnet_batch16_') and runs.read_accuracies(run)
+    assert os.path.basename(run).startswith(method + '_archresnet_batch64_') and runs.read_accuracies(run)
     done = server.run('scripts/evaluate.py', run, '--data_dir=%s' % digits_dir)
     assert done.returncode == 0, done.stderr
 

@@ -12,12 +12,12 @@ from libml import layers, networks, utils
 from libml.running import program
 
 CASES = [
-    ('cnn13', 'float32', 1),
     ('convnet', 'tf32', 4),
     ('resnet', 'float32', 2),
-    ('resnet', 'bfloat16', 3),
-    ('shake', 'float32', 3),
     ('shake', 'bfloat16', 1),
+    pytest.param('cnn13', 'float32', 1, marks=pytest.mark.slow),
+    pytest.param('resnet', 'bfloat16', 3, marks=pytest.mark.slow),
+    pytest.param('shake', 'float32', 3, marks=pytest.mark.slow),
 ]
 
 

@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import time
 import types
+import urllib.parse
 import urllib.request
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -145,8 +147,98 @@ def test_mistakes(given, word, world, tmp_path):
     with pytest.raises(utils.Error, match=r'review.html exists already'):
         write(world, tmp_path, places=[tmp_path / 'not even there'])
     assert (tmp_path / 'review.html').read_text() == 'precious' and os.listdir(tmp_path) == ['review.html']
-    with pytest.raises(utils.Error, match='the name of the page'):
+    with pytest.raises(utils.Error, match='would be one file: choose'):
         predict.predict(world.run, [str(world.photos)], str(tmp_path / 'review.html'), review=1)
+
+
+# --- Label Studio ---
+
+
+def annotate(tasks, classes):
+    """Returns ({picture: class}, exports as Label Studio writes them) of what an annotator made of some tasks.
+
+    The first task is skipped, the second is not annotated yet, the third is annotated twice alike.
+    """
+    done, exported, rows = {}, [], []
+    for number, task in enumerate(tasks):
+        (guess,) = task['predictions'][0]['result']
+        name, path = classes[number % 3], urllib.parse.unquote(task['data']['image'].partition('?d=')[2])
+        result = [{**guess, 'id': 'x%d' % number, 'origin': 'manual', 'value': {'choices': [name]}}]
+        one = dict(id=number, completed_by=1, result=result, was_cancelled=number == 0, lead_time=2.5)
+        annotations = [] if number == 1 else [one, one] if number == 2 else [one]
+        exported.append(dict(task, id=number, annotations=annotations, predictions=[], project=1))
+        if number > 1:
+            done[os.path.basename(path)] = name
+            rows += [dict(image=task['data']['image'], id=number, choice=name, annotator='1')] * len(annotations)
+    table = csv.DictWriter(file := io.StringIO(), sorted(rows[0]), quoting=csv.QUOTE_NONNUMERIC)
+    table.writeheader()
+    table.writerows(rows)
+    return done, {'all.json': json.dumps(exported), 'min.json': json.dumps(rows), 'x.csv': file.getvalue()}
+
+
+@pytest.fixture
+def tasks(world, tmp_path, capsys):
+    """The tasks of all pictures, and the labelling configuration that predict.py prints, as parsed XML."""
+    how = dict(data_dir=str(world.base / 'data'), label_studio=str(tmp_path / 'tasks.json'))
+    predict.predict(world.run, [str(world.photos)], str(tmp_path / 'predictions.csv'), **how)
+    (config,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith('<View>')]
+    return json.loads((tmp_path / 'tasks.json').read_text()), xml.etree.ElementTree.fromstring(config)
+
+
+def name_picture(world, task):
+    """Returns the picture of a task as Label Studio serves it, from the folder /."""
+    prefix, path = task['data']['image'].split('?d=')
+    assert prefix == '/data/local-files/' and re.fullmatch(r'[\w.%-][\w./%-]+', path)
+    return os.path.relpath('/' + urllib.parse.unquote(path), world.photos)
+
+
+def test_tasks_hold_the_guesses_and_fit_the_configuration(world, tmp_path, tasks):
+    tasks, (image, control) = tasks
+    assert [choice.get('value') for choice in control] == sorted(CLASSES)
+    assert (image.tag, image.get('value'), control.tag, control.get('toName')) == (
+        'Image',
+        '$image',
+        'Choices',
+        'image',
+    )
+    names = {}
+    for task in tasks:
+        (guess,) = task['predictions']
+        (result,) = guess['result']
+        assert (result['from_name'], result['to_name']) == (control.get('name'), image.get('name'))
+        assert result['type'] == 'choices' and guess['model_version'].startswith('own.1@9-2 model.ckpt-')
+        names[name_picture(world, task)] = *result['value']['choices'], guess['score']
+    rows = read_table(tmp_path / 'predictions.csv')
+    expected = [(row['class'].removeprefix("'"), float(row['confidence'])) for row in rows]
+    assert names == dict(zip([os.path.normpath(row['file']) for row in rows], expected, strict=True))
+
+
+def test_with_a_page_the_tasks_are_of_the_same_pictures(world, tmp_path):
+    found, _ = write(world, tmp_path, 7, label_studio=str(tmp_path / 'tasks.json'))
+    tasks = json.loads((tmp_path / 'tasks.json').read_text())
+    assert [name_picture(world, task) for task in tasks] == [item['name'] for item in found['items']]
+    before = sorted(os.listdir(tmp_path))
+    for name in ('p.csv', 'tasks.json'):  # The table itself, and what exists.
+        with pytest.raises(utils.Error, match=r'one file|tasks.json exists already'):
+            how = dict(data_dir=str(world.base / 'data'), label_studio=str(tmp_path / name))
+            predict.predict(world.run, [str(world.photos)], str(tmp_path / 'p.csv'), **how)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_what_label_studio_exports_is_a_table_of_labels(world, tmp_path, tasks):
+    done, exports = annotate(tasks[0], sorted(CLASSES))
+    assert len(done) == 42
+    for number, (name, text) in enumerate(exports.items()):
+        (tmp_path / name).write_text(text, encoding='utf-8')
+        make(world.photos, tmp_path / name, 'back%d' % number, tmp_path / 'data', test_fraction=0.3)
+        found, sources = {}, data_pair.read_sources(str(tmp_path / 'data'), 'back%d' % number)
+        for part in ('train', 'test'):
+            images, labels = records.read(data_pair.locate_records(str(tmp_path / 'data'), 'back%d' % number, part))
+            names = (sources[pictures.hash_pixels(image).hex()] for image in images)
+            found.update(zip(names, labels, strict=True))
+        assert {path: sorted(CLASSES)[label] for path, label in found.items()} == done
+    page, _ = write(world, tmp_path / 'page', labels=str(tmp_path / 'all.json'))
+    assert page['table']['name'] == 'all.csv' and {item['name'] for item in page['items']}.isdisjoint(done)
 
 
 # --- In a browser ---

@@ -1,36 +1,42 @@
 """What show_method draws is what the training computes."""
 
+import functools
 import glob
 import os
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+import tiny
+from conftest import first_is_fast
 from PIL import Image
 
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import experiment, files, sheet, utils
 from scripts import show_method
 
-TINY = dict(
-    dataset='digits.1@20-100', batch=6, filters=2, repeat=1, scales=1, seed=1, train_kimg=1, report_kimg=1, T=0.25
-)
+TINY = dict(tiny.RUN, batch=6, T=0.25)
 
 
 @pytest.fixture(scope='module')
 def train(digits_dir, tmp_path_factory):
-    """A function that trains a tiny run; returns its folder."""
+    """A function that trains a tiny run, once for equal arguments; returns its folder, to be left as it is."""
 
-    def train(method=AblationMixMatch, **given):
+    @functools.cache
+    def train(**given):
         folder = str(tmp_path_factory.mktemp('run'))
         with tf.Graph().as_default():
-            experiment.run(method, data_dir=str(digits_dir), train_dir=folder, **{**TINY, **given})
+            experiment.run(AblationMixMatch, data_dir=str(digits_dir), train_dir=folder, **TINY, **given)
         return glob.glob(os.path.join(folder, '*', '*'))[0]
 
     return train
 
 
-@pytest.mark.parametrize('how', [dict(mixmode='xxy.yxy', nu=3), dict(mixmode='xx.yx', use_ema_guess=True)])
+MIXED, AVERAGED = dict(mixmode='xxy.yxy', nu=3), dict(mixmode='xx.yx', use_ema_guess=True)
+
+
+@pytest.mark.parametrize('how', first_is_fast(MIXED, AVERAGED))
 def test_the_steps_follow_from_each_other(how, train, digits_dir):
     run = train(**how)
     dataset, args, found = show_method.compute(run, seed=2, data_dir=str(digits_dir))
@@ -54,8 +60,9 @@ def test_the_steps_follow_from_each_other(how, train, digits_dir):
     assert np.array_equal(found['mixed'], again['mixed']) and not np.array_equal(found['original'], other['original'])
 
 
-def test_the_averaged_weights_guess_where_the_run_says_so(train, digits_dir):
-    run, guesses = train(use_ema_guess=True), []
+@pytest.mark.slow
+def test_the_averaged_weights_guess_where_the_run_says_so(train, digits_dir, tmp_path):
+    run, guesses = shutil.copytree(train(**AVERAGED), tmp_path / 'run'), []
     path = os.path.join(run, 'args', 'args.json')
     args = files.read_json(path, {})
     for use in (True, False):
@@ -64,17 +71,17 @@ def test_the_averaged_weights_guess_where_the_run_says_so(train, digits_dir):
     assert not np.array_equal(*guesses)
 
 
-@pytest.mark.parametrize('mixmode, rows', [('xxy.yxy', 7), ('xxy.', 5)])
-def test_the_picture_has_a_row_for_each_step(mixmode, rows, train, digits_dir, tmp_path):
-    run, out = train(mixmode=mixmode), str(tmp_path / 'm.png')
+@pytest.mark.parametrize('how, rows', first_is_fast((MIXED, 8), (dict(mixmode='xxy.', nu=2), 5)))
+def test_the_picture_has_a_row_for_each_step(how, rows, train, digits_dir, tmp_path):
+    run, out = train(**how), str(tmp_path / 'm.png')
     show_method.show(run, out, number=3, data_dir=str(digits_dir))
     assert Image.open(out).size[0] == sheet.TITLES + 3 * (sheet.SIDE + sheet.BARS + 2 * sheet.GAP)
     found = show_method.compute(run, 1, data_dir=str(digits_dir))[2]
     assert len(sheet.list_rows(found, T=0.25)) == rows
 
 
-def test_a_run_of_another_method_is_an_error(train, digits_dir):
-    run = train()
+def test_a_run_of_another_method_is_an_error(train, digits_dir, tmp_path):
+    run = shutil.copytree(train(**MIXED), tmp_path / 'run')
     path = os.path.join(run, 'args', 'args.json')
     args = files.read_json(path, {})
     files.write_json(path, dict(args, **{'class': 'PiModel'}))

@@ -62,6 +62,7 @@ def records(conf):
     return found
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_a_sweep_is_arrays_whose_runs_go_on_when_they_are_stopped(cluster, tmp_path):
     fakes.digits(tmp_path / 'data')
@@ -109,6 +110,7 @@ def test_a_sweep_is_arrays_whose_runs_go_on_when_they_are_stopped(cluster, tmp_p
     assert log(limit).count('The rest of the line') == 1  # Not when the run was stopped.
 
 
+@pytest.mark.slow
 @needs_slurm
 def test_one_run_trains_on_both_nodes(cluster, tmp_path):
     fakes.digits(tmp_path / 'data')

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference
 import tensorflow.compat.v1 as tf
+import tiny
 from conftest import PARAMS, assign, fitting, make_dataset, make_model, variables
 from reference import AVERAGE
 
@@ -34,7 +35,7 @@ def changed(before, after):
 # --- Against NumPy ---
 
 # Rates so large that the order of the updates shows.
-LARGE = dict(lr=0.01, wd=5.0, ema=0.9, filters=2, repeat=1)
+LARGE = dict(tiny.SIZE, lr=0.01, wd=5.0, ema=0.9)
 CASES = {
     'ramp': dict(LARGE, batch=5, nu=2, mixmode='xxy.yxy', scales=1, warmup_kimg=1, w_match=30),
     'ema_guess': dict(LARGE, batch=4, nu=1, mixmode='xx.yx', scales=2, warmup_kimg=0, use_ema_guess=True, T=0.8),
@@ -189,15 +190,14 @@ def test_no_gradient_flows_through_the_guess(model):
 
 def test_guess_is_the_sharpened_mean_over_augmentations(model, session):
     y = random_batch(model.dataset, 6, 3)[1]
-    size = dict(scales=1, filters=2, repeat=1)
 
     def classifier(x, **kwargs):
-        return model.classifier(x, 'resnet', **size, **kwargs)
+        return model.classifier(x, 'resnet', **tiny.SIZE, **kwargs)
 
     guess = model.guess_label([tf.constant(y[:, k]) for k in range(3)], classifier, T=0.25)
     p_model, p_target = session.run([guess.p_model, guess.p_target])
     networks = [reference.Network(variables(session), training=True) for _ in range(3)]
-    p = np.mean([reference.softmax(net.resnet(y[:, k], **size)) for k, net in enumerate(networks)], axis=0)
+    p = np.mean([reference.softmax(net.resnet(y[:, k], **tiny.SIZE)) for k, net in enumerate(networks)], axis=0)
     np.testing.assert_allclose(p_model, p, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(p_target, p**4 / (p**4).sum(1, keepdims=True), rtol=2e-3, atol=1e-5)
 
@@ -242,14 +242,7 @@ def test_augment_raises(model):
         model.augment()
 
 
-@pytest.mark.parametrize(
-    'name, value',
-    [
-        *[('nu', 0), ('batch', 2), ('lr', 0.0), ('lr', float('nan')), ('wd', -1.0), ('wd', 1e3), ('ema', 1.0)],
-        *[('ema', -0.1), ('beta', 0.0), ('beta', float('inf')), ('T', 0.0), ('T', -1.0), ('w_match', -1.0)],
-        *[('w_match', float('nan')), ('warmup_kimg', -1), ('mixmode', 'xy.yx'), ('arch', 'vgg')],
-    ],
-)
+@pytest.mark.parametrize('name, value', [('nu', 0), ('batch', 2), ('lr', float('nan')), ('wd', 1e3), ('arch', 'vgg')])
 def test_an_argument_out_of_range_is_refused_before_anything_is_built(name, value, tmp_path):
     with pytest.raises(utils.Error, match=name):
         make_model(tmp_path, **{name: value})
@@ -379,9 +372,13 @@ def plain_curves(tmp_path_factory):
 
 # Both at once add nothing to what each does but for the compilation in bfloat16: one network shows it.
 KINDS = [(kind, arch) for kind in BOUNDS for arch in networks.MODELS if kind != 'bfloat16 compiled' or arch == 'resnet']
+CURVES = [  # XLA's compilation takes long.
+    pytest.param(arch, *BOUNDS[kind], id='-'.join([kind, arch]), marks=[pytest.mark.slow] * ('compiled' in kind))
+    for kind, arch in KINDS
+]
 
 
-@pytest.mark.parametrize('arch, options, bound', [(a, *BOUNDS[k]) for k, a in KINDS], ids=map('-'.join, KINDS))
+@pytest.mark.parametrize('arch, options, bound', CURVES)
 def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, plain_curves, tmp_path):
     (expected, _), (found, _) = plain_curves[arch], loss_curve(tmp_path, arch, **options)
     np.testing.assert_allclose(found, expected, rtol=bound)
@@ -389,6 +386,7 @@ def test_losses_stay_within_a_bound_of_the_plain_graphs(options, bound, arch, pl
         assert np.abs(found / expected - 1).max() > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arch', ['shake'])
 def test_what_xla_compiles_on_several_gpus_gives_the_plain_graphs_losses(arch, plain_curves, tmp_path, monkeypatch):
     monkeypatch.setattr(hardware.Machine, 'config', clustering)

@@ -16,12 +16,12 @@ import signal
 import sys
 
 import pytest
-from conftest import assert_one_line_error
-from forked import before
-from test_survival import TRAIN_KIMG, assert_same_end, copy, start, tf_dir, whole  # noqa: F401
+from conftest import assert_one_line_error, first_is_fast
+from forked import before, encode_output
+from test_survival import LONGER, TRAIN_KIMG, assert_same_end, copy, start, tf_dir, whole  # noqa: F401
 
 from libml import train
-from libml.running import checkpoints, trainer
+from libml.running import checkpoints, runs, trainer
 
 STREAMS = ('stdin', 'stdout', 'stderr')
 ENDINGS = ('index', 'data-00000-of-00001')
@@ -61,40 +61,31 @@ def unread(number):
 
 BROKEN = {
     'stdout is full': [functools.partial(full, 1)],
+    'all are closed': [functools.partial(close, *stream) for stream in enumerate(STREAMS)],
     'nobody reads stdout': [functools.partial(unread, 1)],
     'nobody reads anything': [functools.partial(unread, 1), functools.partial(unread, 2)],
     'stdout is closed': [functools.partial(close, 1, 'stdout')],
     'stderr is closed': [functools.partial(close, 2, 'stderr')],
-    'all are closed': [functools.partial(close, *stream) for stream in enumerate(STREAMS)],
 }
 
 
-@pytest.mark.parametrize('first', BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize('first', first_is_fast(*BROKEN.values()), ids=BROKEN)
 def test_a_run_whose_output_is_gone_goes_on_to_the_end(start, whole, tmp_path, first):
     done = start(tmp_path, first=first)
     assert done.returncode == 0, done
     assert 'Traceback' not in done.stderr and 'Exception ignored' not in done.stderr
+    if first in (BROKEN['stdout is full'], BROKEN['nobody reads stdout']):
+        assert len(re.findall('What is printed is lost from here on: ', done.stderr)) == 1
     assert_same_end(tmp_path, whole)
 
 
-@pytest.mark.parametrize('harm', [full, unread])
-def test_a_lost_output_is_said_once(start, whole, harm, tmp_path):
-    done = start(tmp_path, first=[functools.partial(harm, 1)])
-    assert len(re.findall('What is printed is lost from here on: ', done.stderr)) == 1
-
-
-def ascii_only():
-    """Does what PYTHONIOENCODING=ascii does."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding='ascii')
-
-
 def test_an_output_that_has_only_ascii(start, whole, tmp_path):
-    done = start(tmp_path / 'é', first=[ascii_only])
+    ascii_only = [functools.partial(encode_output, 'ascii')]
+    done = start(tmp_path / 'é', first=ascii_only)
     assert done.returncode == 0, done
     assert str(tmp_path / '?') in done.stdout
     assert_same_end(tmp_path / 'é', whole)
-    assert_one_line_error(start(tmp_path / 'é', '--dataset=é', first=[ascii_only]), '\\xe9')
+    assert_one_line_error(start(tmp_path / 'é', '--dataset=é', first=ascii_only), '\\xe9')
 
 
 # --- Signals ---
@@ -111,13 +102,16 @@ def stop(owner, method, n, name):
     before(owner, method, come)
 
 
-@pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU', 'SIGINT'])
-def test_a_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_path, name):
-    done = start(tmp_path, first=[functools.partial(stop, trainer.Trainer, 'check_finite', 40, name)])
-    assert done.returncode == trainer.EXIT_INTERRUPTED, done
-    assert [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))] == [40 * 32]
+@pytest.mark.slow
+def test_each_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_path):
+    for n, name in enumerate(['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU', 'SIGINT'], 1):
+        done = start(tmp_path, first=[functools.partial(stop, trainer.Trainer, 'check_finite', 10, name)])
+        assert done.returncode == trainer.EXIT_INTERRUPTED, (name, done)
+        steps = [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))]
+        assert steps == [10 * 32 * i for i in range(1, n + 1)], name  # Each goes on where the one before it stopped.
     assert 'Continuing from' in start(tmp_path).stdout
-    checkpoints.remove(checkpoints.find(tf_dir(tmp_path))[0])  # The only one that `whole` has not.
+    for ckpt in checkpoints.find(tf_dir(tmp_path))[:n]:  # Those that `whole` has not.
+        checkpoints.remove(ckpt)
     assert_same_end(tmp_path, whole)
 
 
@@ -135,15 +129,14 @@ def test_a_signal_during_a_report_leaves_the_report_to_the_resumed_run(start, wh
 # --- Paths ---
 
 
-@pytest.mark.parametrize('name', ['a[1-2]', 'b*?', 'c\\d', '[', 'e\nf', os.fsdecode(b'g\xff')])
+@pytest.mark.parametrize('name', first_is_fast('a[1-2] b*? c\\d', '[', 'e\nf', os.fsdecode(b'g\xff')))
 def test_a_run_in_any_folder_goes_on_and_ends(start, whole, tmp_path, name):
     folder = shutil.copytree(whole, tmp_path / name)
     for path in checkpoints.list_files(checkpoints.find(tf_dir(whole))[-1]):
         os.remove(os.path.join(folder, os.path.relpath(tf_dir(whole), whole), os.path.basename(path)))
-    done = start(folder)
-    assert (done.returncode, 'Continuing from' in done.stdout) == (0, True), done
-    done = start(folder)
-    assert (done.returncode, 'is finished' in done.stdout) == (0, True), done
+    for words in 'Continuing from', 'is finished':
+        done = start(folder)
+        assert (done.returncode, words in done.stdout) == (0, True), done
     inside = tmp_path / 'plain'
     folder.rename(inside)
     assert_same_end(inside, whole)
@@ -155,8 +148,7 @@ def live_in(home):
 
 def test_a_home_is_expanded(start, whole, tmp_path):
     ckpt = shutil.copytree(tf_dir(whole), tmp_path / 'tf')
-    more = '--init_ckpt=~/tf', '--train_kimg=%d' % (TRAIN_KIMG + 1)
-    done = start('~/runs', *more, first=[functools.partial(live_in, str(tmp_path))])
+    done = start('~/runs', '--init_ckpt=~/tf', LONGER, first=[functools.partial(live_in, str(tmp_path))])
     assert done.returncode == 0, done
     assert 'Continuing from %s' % ckpt in done.stdout
     assert (tmp_path / 'runs').is_dir() and not os.path.exists('~')
@@ -181,7 +173,7 @@ def fail(number, *_):
     raise OSError(number, os.strerror(number))
 
 
-@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize('number', first_is_fast(errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP))
 def test_a_disk_without_locks_is_said_and_trained_on(start, whole, tmp_path, number):
     done = start(tmp_path, first=[functools.partial(no_locks, number, number)])
     assert done.returncode == 0, done
@@ -206,7 +198,7 @@ def test_a_lock_that_fails_otherwise_names_its_file(start, tmp_path):
 def test_where_there_are_no_locks_a_living_process_is_respected(start, copy, owner, refused):
     text = 'process %s on %s\n' % (owner, os.uname().nodename)
     pathlib.Path(tf_dir(copy), '..', 'lock').write_bytes(os.fsencode(text))
-    done = start(copy, '--train_kimg=11', first=[functools.partial(no_locks, errno.ENOLCK, errno.ENOLCK)])
+    done = start(copy, LONGER, first=[functools.partial(no_locks, errno.ENOLCK, errno.ENOLCK)])
     if refused:
         assert_one_line_error(done, 'is being trained by process %d' % owner)
     else:
@@ -226,20 +218,19 @@ def test_a_checkpoint_that_cannot_be_read_stops_the_run_and_stays(start, copy, e
     ckpt = checkpoints.find(tf_dir(copy))[-1]
     unreadable('%s.%s' % (ckpt, ending))
     before = sorted(os.listdir(tf_dir(copy)))
-    assert_one_line_error(start(copy, '--train_kimg=11'), ckpt, 'cannot be read', 'Is a directory')
+    assert_one_line_error(start(copy, LONGER), ckpt, 'cannot be read', 'Is a directory')
     assert sorted(os.listdir(tf_dir(copy))) == before
 
 
-@pytest.mark.parametrize(
-    'spelling', ['{run}', '{run}/', '{run}/tf', '{ckpt}', '{ckpt}.index', '{ckpt}.data-00000-of-00001']
-)
-@pytest.mark.parametrize('flag', ['eval_ckpt', 'init_ckpt'])
-def test_a_checkpoint_is_known_by_what_belongs_to_it(start, whole, tmp_path, flag, spelling):
-    ckpt = checkpoints.find(tf_dir(whole))[-1]
-    path = spelling.format(run=os.path.dirname(tf_dir(whole)), ckpt=ckpt)
-    done = start(tmp_path / 'runs', '--%s=%s' % (flag, path), '--train_kimg=%d' % TRAIN_KIMG)
-    assert done.returncode == 0, done
-    assert 'tuned_ema' in done.stdout if flag == 'eval_ckpt' else 'Continuing from %s' % ckpt in done.stdout
+def test_a_checkpoint_is_known_by_what_belongs_to_it(start, whole, tmp_path):
+    ckpt, run = checkpoints.find(tf_dir(whole))[-1], os.path.dirname(tf_dir(whole))
+    for path in (run, run + '/', tf_dir(whole), ckpt, ckpt + '.index', ckpt + '.data-00000-of-00001'):
+        held = runs.resolve(path)
+        assert held.ckpt == ckpt
+        held.close()
+    for flag, words in ('eval_ckpt', 'tuned_ema'), ('init_ckpt', 'Continuing from %s' % ckpt):
+        done = start(tmp_path / 'runs', '--%s=%s' % (flag, run))
+        assert done.returncode == 0 and words in done.stdout, done
 
 
 @pytest.mark.parametrize('flag', ['eval_ckpt', 'init_ckpt'])
@@ -264,10 +255,10 @@ def test_a_bad_checkpoint_is_one_line_before_anything_is_read_or_made(start, who
 
 def test_init_ckpt_is_for_runs_without_a_checkpoint_of_their_own(start, whole, tmp_path):
     source = shutil.copytree(tf_dir(whole), tmp_path / 'source')
-    assert start(tmp_path / 'runs', '--init_ckpt=%s' % source, '--lr=.001', '--train_kimg=11').returncode == 0
+    assert start(tmp_path / 'runs', '--init_ckpt=%s' % source, '--lr=.001', LONGER).returncode == 0
     shutil.rmtree(source)
     for n, path in enumerate([source, '%s/../source' % source, '']):
-        done = start(tmp_path / 'runs', '--init_ckpt=%s' % path, '--lr=.001', '--train_kimg=%d' % (12 + n))
+        done = start(tmp_path / 'runs', '--init_ckpt=%s' % path, '--lr=.001', '--train_kimg=%d' % (TRAIN_KIMG + 2 + n))
         assert done.returncode == 0, done
         args = json.loads(pathlib.Path(tf_dir(tmp_path / 'runs'), '../args/args.json').read_text())
         assert args['init_ckpt'] == str(source)  # As it began.
@@ -286,7 +277,7 @@ def test_nothing_to_train_is_said(start, whole, tmp_path):
 def test_a_damaged_seed_is_one_line(start, copy, seed):
     path = pathlib.Path(tf_dir(copy), '../args/args.json')
     path.write_text(json.dumps(dict(json.loads(path.read_text()), seed=seed)))
-    assert_one_line_error(start(copy, '--train_kimg=11'), 'args.json', 'seed')
+    assert_one_line_error(start(copy, LONGER), 'args.json', 'seed')
 
 
 @pytest.mark.parametrize(

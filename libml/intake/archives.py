@@ -3,15 +3,12 @@
 Members are streamed and taken by their base names, so that no name or link in an archive decides what is written where.
 """
 
-import contextlib
-import fcntl
 import os
 import re
-import sys
 import tarfile
 import zlib
 
-from libml import files, utils
+from libml import utils
 from libml.cli import progress
 
 CHUNK = 1 << 20
@@ -30,12 +27,10 @@ def take(archive, folder, verify=True):
     import pooch  # Slow to import, and only needed here.
 
     path = os.path.join(folder, archive.name)
-    if not os.path.isfile(path):
-        raise utils.Error('%s is missing: get it from %s' % (path, archive.url))
+    utils.refuse(not os.path.isfile(path), '%s is missing: get it from %s', path, archive.url)
     found = pooch.file_hash(path) if verify else archive.sha256
-    if found != archive.sha256:
-        text = '%s has the sha256 %s, not the published %s: it is damaged or another file (--noverify accepts it)'
-        raise utils.Error(text % (path, found, archive.sha256))
+    text = '%s has the sha256 %s, not the published %s: it is damaged or another file (--noverify accepts it)'
+    utils.refuse(found != archive.sha256, text, path, found, archive.sha256)
     return path
 
 
@@ -58,28 +53,6 @@ def download(archive, folder, verify=True):
             'cannot download %s (%s): try again, or get it elsewhere and use --source (--noverify accepts another file)'
         )
         raise utils.Error(text % (archive.url, utils.explain(error))) from error
-
-
-@contextlib.contextmanager
-def locking(path):
-    """Holds the lock file `path`, which other processes wait for meanwhile; it is removed in the end.
-
-    Where the file system has no locks, a line on stderr says so, and nothing is locked.
-    """
-    files.refuse_link(path)
-    with open(path, 'ab') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print('Waiting for another process, which holds %s' % path, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            utils.warn('%s (%s): let no other process download there' % (path, error.strerror))
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                os.remove(path)
 
 
 # --- Reading tar archives ---

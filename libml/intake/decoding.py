@@ -55,8 +55,6 @@ def open_picture(file):
 
 _MEMORY = threading.Condition()
 _taken = [0]  # Bytes, by all pictures that are being read.
-_LENIENCE = threading.Lock()
-_lenient = dict(threads=0, undo=None)  # How many threads are in `lenient`; the ExitStack that undoes what it changed.
 
 
 def count_bytes(image, size):
@@ -93,26 +91,19 @@ def sharing_memory(need, max_megapixels):
 
 
 @contextlib.contextmanager
-def relaxing_limits(max_megapixels=MAX_MEGAPIXELS):
+def relaxing_limits(max_megapixels):
     """Lifts Pillow's limit on the size of pictures to `max_megapixels`, and silences its warnings of odd metadata.
 
-    Both belong to the whole process: the first of several threads sets them, and the last one puts them back.
+    Both belong to the whole process. So what reads in several threads calls this around all of them.
     """
-    with _LENIENCE:
-        if not _lenient['threads']:
-            undo = _lenient['undo'] = contextlib.ExitStack()
-            undo.enter_context(warnings.catch_warnings())
-            warnings.simplefilter('ignore')
-            undo.callback(setattr, Image, 'MAX_IMAGE_PIXELS', Image.MAX_IMAGE_PIXELS)
-            Image.MAX_IMAGE_PIXELS = max(1, int(max_megapixels * 1e6 / 2))  # Pillow refuses what has twice as many.
-        _lenient['threads'] += 1
-    try:
-        yield
-    finally:
-        with _LENIENCE:
-            _lenient['threads'] -= 1
-            if not _lenient['threads']:
-                _lenient['undo'].close()
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        Image.MAX_IMAGE_PIXELS = max(1, int(max_megapixels * 1e6 / 2))  # Pillow refuses what has twice as many.
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 # --- More than 8 bits ---

@@ -117,9 +117,8 @@ def _check_flat(folder, names, test_fraction):
         text = '%s is missing beside %r: training pictures go to PICTURES/train/<class>/; '
         text += 'write train, test and unlabeled in small letters'
         raise utils.Error(text % (escape(train), escape(parts[0])))
-    if test_fraction is None:
-        text = '%s is missing: pictures go to PICTURES/train/<class>/; or, with --test_fraction, to PICTURES/<class>/'
-        raise utils.Error(text % escape(train))
+    text = '%s is missing: pictures go to PICTURES/train/<class>/; or, with --test_fraction, to PICTURES/<class>/'
+    utils.refuse(test_fraction is None, text, escape(train))
 
 
 def _check_fraction(test_fraction, has_test, found, missing):
@@ -135,9 +134,8 @@ def _check_test_classes(folder, folders):
     known = set(folders['train'].values())
     for part, found in folders.items():
         for name, times in collections.Counter(found.values()).items():
-            if name not in known:
-                text = '%s has the class %r, which the training pictures lack'
-                raise utils.Error(text % (escape(os.path.join(folder, part)), name))
+            text = '%s has the class %r, which the training pictures lack'
+            utils.refuse(name not in known, text, escape(os.path.join(folder, part)), name)
             if times > 1:
                 print('%s: %d folders are one class, %s, in different spellings' % (part, times, escape(name)))
 
@@ -176,7 +174,7 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, simila
     has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
     _check_fraction(test_fraction, has_test, table + ' names test pictures', table + missing)
     for path in found:
-        row = by_path.get(path) or labels.Row(0, path, '', '', '')
+        row = by_path.get(path) or labels.Row('', path, '', '', '')
         part = (row.split or 'train') if row.label else 'unlabeled'
         plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
@@ -198,8 +196,7 @@ def _make_plan(where, classes, unused, similar):
     if not similar:
         check_distinct(classes)
     classes = sorted(classes)
-    if len(classes) < 2:
-        raise utils.Error('%s has %d classes; at least 2 are needed' % (where, len(classes)))
+    utils.refuse(len(classes) < 2, '%s has %d classes; at least 2 are needed', where, len(classes))
     for name in classes:
         if name.lower() in PARTS | NO_NAMES:
             utils.warn('%r is taken for the name of a class' % escape(name))
@@ -260,13 +257,11 @@ def take_test(items, classes, fraction, seed):
     Raises:
         utils.Error: a class has too few pictures or groups, or fraction is not between 0 and 1.
     """
-    if not 0 < fraction < 1:
-        raise utils.Error('test_fraction=%g: must be between 0 and 1' % fraction)
+    utils.refuse(not 0 < fraction < 1, 'test_fraction=%g: must be between 0 and 1', fraction)
     counts = collections.Counter(item.label for item in items)
     for label, count in sorted(counts.items()):
-        if max(1, round(fraction * count)) >= count:
-            text = 'class %s has %d pictures: too few to set a share of %g aside'
-            raise utils.Error(text % (escape(classes[label]), count, fraction))
+        text = 'class %s has %d pictures: too few to set a share of %g aside'
+        utils.refuse(max(1, round(fraction * count)) >= count, text, escape(classes[label]), count, fraction)
     keys = [('file', item.path) if item.group is None else ('group', item.group) for item in items]
     brought, have = collections.defaultdict(collections.Counter), collections.Counter()
     for key, item in zip(keys, items, strict=True):
@@ -289,9 +284,8 @@ def take_test(items, classes, fraction, seed):
                 for key in order
                 if label in brought[key] and all(have[each] + n < counts[each] for each, n in brought[key].items())
             ]
-            if not able:
-                text = 'class %s has too few groups to set one aside for testing'
-                raise utils.Error(text % escape(classes[label]))
+            text = 'class %s has too few groups to set one aside for testing'
+            utils.refuse(not able, text, escape(classes[label]))
             taken.add(able[0])
             have.update(brought[able[0]])
     rest = [item for key, item in zip(keys, items, strict=True) if key not in taken]
@@ -365,12 +359,10 @@ def make_dataset(folder, data_dir, o):
     classes = plan.classes
     family = Family(*size, o.colors, len(classes), *augment, parts=kept, classes=classes, range=range)
 
-    def make_parts():
-        sources = {}
-        yield from _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources)
-        files.write_json(data_pair.locate_sources(data_dir, o.name), sources)  # A dataset that has its name has this.
-
-    save(o.name, data_dir, family, make_parts())
+    path, sources = data_pair.locate_sources(data_dir, o.name), {}
+    with files.making_folder(os.path.dirname(path)), files.replacing(path) as part:
+        save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources))
+        files.write_json(part, sources)  # It gets its name right after the dataset, and only if the dataset does.
     for line in format_plan(plan):
         print(line)
     print('%s is in %s' % (o.name, escape(data_dir)))
@@ -431,9 +423,8 @@ def _leave_out(plan, folder, bad, skip_bad):
         top = high if low < high else low + 1
         text = '%d pictures have more than 8 bits a value, from %.9g to %.9g, such as %s: give --range=%.9g,%.9g, say'
         raise utils.Error(text % (len(deep), low, high, escape(next(iter(deep))), low, top))
-    if bad and not skip_bad:
-        text = '%d pictures cannot be read, see above: mend or remove them; or give --skip_bad or --max_megapixels'
-        raise utils.Error(text % len(bad))
+    text = '%d pictures cannot be read, see above: mend or remove them; or give --skip_bad or --max_megapixels'
+    utils.refuse(bad and not skip_bad, text, len(bad))
     plan.unused.update(dict.fromkeys(sorted(bad), UNREADABLE))
     plan.parts = {part: [item for item in items if item.path not in bad] for part, items in plan.parts.items()}
     _check_parts(plan, folder, plan.parts)

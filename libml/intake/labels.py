@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import io
 import os
 import re
 import unicodedata
@@ -9,51 +10,45 @@ from typing import NamedTuple
 
 from libml import files, utils
 from libml.family import make_class_key, read_class, shorten
-from libml.intake import pictures
+from libml.intake import label_studio, pictures
 from libml.utils import escape
 
 
 class Row(NamedTuple):
-    """A row of a table of labels: the line where it ends, and its cells; '' where there is none."""
+    """A row of a table of labels: where it stands, in words; and its cells, '' where there is none."""
 
-    line: int
+    place: str
     file: str
     label: str
     split: str
     group: str
 
 
+class Table(NamedTuple):
+    """A table of labels as it stands; known columns have the names of COLUMNS."""
+
+    lines: list  # Of text, with their ends.
+    ends: list  # The lines where the header and each row end.
+    delimiter: str
+    columns: list
+    rows: list  # (place in words, cells) of each.
+
+
 COLUMNS = dict(  # What a column may be called.
     file=('file', 'filename', 'path', 'image'),
-    **{'class': ('class', 'label', 'category')},
+    **{'class': ('class', 'label', 'category', 'choice')},
     split=('split',),
     group=('group',),
 )
 FORMULA = tuple('=+-@\t\r＝＋－＠')  # What a formula begins with in a spreadsheet.
-NO_TABLES = {
-    b'PK\x03\x04': 'a workbook',
-    b'\xd0\xcf\x11\xe0': 'a workbook',
-    b'[': 'JSON',
-    b'{': 'JSON',
-    b'%PDF': 'a PDF',
-}
-
-
-class Table(NamedTuple):
-    """A table of labels as it stands. Rows are (line where it ends, cells); known columns have the names of COLUMNS."""
-
-    lines: list  # Of text, with their ends.
-    header: int  # How many of them come before the rows.
-    delimiter: str
-    columns: list
-    rows: list
+NO_TABLES = {b'PK\x03\x04': 'a workbook', b'\xd0\xcf\x11\xe0': 'a workbook', b'%PDF': 'a PDF'}
 
 
 def read_labels(path):
     """Returns a list of Row: a CSV file with the columns `file` and `class`, perhaps `split` and `group`.
 
     Commas, semicolons or tabs part the columns, or what a first line such as `sep=;` says. The text is UTF-8 or, with a
-    byte-order mark, UTF-16. Other columns are ignored.
+    byte-order mark, UTF-16. Other columns are ignored. JSON is read as an export of Label Studio.
 
     Raises:
         utils.Error: it is no such file.
@@ -63,35 +58,40 @@ def read_labels(path):
 
 def read_rows(path, table):
     """Returns the list of Row of a Table; raises utils.Error, which names `path`, where a row is wrong."""
-    return [_read_row(path, line, table.columns, cells) for line, cells in table.rows]
+    return [_read_row('%s, %s' % (path, place), place, table.columns, cells) for place, cells in table.rows]
 
 
 def read_table(path):
     """Returns the Table in a file, see read_labels; rows without a cell are left out."""
-    if os.path.exists(path) and not os.path.isfile(path):  # A named pipe would be waited for.
+    if os.path.exists(path) and not os.path.isfile(path):
         raise utils.Error('%s is no file: give a table' % escape(path))
-    with files.naming(path), open(path, 'rb') as file:
-        start = file.read(64)
+    with files.reading(path) as file:
+        content = file.read()
     for mark, what in NO_TABLES.items():
-        if start.lstrip().startswith(mark):
+        if content.startswith(mark):
             raise utils.Error('%s is %s, not a table of text: save it as "CSV UTF-8"' % (escape(path), what))
-    encoding = 'utf-16' if start[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'
     try:
-        with open(path, newline='', encoding=encoding) as file:
-            lines = list(file)
+        text, places = content.decode('utf-16' if content[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig'), []
     except UnicodeError as error:
         raise utils.Error('%s is not UTF-8: save it as "CSV UTF-8"' % escape(path)) from error
+    if text[:64].lstrip().startswith(('[', '{')):
+        text, places = label_studio.read_export(path)
+    lines = list(io.StringIO(text, newline=''))
     first = lines[0] if lines else ''
     said = re.fullmatch(r'"?sep=(.)"?\s*', first)
     before, delimiter = bool(said), said[1] if said else max(',;\t', key=first.count)
+    # Not by pandas, which tells no line numbers and lets a stray quote pass.
     reader = csv.reader(lines[before:], delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         columns = _find_columns(path, next(reader, []))
-        header = before + reader.line_num
-        rows = [(before + reader.line_num, cells) for cells in reader if any(cells)]
+        ends, rows = [before + reader.line_num], []
+        for number, cells in enumerate(reader):
+            if any(cells):
+                ends.append(before + reader.line_num)
+                rows.append((places[number] if places else 'line %d' % ends[-1], cells))
     except csv.Error as error:
         raise utils.Error('%s, line %d: %s' % (escape(path), reader.line_num, error)) from error
-    return Table(lines, header, delimiter, columns, rows)
+    return Table(lines, ends, delimiter, columns, rows)
 
 
 def _find_columns(path, header):
@@ -101,21 +101,21 @@ def _find_columns(path, header):
         if name not in columns:
             columns = [name if column in others else column for column in columns]
         if columns.count(name) > 1 or (name in ('file', 'class') and name not in columns):
-            text = (
-                '%s has %d columns named %r: its first line must be a header, such as file,class, and is %s; meant are '
-            )
-            text += ', '.join(' or '.join(names) for names in COLUMNS.values())
+            text = '%s has %d columns named %r: its header must be such as file,class, and is %s; meant are %s'
             shown = escape(repr(shorten(','.join(header))))
-            raise utils.Error(text % (escape(path), columns.count(name), name, shown))
+            meant = ', '.join(' or '.join(names) for names in COLUMNS.values())
+            raise utils.Error(text % (escape(path), columns.count(name), name, shown, meant))
     return columns
 
 
-def _read_row(path, line, columns, cells):
+def _read_row(where, place, columns, cells):
     cell = collections.defaultdict(str, zip(columns, cells, strict=False))
     label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
     if disarm(label[1:], "'") == label:
         label = label[1:]
-    row = Row(line, cell['file'], read_class(label, '%s, line %d' % (path, line)), split.lower(), group)
+    if cell['was_cancelled'].lower() == 'true':  # Label Studio's word for skipped.
+        label = ''
+    row = Row(place, cell['file'], read_class(label, where), split.lower(), group)
     is_list = row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}')
     faults = [
         any(cells[len(columns) :]) and 'has more cells than the header: a comma inside a cell needs quotes around it',
@@ -125,17 +125,17 @@ def _read_row(path, line, columns, cells):
         row.split == 'test' and not row.label and '%s is for testing, but has no class' % escape(row.file),
     ]
     if any(faults):
-        raise utils.Error('%s, line %d: %s' % (path, line, next(filter(None, faults))))
+        raise utils.Error('%s: %s' % (where, next(filter(None, faults))))
     return row
 
 
 def find_classes(rows):
-    """Returns {class: the lines where it stands, in words} of a list of Row."""
-    lines = collections.defaultdict(list)
+    """Returns {class: the places where it stands, in words} of a list of Row."""
+    places = collections.defaultdict(list)
     for row in rows:
-        lines[row.label].append(row.line)
-    more = {name: ' and %d more' % (len(found) - 1) if found[1:] else '' for name, found in lines.items()}
-    return {name: 'line %d%s' % (found[0], more[name]) for name, found in lines.items() if name}
+        places[row.label].append(row.place)
+    places.pop('', None)
+    return {name: first + ' and %d more' % len(more) * bool(more) for name, (first, *more) in places.items()}
 
 
 def match_rows(table, folder, rows, found, unused, skip_bad):
@@ -152,10 +152,10 @@ def match_rows(table, folder, rows, found, unused, skip_bad):
     for row in rows:
         path, reason = index.find(row.file, unused)
         if path is None or (path in unused and not skip_bad):
-            wrong.append('%s, line %d: %s %s' % (table, row.line, escape(row.file), reason))
+            wrong.append('%s, %s: %s %s' % (table, row.place, escape(row.file), reason))
         elif path not in unused and by_path.setdefault(path, row)[2:] != row[2:]:
-            text = '%s: lines %d and %d contradict each other on %s'
-            raise utils.Error(text % (table, by_path[path].line, row.line, escape(path)))
+            text = '%s: %s and %s contradict each other on %s'
+            raise utils.Error(text % (table, by_path[path].place, row.place, escape(path)))
     utils.print_list(wrong)
     if wrong:
         raise utils.Error('%d rows of %s name no picture in %s, see above' % (len(wrong), table, escape(folder)))
@@ -173,11 +173,12 @@ class Index:
             for key in set(_list_names(path)):
                 self._loose[key].append(path)
         self._similar = {make_class_key(name): paths[0] for name, paths in self._loose.items()}
-        self._similar.update((make_class_key(path), path) for path in found)
 
     def find(self, file, unused):
         """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
-        for spelling in (file, file.strip(), file.strip().replace('\\', '/')):
+        name = file.strip()
+        others = label_studio.list_paths(name, os.path.basename(self._folder))
+        for spelling in (file, name, name.replace('\\', '/'), *others):
             if os.path.isabs(spelling):
                 spelling = os.path.relpath(spelling, self._folder)
             path = os.path.normpath(spelling)
@@ -187,14 +188,15 @@ class Index:
             if path in unused:
                 return path, ('lies ' if unused[path] == pictures.SYSTEM else 'is ') + unused[path]
         several = self._loose.get(path, ()) if os.sep not in path else ()
-        if len(several) == 1:
-            return several[0], ''
-        if several:
+        if several[1:]:
             return None, 'is the name of %d pictures: say in which folder' % len(several)
-        for name in (path, *_list_names(path)):
-            if similar := self._similar.get(make_class_key(name)):
-                return None, 'is not there, but %s is' % escape(similar)
-        return None, 'is not there'
+        if several:
+            return several[0], ''
+        # Not the nearest name by difflib: of numbered pictures, 30.png is near 20.png, but another picture.
+        similar = next(
+            (self._similar[key] for key in map(make_class_key, _list_names(path)) if key in self._similar), ''
+        )
+        return None, 'is not there' + (similar and ', but %s is' % escape(similar))
 
 
 def _list_names(path):

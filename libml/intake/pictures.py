@@ -78,16 +78,14 @@ def list_files(folder):
     Raises:
         utils.Error: `folder` is no folder, links run in a circle, or a folder cannot be read.
     """
-    if not os.path.isdir(folder):
-        raise utils.Error('%s is no folder: it must be one with pictures' % escape(folder))
+    utils.refuse(not os.path.isdir(folder), '%s is no folder: it must be one with pictures', escape(folder))
     found, waiting = {}, [('', (), '')]
     while waiting:  # Not by recursion, as folders may be deep.
         within, above, reason = waiting.pop()
         here = os.stat(os.path.join(folder, within))
         above = (*above, (here.st_dev, here.st_ino))
-        if above[-1] in above[:-1]:
-            text = '%s leads to a folder that holds it: remove this link'
-            raise utils.Error(text % escape(os.path.join(folder, within)))
+        text = '%s leads to a folder that holds it: remove this link'
+        utils.refuse(above[-1] in above[:-1], text, escape(os.path.join(folder, within)))
         for entry in os.scandir(os.path.join(folder, within)):
             path, why, mode = os.path.join(within, entry.name), reason or _judge_name(entry.name), _find_mode(entry)
             if mode is not None and stat.S_ISDIR(mode):
@@ -299,13 +297,13 @@ def hash_pixels(image):
 # --- Many ---
 
 
-def convert_all(paths, *args, ahead=0, **kwargs):
+def convert_all(paths, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS, ahead=0):
     """Converts pictures on all cores, ahead of the one that is asked for.
 
     Args:
         paths: iterable of paths.
+        size, colors, range, max_megapixels: see `convert`.
         ahead: how many pictures ahead, at least; always some for each core.
-        *args, **kwargs: of `convert`.
 
     Yields:
         for each path, in order: uint8 [height, width, colors], or the ValueError why it cannot be read.
@@ -316,7 +314,7 @@ def convert_all(paths, *args, ahead=0, **kwargs):
 
     def attempt(path):
         try:
-            return convert(path, *args, **kwargs)
+            return convert(path, size, colors, range, max_megapixels)
         except ValueError as error:
             return error
         except OSError as error:
@@ -326,12 +324,13 @@ def convert_all(paths, *args, ahead=0, **kwargs):
     workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     pool = concurrent.futures.ThreadPoolExecutor(workers)  # Pillow decodes and resizes outside Python's lock.
     waiting = collections.deque()
-    try:
-        for path in paths:
-            waiting.append(pool.submit(attempt, path))
-            if len(waiting) > max(4 * workers, ahead):
+    with relaxing_limits(max_megapixels):
+        try:
+            for path in paths:
+                waiting.append(pool.submit(attempt, path))
+                if len(waiting) > max(4 * workers, ahead):
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        finally:
+            pool.shutdown(cancel_futures=True)

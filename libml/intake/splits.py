@@ -51,9 +51,8 @@ def pick_labeled(labels, stats, size, seed):
     counts, picked = np.zeros(len(stats), np.int64), []
     for _ in range(size):
         label = choose_class(stats, counts)
-        if counts[label] == len(members[label]):
-            text = 'size=%d: the %d pictures of class %d are used up after %d labels: choose a smaller size'
-            raise utils.Error(text % (size, len(members[label]), label, len(picked)))
+        text = 'size=%d: the %d pictures of class %d are used up after %d labels: choose a smaller size'
+        utils.refuse(counts[label] == len(members[label]), text, size, len(members[label]), label, len(picked))
         picked.append(int(members[label][counts[label]]))
         counts[label] += 1
     return picked
@@ -135,22 +134,17 @@ class Source:
         self.family = data_pair.look_up_family(self._folder, name)
         self._files = [records.RecordFile(path) for path in paths]
         self._first = np.cumsum([0] + [len(file) for file in self._files])
-        self.labels, self.groups = map(np.concatenate, zip(*map(self._check, self._files), strict=True))
+        checked = (file.check(unlabeled=True)[1:] for file in self._files)
+        self.labels, self.groups = map(np.concatenate, zip(*checked, strict=True))
         found = int(self.labels.max()) + 1
         nclass = self.family.nclass if self.family else found
-        if not found:
-            raise utils.Error('%s: no record has a class' % ', '.join(paths))
-        if found > nclass:
-            raise utils.Error('%s has %d classes, but a record has class %d' % (name, nclass, found - 1))
+        utils.refuse(not found, '%s: no record has a class', ', '.join(paths))
+        utils.refuse(found > nclass, '%s has %d classes, but a record has class %d', name, nclass, found - 1)
         data_pair.check_gaps(name, self.labels, nclass)
         self.stats = np.ones(nclass) if name == 'stl10' else compute_shares(self.labels[self.labels >= 0], nclass)
         test = data_pair.locate_records(self._folder, name, 'test')
         known = self._files + ([records.RecordFile(test)] if os.path.isfile(test) else [])
         self.fingerprints = {os.path.basename(file.path): file.fingerprint for file in known}
-
-    @staticmethod
-    def _check(file):
-        return file.check(unlabeled=True)[1:]
 
     def pick(self, size, seed):
         """Returns the positions of the labelled records, in file order; size: int, or data_pair.ALL that have a label.
@@ -170,12 +164,11 @@ class Source:
     def _fold(self, line):
         """Returns the positions in a line, from 0, of stl10's published folds."""
         path = data_pair.locate_stl10_folds(self._folder)
-        if not os.path.isfile(path):
-            raise utils.Error('%s is missing: copy fold_indices.txt of the archive of stl10 to it' % path)
+        text = '%s is missing: copy fold_indices.txt of the archive of stl10 to it'
+        utils.refuse(not os.path.isfile(path), text, path)
         with open(path, encoding='ascii', errors='replace') as f:
             lines = f.read().splitlines()
-        if line >= len(lines):
-            raise utils.Error('%s has %d folds, so that seed=%d is too large' % (path, len(lines), line))
+        utils.refuse(line >= len(lines), '%s has %d folds, so that seed=%d is too large', path, len(lines), line)
         words = lines[line].split()
         fold = {int(word) for word in words if word.isdecimal()}
         if not len(fold) == len(words) == STL10_FOLD or not fold.issubset(np.flatnonzero(self.labels >= 0).tolist()):

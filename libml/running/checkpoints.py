@@ -1,11 +1,13 @@
 """Checkpoints: found, checked, read, written and removed.
 
 A checkpoint is `model.ckpt-<step, 10 digits>.index` and `.data-...` beside it; its path without the ending is its
-prefix, which is what these functions take and return.
+prefix, which is what these functions take and return. A note beside it holds the SHA-256 of these files, which says
+whether they are whole. Published code and older runs left no SHA-256: there, TensorFlow's own checksums say it.
 """
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -15,17 +17,13 @@ import tensorflow.compat.v1 as tf
 from libml import files, utils
 
 NAME = 'model.ckpt'
-NOTE = '.note.json'  # Behind a prefix: what the loop needs to continue exactly, besides the variables.
+NOTE = '.note.json'  # Behind a prefix: the SHA-256 of the files, and what the loop needs to continue exactly.
 ASIDE = 'damaged-'  # Before the name of a damaged checkpoint's files.
 ENDING = r'\.(index|meta|data-\d{5}-of-\d{5}|note\.json)'  # Of a checkpoint's files, behind its prefix.
 PART = r'\.part-\d+-[0-9a-f]{12}'  # Behind the names of unfinished files, see files.replacing.
 UNFINISHED = re.compile(
     r'(args\.json|model\.ckpt-\d+\.note\.json)%s|model\.ckpt-\d+\..*\.tempstate\d+|checkpoint\.tmp\w+' % PART
 )
-# What TensorFlow's reader says of damage: a checksum, or a file that is cut or missing.
-DAMAGE = re.compile('checksum|sstable|corrupt|truncated|less bytes than requested|No such file', re.IGNORECASE)
-# What TensorFlow's reader says of errors of the system, which are no damage.
-SYSTEM = [os.strerror(number) for number in errno.errorcode if number != errno.ENOENT]
 # What TensorFlow's reader raises. LookupError includes IndexError, which it raises for a file that is cut.
 FAILURES = (tf.errors.OpError, ValueError, LookupError, RuntimeError)
 UNUSUAL = re.compile(r'[][*?\\\ud800-\udfff]')  # What TensorFlow takes for a pattern, and what is not UTF-8.
@@ -90,11 +88,11 @@ def aliasing(path):
 # --- Reading ---
 
 
-class Held:
+class Held(contextlib.AbstractContextManager):
     """A whole checkpoint, copied to the folder for temporary files until `close`. TensorFlow's reader reads the copy.
 
-    If a disk fails, TensorFlow's reader may crash, or report damage. Copying first reports a failing disk as such.
-    Where no copy can be made, the checkpoint is read where it is.
+    That reader may crash on a failing disk, or report damage. Copying first reports a failing disk as such. Where no
+    copy can be made, the checkpoint is read where it is.
 
     Attributes:
         ckpt: the checkpoint's prefix.
@@ -102,35 +100,36 @@ class Held:
     """
 
     def __init__(self, ckpt):
-        """Copies a checkpoint and reads the copy through, checksums included.
+        """Copies a checkpoint and checks it, by its note or else by the checksums in it.
 
         Raises:
-            Damaged: it is certainly damaged.
+            Damaged: it is damaged.
             utils.Error: there is none, or it cannot be read now; what is in it may be whole.
         """
-        self.ckpt = ckpt
+        self.ckpt = self.path = ckpt
+        why = ''
         with contextlib.ExitStack() as stack:
             try:
-                paths = list_files(ckpt)
-                if ckpt + '.index' not in paths:
-                    raise FileNotFoundError
-                self.path = stack.enter_context(copying(ckpt, paths))
-                reader = tf.train.load_checkpoint(self.path)
-                for name in reader.get_variable_to_shape_map():  # One at a time: all together may not fit in memory.
-                    reader.get_tensor(name)
+                self.path, found = stack.enter_context(copying(ckpt))
+                saved = read_note(ckpt).get('sha256')
+                if saved and isinstance(saved, dict):
+                    changed = [ckpt + ending for ending in saved if found.get(ending) != saved[ending]]
+                    why = ', '.join('%s is missing, or not as it was saved' % path for path in changed)
+                else:
+                    reader = tf.train.load_checkpoint(self.path)
+                    for name in reader.get_variable_to_shape_map():  # One at a time: all may not fit in memory.
+                        reader.get_tensor(name)
             except (FileNotFoundError, NotADirectoryError):
                 text = '%s is not a whole checkpoint: there is no file %s.index'
                 raise utils.Error(text % (ckpt, ckpt)) from None
-            except (OSError, *FAILURES) as error:
-                why = utils.explain(error).replace(getattr(self, 'path', ckpt), ckpt)
-                if isinstance(error, OSError) or not DAMAGE.search(why) or any(words in why for words in SYSTEM):
-                    text = '%s cannot be read (%s). It may be whole, so nothing was changed: run the same command when '
-                    raise utils.Error((text + 'it can be read') % (ckpt, why)) from error
-                raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, why)) from error
+            except OSError as error:
+                text = '%s cannot be read (%s). It may be whole, so nothing was changed: run the same command when '
+                raise utils.Error((text + 'it can be read') % (ckpt, utils.explain(error))) from error
+            except FAILURES as error:
+                why = utils.explain(error).replace(self.path, ckpt)
+            if why:
+                raise Damaged('%s is not a whole checkpoint: %s' % (ckpt, why))
             self.close = stack.pop_all().close
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()
@@ -152,41 +151,63 @@ class Held:
         shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
         for name, kind in needed.items():
             held = '%s %s' % (types[name].name, tf.TensorShape(shapes[name])) if name in shapes else 'none'
-            if held != kind:
-                text = '%s does not fit: as %s the model needs %s, it holds %s'
-                raise utils.Error(text % (self.ckpt, name, kind, held))
+            text = '%s does not fit: as %s the model needs %s, it holds %s'
+            utils.refuse(held != kind, text, self.ckpt, name, kind, held)
 
 
 @contextlib.contextmanager
-def copying(ckpt, paths):
-    """Gives the prefix of a copy of a checkpoint's files, which is removed in the end; see Held.
+def copying(ckpt):
+    """Copies a checkpoint; the copy is removed in the end.
+
+    Gives the prefix of the copy, or its own where there is no room for one; and what `digest` returns.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: a file cannot be read, or there is no index.
     """
     with contextlib.ExitStack() as stack:
         try:
             place = stack.enter_context(files.making_temporary())
-            sizes = [os.path.getsize(path) for path in paths]
-            if sum(sizes) > shutil.disk_usage(place).free:  # Other programs need the room that would be filled in vain.
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
-            for path in paths:
-                target = os.path.join(place, os.path.basename(path))
-                with files.reading(path) as source, files.naming(target), open(target, 'wb') as out:
-                    while chunk := _read_chunk(source, path):
-                        out.write(chunk)
+            path, found = os.path.join(place, os.path.basename(ckpt)), digest(ckpt, place)
         except OSError as error:
-            if error.filename in paths:
+            if str(error.filename).startswith(ckpt):
                 raise
-            stack.close()  # There is no room.
-            yield stack.enter_context(aliasing(ckpt))
-        else:
-            yield os.path.join(place, os.path.basename(ckpt))
+            stack.close()
+            path, found = stack.enter_context(aliasing(ckpt)), digest(ckpt)
+        yield path, found
 
 
-def _read_chunk(source, path):
-    with files.naming(path):
-        return source.read(1 << 20)
+def digest(ckpt, place=None):
+    """Reads a checkpoint's files but the note through, and copies them to a folder `place` if one is given.
+
+    Returns:
+        {ending, such as '.index': SHA-256, hexadecimal}.
+
+    Raises:
+        OSError: a file cannot be read, there is no index, or a copy cannot be written; its `filename` says which.
+    """
+    paths = [path for path in list_files(ckpt) if path != ckpt + NOTE]
+    if ckpt + '.index' not in paths:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), ckpt + '.index')
+    if place and sum(map(os.path.getsize, paths)) > shutil.disk_usage(place).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)  # Now: others need the room it would fill in vain.
+    found = {}
+    for path in paths:
+        target, sha256 = os.path.join(place, os.path.basename(path)) if place else os.devnull, hashlib.sha256()
+        with files.naming(target), open(target, 'wb') as copy:
+            for chunk in files.read_chunks(path):
+                sha256.update(chunk)
+                copy.write(chunk)
+        found[path.removeprefix(ckpt)] = sha256.hexdigest()
+    return found
+
+
+def read_note(ckpt):
+    """Returns the note beside a checkpoint, dict(means, sha256); what is not there is missing.
+
+    Means is what `Checkpoints.save` was given, and all that older notes hold. sha256 is what `digest` returned.
+    """
+    found = files.read_json(ckpt + NOTE, default={})
+    return found if isinstance(found, dict) else dict(means=found)
 
 
 def find_newest_whole(folder):
@@ -234,24 +255,26 @@ class Checkpoints:
         """Whether the variables were last restored from, or saved to, a checkpoint of this folder."""
         return os.path.dirname(self.last) == self.folder
 
-    def note(self):
-        """Returns what was saved beside the folder's checkpoint that was restored; None where nothing was."""
-        return files.read_json(self.last + NOTE, default=None) if self.is_own else None
+    def read_means(self):
+        """Returns the means that were saved beside the folder's checkpoint that was restored; None where none were."""
+        return read_note(self.last).get('means') if self.is_own else None
 
-    def save(self, session, at, keep, note):
+    def save(self, session, at, keep, means):
         """Writes the checkpoint of step `at` and removes the oldest ones over `keep`.
 
         Args:
-            note: what JSON can hold, saved beside the checkpoint.
+            means: what JSON can hold, saved beside the checkpoint.
 
         Raises:
             utils.Error: it cannot be written.
         """
         ckpt = os.path.join(self.folder, '%s-%010d' % (NAME, at))
         try:
-            files.write_json(ckpt + NOTE, note)
+            # A note is there before the checkpoint is, and gets the SHA-256 once the files are written.
+            files.write_json(ckpt + NOTE, dict(means=means))
             with aliasing(ckpt) as path:
                 self.saver.save(session, path, write_meta_graph=False)
+            files.write_json(ckpt + NOTE, dict(means=means, sha256=digest(ckpt)))
         except (tf.errors.OpError, ValueError, OSError) as error:
             remove_unfinished(self.folder)  # The half-written file may be what fills the disk.
             raise unwritten_error(ckpt, error) from error

@@ -1,8 +1,6 @@
 """The folder of a run: its layout, args.json, the lock, the event log, and reports read back."""
 
 import contextlib
-import errno
-import fcntl
 import functools
 import glob
 import io
@@ -28,7 +26,6 @@ FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt',
 DATA_ARGS = ('data', 'classes', 'mean', 'std')  # Arguments that say which data a run began with.
 NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # check_args does not compare these, and TensorBoard does not show them.
 MAX_NAME = 255  # Bytes of a folder's name that file systems allow.
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
 
 class Run:
@@ -79,34 +76,20 @@ class Run:
 
     def check_name(self):
         """Raises utils.Error where the folder's name is longer than file systems allow."""
-        if len(os.fsencode(os.path.basename(self.folder))) > MAX_NAME:
-            text = '%s: the name of this folder is longer than %d bytes: use fewer or shorter arguments'
-            raise utils.Error(text % (self.folder, MAX_NAME))
+        text = '%s: the name of this folder is longer than %d bytes: use fewer or shorter arguments'
+        utils.refuse(len(os.fsencode(os.path.basename(self.folder))) > MAX_NAME, text, self.folder, MAX_NAME)
 
-    @contextlib.contextmanager
     def locking(self):
-        """Keeps every other process from writing this run; raises utils.Error where one does so already."""
-        os.makedirs(self.folder, exist_ok=True)
-        self.refuse_links()
-        path = os.path.join(self.folder, 'lock')
-        with open(path, 'ab+', buffering=0) as file:
-            with files.naming(path):
-                file.seek(0)
-                owner = file.read().decode(errors='replace').strip()
-                if not try_lock(file, owner):
-                    raise utils.Error('%s is being trained by %s' % (self.folder, owner or 'another process'))
-                file.truncate(0)
-                file.write(b'process %d on %s\n' % (os.getpid(), os.fsencode(socket.gethostname())))
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):  # The lock is released anyway when the process ends.
-                    file.truncate(0)
+        """Keeps every other process from writing this run, inside a `with`.
 
-    def refuse_links(self):
-        """Raises utils.Error if what this program writes in the folder is a link: it may lead to another's files."""
-        for name in ('lock', 'tf', 'args', 'stats', 'evaluation'):
+        Raises:
+            utils.Error: another process does so already; or what this program writes in the folder is a link, which may
+                lead to somebody else's files.
+        """
+        os.makedirs(self.folder, exist_ok=True)
+        for name in ('tf', 'args', 'stats', 'evaluation'):
             files.refuse_link(os.path.join(self.folder, name))
+        return files.locking(os.path.join(self.folder, 'lock'), self.folder + ' is being trained by ')
 
     def remove_unfinished(self):
         """Removes what a killed or failed process left half-written; the run must be locked."""
@@ -161,29 +144,6 @@ def check_fields(path, args):
         if name in args and not valid(args[name]):
             text = '%s is damaged: %s is %.40s, not %s. Mend it, or take another folder'
             raise utils.Error(text % (utils.escape(path), name, utils.escape(json.dumps(args[name])), words))
-
-
-def try_lock(file, owner):
-    """Locks an open file for this process; returns whether no other process holds it.
-
-    If the file system has no locks, the text in the file decides: `owner`, such as 'process 7 on host'. The run counts
-    as locked if that process is on this machine and still runs.
-    """
-    for lock in (fcntl.flock, fcntl.lockf):
-        try:
-            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except (BlockingIOError, PermissionError):  # PermissionError: lockf may say so of a lock that is held.
-            return False
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-    text = 'this file system has no locks: let one process at a time train this run. If none does, remove %s'
-    utils.warn(text % file.name)
-    match = re.fullmatch(r'process ([1-9]\d{0,8}) on (.*)', owner)
-    return not (
-        match and match[2] == socket.gethostname() and int(match[1]) != os.getpid() and files.is_running(int(match[1]))
-    )
 
 
 class EventLog(contextlib.AbstractContextManager):
@@ -297,8 +257,7 @@ def find_runs(folder, onerror=None):
     Raises:
         utils.Error: there is no such folder.
     """
-    if not os.path.isdir(folder):
-        raise utils.Error('%s is no folder' % utils.escape(folder))
+    utils.refuse(not os.path.isdir(folder), '%s is no folder', utils.escape(folder))
     found, seen, todo = [], set(), [folder]
     while todo:
         path = todo.pop()

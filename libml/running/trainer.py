@@ -145,12 +145,7 @@ class Trainer:
             self.checkpoints.restore(session, chosen.held)
             print('Continuing from %s' % chosen.held.ckpt)
         chosen.release()
-        return Means(self.scalars, self.checkpoints.note())
-
-    def save(self, session, step, keep_ckpt, means):
-        """Writes a checkpoint on host 0, and beside it the means since the last point of the curves."""
-        if not self.model.machine.host:
-            self.checkpoints.save(session, step, keep_ckpt, means.state())
+        return Means(self.scalars, self.checkpoints.read_means())
 
     def check_finite(self, values, step):
         """Raises utils.Error if a loss or monitor is not finite; values are those of self.scalars."""
@@ -237,7 +232,7 @@ class Loop:
             if self.step == self.first and self.trainer.model.machine.compiles_update:
                 raise utils.Error('the first update failed; try --noxla: %s' % utils.explain(error)) from error
             raise
-        if self.step == self.first:  # scripts/benchmark.py waits for this line.
+        if self.step == self.first:
             tqdm.write('The first update took %.1f s' % (time.monotonic() - clock))
             self.bar.unpause()  # So that the time left is without the compilation.
         self.step += self.periods.batch
@@ -255,8 +250,9 @@ class Loop:
             tqdm.write(remark)
 
     def save(self):
-        """Writes a checkpoint."""
-        self.trainer.save(self.session, self.step, self.periods.keep, self.means)
+        """Writes a checkpoint on host 0, and beside it the means since the last point of the curves."""
+        if not self.trainer.model.machine.host:
+            self.trainer.checkpoints.save(self.session, self.step, self.periods.keep, self.means.state())
         self.saved = self.step
 
     def lacks_report(self):
