@@ -189,7 +189,7 @@ def digest(ckpt, place=None):
     if ckpt + '.index' not in paths:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), ckpt + '.index')
     if place and sum(map(os.path.getsize, paths)) > shutil.disk_usage(place).free:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)  # Now: others need the room it would fill in vain.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)  # Others need the room it would fill in vain.
     found = {}
     for path in paths:
         target, sha256 = os.path.join(place, os.path.basename(path)) if place else os.devnull, hashlib.sha256()
