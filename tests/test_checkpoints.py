@@ -3,6 +3,8 @@
 import errno
 import os
 import pathlib
+import shutil
+import types
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -53,6 +55,13 @@ def ckpt(request, tmp_path):
 def test_a_whole_checkpoint(ckpt):
     with checkpoints.Held(ckpt) as held:
         assert set(held.read()) == {'v'}
+
+
+def test_a_checkpoint_too_large_for_a_copy_is_read_where_it_is(ckpt, monkeypatch):
+    for free, copied in ((1000, False), (1 << 20, True)):
+        monkeypatch.setattr(shutil, 'disk_usage', lambda path, free=free: types.SimpleNamespace(free=free))
+        with checkpoints.Held(ckpt) as held:
+            assert (held.path != ckpt) == copied
 
 
 @pytest.mark.parametrize('damage', ['cut', 'flip', 'no data', 'cut index'])

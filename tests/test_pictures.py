@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import os
@@ -436,6 +437,7 @@ def test_what_cannot_be_read_comes_in_its_place(tmp_path):
     paths = [str(tmp_path / name) for name in ('a.png', 'b.png', 'missing.png', 'a.png')]
     found = list(pictures.convert_all(paths, (8, 8), 3))
     assert [isinstance(image, ValueError) for image in found] == [False, True, True, False]
+    assert str(found[1]) == 'is no picture of a format that is read'
 
 
 # --- The files of a folder ---
@@ -523,6 +525,15 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     assert stat.S_ISFIFO(os.stat(tmp_path / 'pipe').st_mode)
     assert pictures.list_files(str(tmp_path)) == ([], dict.fromkeys(['pipe', 'pipe.png'], pictures.OTHER))
+
+
+@pytest.mark.parametrize('replace', [os.mkfifo, functools.partial(os.symlink, '/dev/zero')])
+def test_what_takes_the_place_of_a_listed_file_is_not_waited_for(tmp_path, replace):
+    path = str(tmp_path / 'x')
+    replace(path)
+    assert not pictures._sniff(path)
+    (found,) = pictures.convert_all([path], (8, 8), 3)
+    assert str(found) == 'is no file'
 
 
 def test_folders_may_be_deep(tmp_path):

@@ -1,7 +1,6 @@
 """A picture file, decoded by Pillow: which formats, how much memory, 8 bits a value, and whatever its metadata hold."""
 
 import contextlib
-import pathlib
 import struct
 import sys
 import threading
@@ -45,11 +44,10 @@ class TooDeep(ValueError):
         self.low, self.high = low, high
 
 
-def open_picture(source):
-    """Returns the PIL.Image, not yet decoded, of a path or a binary file."""
-    if hasattr(source, 'seek'):
-        source.seek(0)
-    return Image.open(source, formats=list_formats())
+def open_picture(file):
+    """Returns the PIL.Image, not yet decoded, of a binary file."""
+    file.seek(0)
+    return Image.open(file, formats=list_formats())
 
 
 # --- Memory ---
@@ -111,8 +109,8 @@ def relaxing_limits(max_megapixels):
 # --- More than 8 bits ---
 
 
-def load(source, image, range):
-    """Decodes a picture; returns a function of a box that cuts it out with 8 bits a value.
+def load(file, image, range):
+    """Decodes a picture of a binary file; returns a function of a box that cuts it out with 8 bits a value.
 
     Deeper values are mapped linearly from `range`.
 
@@ -120,7 +118,7 @@ def load(source, image, range):
         TooDeep: there are deeper values, and range is ().
     """
     wide = _find_wide_mode(image)
-    low = _decode_low_bytes(source, wide) if wide else None
+    low = _decode_low_bytes(file, wide) if wide else None
     image.load()
     if not (wide or image.mode.startswith(('I', 'F'))):
         return image.crop
@@ -171,7 +169,7 @@ def _find_wide_mode(image):
     return ''
 
 
-def _decode_low_bytes(source, name):
+def _decode_low_bytes(file, name):
     """Returns the PIL.Image of the lower 8 bits of a picture with 16 bits a value, of which Pillow keeps the upper 8.
 
     The picture is decoded a second time, as if its bytes stood in the other order.
@@ -179,7 +177,7 @@ def _decode_low_bytes(source, name):
     if name.startswith('LA'):
         raise ValueError('is grey with transparency and 16 bits a value: save it without transparency')
     swapped = name[:-1] + {'L': 'B', 'B': 'L', 'N': 'B' if sys.byteorder == 'little' else 'L'}[name[-1]]
-    second = open_picture(source)
+    second = open_picture(file)
     for i, tile in enumerate(second.tile):
         args = swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:])
         second.tile[i] = tile._replace(args=args)
@@ -190,13 +188,10 @@ def _decode_low_bytes(source, name):
 # --- Metadata ---
 
 
-def strip_metadata(source):
-    """Returns the bytes of a PNG or JPEG file without what its pixels do not need; ValueError if it is neither."""
-    if hasattr(source, 'seek'):
-        source.seek(0)
-        content = source.read()
-    else:
-        content = pathlib.Path(source).read_bytes()
+def strip_metadata(file):
+    """Returns the bytes of a binary file without what pixels do not need; ValueError if it is no PNG and no JPEG."""
+    file.seek(0)
+    content = file.read()
     if content.startswith(b'\x89PNG\r\n\x1a\n'):
         return content[:8] + b''.join(_iterate_png_chunks(content))
     if content.startswith(b'\xff\xd8'):

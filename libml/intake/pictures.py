@@ -5,6 +5,7 @@ Nothing here knows of datasets: what brings pictures in and what classifies them
 
 import collections
 import concurrent.futures
+import contextlib
 import errno
 import functools
 import hashlib
@@ -13,9 +14,9 @@ import os
 import stat
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from libml import utils
+from libml import files, utils
 from libml.intake.decoding import (
     MAX_MEGAPIXELS,
     STRIP,
@@ -142,8 +143,11 @@ def _list_endings():
 
 
 def _sniff(path):
-    with open(path, 'rb') as file:
-        first = file.read(16)
+    try:
+        with _opening(path) as file:
+            first = file.read(16)
+    except ValueError:
+        return False
     Image.init()
     return any(Image.OPEN[name][1](first) for name in SNIFFED if name in Image.OPEN)
 
@@ -171,9 +175,10 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
         ValueError: it cannot be read; the text says why. TooDeep: it needs a range.
         OSError: the system refuses to read it now, whatever it holds.
     """
-    with relaxing_limits(max_megapixels):
+    opened = contextlib.nullcontext(source) if hasattr(source, 'seek') else _opening(source)
+    with relaxing_limits(max_megapixels), opened as file:
         try:
-            return _convert(source, size, colors, range, max_megapixels)
+            return _convert(file, size, colors, range, max_megapixels)
         except (TooDeep, TooLarge, MemoryError):
             raise
         except Image.DecompressionBombError as error:
@@ -181,10 +186,29 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
         except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
             _check_refusal(error)
             try:
-                return _convert(io.BytesIO(strip_metadata(source)), size, colors, range, max_megapixels)
+                return _convert(io.BytesIO(strip_metadata(file)), size, colors, range, max_megapixels)
             except Exception as second:
                 _check_refusal(second)
+            if isinstance(error, UnidentifiedImageError):  # Its text shows the file as an object.
+                raise ValueError('is no picture of a format that is read') from error
             raise ValueError(str(error) or type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def _opening(path):
+    """Opens a file of bytes, whatever came in its place since it was listed: a named pipe is not waited for.
+
+    Raises:
+        ValueError: there is no file. OSError: the system refuses to read it now.
+    """
+    try:
+        with files.reading(path) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError('is no file')
+            yield file
+    except OSError as error:
+        _check_refusal(error)
+        raise ValueError(str(error)) from error
 
 
 def _check_refusal(error):
@@ -193,13 +217,13 @@ def _check_refusal(error):
         raise error
 
 
-def _convert(source, size, colors, range, max_megapixels):
+def _convert(file, size, colors, range, max_megapixels):
     mode = {1: 'L', 3: 'RGB'}[colors]
-    with open_picture(source) as image:
+    with open_picture(file) as image:
         full = image.size
         whole = _draft(image, 2 * np.max(size), mode)
         with sharing_memory(count_bytes(image, full), max_megapixels):
-            read_strip = load(source, image, range)
+            read_strip = load(file, image, range)
             turn = _find_turn(image)
             if isinstance(size, int):
                 wanted = [max(1, round(side * min(1, size / max(full)))) for side in full[::-1]]

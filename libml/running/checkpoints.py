@@ -10,6 +10,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 
 import tensorflow.compat.v1 as tf
 
@@ -187,6 +188,8 @@ def digest(ckpt, place=None):
     paths = [path for path in list_files(ckpt) if path != ckpt + NOTE]
     if ckpt + '.index' not in paths:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), ckpt + '.index')
+    if place and sum(map(os.path.getsize, paths)) > shutil.disk_usage(place).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)  # Others need the room it would fill in vain.
     found = {}
     for path in paths:
         target, sha256 = os.path.join(place, os.path.basename(path)) if place else os.devnull, hashlib.sha256()
