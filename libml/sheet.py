@@ -3,7 +3,6 @@
 import os
 import textwrap
 
-import matplotlib
 import numpy as np
 import tensorflow.compat.v1 as tf
 from PIL import Image, ImageDraw, ImageFont
@@ -115,6 +114,8 @@ def list_rows(found: dict, T: float) -> list[tuple]:
 
 def draw(found: dict, dataset: DataSet, T: float, number: int) -> Image.Image:
     """Draws what `Sheet.compute` returned: a column for each of the first `number` pictures, a row for each step."""
+    import matplotlib  # Slow to import, and only needed here.
+
     rows, number, names = list_rows(found, T), min(number, len(found['original'])), dataset.family.names
     height, width = LINE + SIDE + GAP, SIDE + BARS + 2 * GAP
     legend = 'Bars, from the left: %s' % ', '.join(names) if len(names) <= MOST_NAMES else ''

@@ -183,13 +183,14 @@ class Table:
 def summarise(reports):
     """Returns the runs of a setting, a DataFrame, a line a run.
 
-    Its columns are row, split, seed and train_kimg; kimg, the place of the last report; error, the median of the last
-    20 reports in percent; reports, how many there are; finished; and counts, whether it counts in its row's error: it
-    is finished, or it has a report and no run of its row is finished.
+    Its columns are row, split, seed and train_kimg; kimg and last, place and error of the last report; error, the
+    median of the last 20 reports in percent; reports, how many there are; finished; and counts, whether it counts in
+    its row's error: it is finished, or it has a report and no run of its row is finished.
     """
     groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
     error = ('error', lambda e: runs.take_medians(e.array)['last%d' % MEDIAN])
-    table = groups.agg(kimg=('kimg', 'last'), error=error, reports=('error', 'count')).reset_index()
+    columns = dict(kimg=('kimg', 'last'), error=error, last=('error', 'last'), reports=('error', 'count'))
+    table = groups.agg(**columns).reset_index()
     table['finished'] = table.kimg >= table.train_kimg
     table['counts'] = table.finished | (~table.groupby('row').finished.transform('any') & (table.kimg > 0))
     return table
@@ -213,8 +214,9 @@ def compute_differences(errors):
 def compare(table):
     """Returns a DataFrame indexed by row, the paper's rows first, of the runs that summarise returned.
 
-    Its columns are error and deviation, mean and sample's standard deviation over splits (of means over seeds);
-    reports, the fewest of a run; runs and finished, how many; and those of compute_differences, of finished runs alone.
+    Its columns are error and deviation, mean and sample's standard deviation over splits (of means over seeds); last,
+    the mean of the last reports; reports, the fewest of a run; runs and finished, how many; and those of
+    compute_differences, of finished runs alone.
     """
     names = [*parse_paper_rows(), *sorted(set(table.row) - set(parse_paper_rows()))]
     counted, finished = (
@@ -222,9 +224,9 @@ def compare(table):
         for chosen in (table.counts, table.finished)
     )
     rows = pd.DataFrame(dict(error=counted.mean(axis=1), deviation=counted.std(axis=1)))
-    fewest = table[table.counts].groupby('row').reports.min()
+    ends = table[table.counts].groupby('row').agg(last=('last', 'mean'), reports=('reports', 'min'))
     number = table.groupby('row').finished.agg(runs='size', finished='sum')
-    rows = rows.join([fewest, number, compute_differences(finished)])
+    rows = rows.join([ends, number, compute_differences(finished)])
     return rows.fillna(dict(runs=0, finished=0, splits=0, verdict='')).astype(dict(runs=int, finished=int, splits=int))
 
 
@@ -321,7 +323,12 @@ def format_table(table):
     ]
     heads += [table.paper, 'its difference'] if table.paper else []
     lines = ['| %s |' % ' | '.join(line) for line in [heads, ['---'] * len(heads), *lines]]
-    return ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '', *lines, '', describe_findings(table), '']
+    lines = ['## %s' % table.dataset, '', 'Flags: `%s`' % table.flags, '', *lines, '']
+    ends = table.rows['last'][table.rows.reports < MEDIAN]
+    if len(ends):
+        text = 'Fewer than %d reports: the error is of the whole training. Error of the last report: %s.'
+        lines += [text % (MEDIAN, ', '.join('%s %.2f' % item for item in ends.items())), '']
+    return [*lines, describe_findings(table), '']
 
 
 def format_markdown(tables, remarks):
@@ -333,7 +340,7 @@ def format_markdown(tables, remarks):
 
 def format_csv(tables):
     """Returns the tables as CSV."""
-    rows = {(table.dataset, table.flags): table.rows.drop(columns='reports') for table in tables}
+    rows = {(table.dataset, table.flags): table.rows.drop(columns=['last', 'reports']) for table in tables}
     return pd.concat(rows, names=['dataset', 'flags', 'row']).to_csv(float_format='%.2f')
 
 

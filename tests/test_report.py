@@ -85,13 +85,15 @@ def test_the_error_is_the_median_of_the_last_20_reports(tmp_path):
     assert np.isnan(table.rows.deviation['MixMatch'])
 
 
-def test_a_median_of_fewer_than_20_reports_is_said_in_the_table(tmp_path):
+def test_a_median_of_fewer_than_20_reports_is_said_in_the_table_and_beneath_it(tmp_path):
     write_run(tmp_path / 'a', [40, 50, 60, 62, 64, 70, 75, 77.8], train_kimg=8.0)
     write_run(tmp_path / 'b', [50] * 30, 'digits.2@20-100', train_kimg=8.0)
     (table,) = read(tmp_path)
     text = report.format_markdown([table], [])
     assert '| MixMatch | 43.50 ± 9.19 (reports: 8) |' in text
-    assert '(reports' not in report.format_markdown(report.make_tables(made_up({'MixMatch': {1: 10}})), [])
+    assert 'Fewer than 20 reports: ' in text and 'Error of the last report: MixMatch 36.10.' in text
+    complete = report.format_markdown(report.make_tables(made_up({'MixMatch': {1: 10}})), [])
+    assert '(reports' not in complete and 'Fewer than 20' not in complete
 
 
 def test_rows_are_the_papers_in_its_order_with_mean_and_deviation_over_splits(tmp_path):

@@ -77,9 +77,6 @@ class Trainer:
     def train(self, train_nimg, report_nimg, save_nimg, keep_ckpt, init_ckpt):
         """Trains; see train.Model.train."""
         model, chosen = self.model, self.model.setting
-        if not self.sheet:
-            with model.graph.as_default():
-                self.sheet = model.build_sheet()
         model.dataset.check_identity(chosen.run.args, chosen.run.folder)
         kimg = dict(train_kimg=train_nimg / 1024, report_kimg=report_nimg / 1024, save_kimg=save_nimg / 1024)
         args = setting.describe(chosen, model.dataset, dict(kimg, keep_ckpt=keep_ckpt, init_ckpt=init_ckpt))
@@ -91,6 +88,9 @@ class Trainer:
             if chosen.held:  # Before anything is written.
                 chosen.check_origin(model.dataset)
                 chosen.held.compare(self.checkpoints.needed)
+        if not self.sheet:
+            with model.graph.as_default():
+                self.sheet = model.build_sheet()
         with (
             self.run.locking(),
             catching_signals() as stopped,
