@@ -14,7 +14,7 @@ import zlib
 import fakes
 import numpy as np
 import pytest
-from conftest import command, put
+from conftest import put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -298,34 +298,40 @@ print(json.dumps(seen))
 """
 
 
-def test_no_picture_starts_a_program_or_opens_another_file(tmp_path):
+def test_no_picture_starts_a_program_or_opens_another_file(tmp_path, server):
     Image.init()
+    put(tmp_path, 'watched.py', content=WATCHED.encode())
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
     for ending, kind in Image.registered_extensions().items():
         for mode in ('RGB', 'L', '1', 'P') if kind in Image.SAVE else ():
             with contextlib.suppress(Exception):  # Not every format takes every mode.
-                Image.new(mode, (64, 64)).save(tmp_path / ('a-%s%s' % (mode, ending)))
+                Image.new(mode, (64, 64)).save(folder / ('a-%s%s' % (mode, ending)))
     for i, content in enumerate((POSTSCRIPT, iptc(POSTSCRIPT), iptc(fakes.make_bomb(9)))):
-        for ending in ('', *Image.registered_extensions()):
-            (tmp_path / ('%d%s' % (i, ending))).write_bytes(content)
-    done = command('-c', WATCHED, tmp_path)
-    opened = json.loads(done.stdout)
+        put(folder, *('%d%s' % (i, ending) for ending in ('', *Image.registered_extensions())), content=content)
+    opened = json.loads(server.run(str(tmp_path / 'watched.py'), folder).stdout)
     assert {event for event, _ in opened} == {'open'} and len(opened) > 100
-    assert {os.path.dirname(path) for _, path in opened} == {str(tmp_path)}
+    assert {os.path.dirname(path) for _, path in opened} == {str(folder)}
 
 
-def test_a_large_picture_takes_little_more_memory_than_its_pixels(tmp_path):
+MEASURED = """
+import resource, sys
+from libml.intake import pictures
+for path in sys.argv[1:]:
+    pictures.convert(path, (8, 8), 3, max_megapixels=99)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+def test_a_large_picture_takes_little_more_memory_than_its_pixels(tmp_path, server):
     """A palette, transparent: in full colours it would take 16 times as much."""
     image = Image.new('P', (8000, 8000))
     image.putpalette([10, 200, 30] * 256)
     image.crop((0, 0, 8, 8)).save(tmp_path / 'small.png')
     image.save(tmp_path / 'large.png', transparency=5, compress_level=1)
-    code = """if True:
-        import resource, sys
-        from libml.intake import pictures
-        for path in sys.argv[1:]:
-            pictures.convert(path, (8, 8), 3, max_megapixels=99)
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"""
-    base, large = map(int, command('-c', code, tmp_path / 'small.png', tmp_path / 'large.png').stdout.split())
+    put(tmp_path, 'measured.py', content=MEASURED.encode())
+    done = server.run(*(str(tmp_path / name) for name in ('measured.py', 'small.png', 'large.png')))
+    base, large = map(int, done.stdout.split())
     assert large - base < 64 + 150
 
 
