@@ -488,51 +488,41 @@ def test_nothing_is_written_through_a_link(site, archive, tmp_path, name):
 # --- Resized ---
 
 
-def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, capsys):
-    sets = fakes.cifar10(install.source, each=40)
-    install('cifar10', size='16x16', name='cifar10-16')
-    halves = {
-        part: (images.reshape(-1, 16, 2, 16, 2, 3).mean((2, 4)), labels) for part, (images, labels) in sets.items()
-    }
-    for part, (images, labels) in halves.items():
-        found = records.read(data_pair.locate_records(install.data, 'cifar10-16', part))
-        assert np.abs(found[0] - images).max() <= 1 and (found[1] == labels).all()
-    family = data_pair.find_family(install.data, 'cifar10-16')
-    cifar10 = FAMILIES['cifar10']
-    assert family == Family(16, 16, 3, 10, True, 2, classes=cifar10.classes)
-    assert split(install.data, 'cifar10-16', 1, 20).height == 16
-    with pytest.raises(utils.Error, match=r'cifar10-16.json exists already'):
-        install('cifar10', size='8x8', name='cifar10-16')
-    install('cifar10', size='8x16', name='narrow', augment='shift1')  # What is installed is not asked for again.
-    narrow = data_pair.find_family(install.data, 'narrow')
-    assert (narrow.height, narrow.width, narrow.mirror, narrow.shift) == (16, 8, False, 1)
-    assert 'cifar10 is installed' in capsys.readouterr().out
+RESIZED = {  # Dataset: the new size, by what the sides are divided, Family's parts, mirror and shift.
+    'cifar10': ('16x16', 2, ('train',), True, 2),
+    'svhn': ('16x16', 2, ('train',), False, 2),  # Its two training files become one.
+    'stl10': ('32x32', 3, ('train', 'unlabeled'), True, 4),
+}
 
 
-def test_svhns_two_training_files_become_one(install):
-    sets = fakes.svhn(install.source)
-    install('svhn', size='16x16', name='svhn-16')
-    labels = records.read(data_pair.locate_records(install.data, 'svhn-16', 'train'))[1]
-    np.testing.assert_array_equal(labels, np.concatenate([sets['train'][1], sets['extra'][1]]))
-    family = data_pair.find_family(install.data, 'svhn-16')
-    assert (family.parts, family.mirror, family.shift) == (('train',), False, 2)
+@pytest.mark.parametrize('name', RESIZED)
+def test_a_published_dataset_resized_is_a_dataset_of_its_own(install, name):
+    size, factor, parts, mirror, shift = RESIZED[name]
+    sets = fakes.stl10(install.source, each=1)[0] if name == 'stl10' else getattr(fakes, name)(install.source)
+    install(name, size=size, name='small')
+    if name == 'svhn':
+        sets['train'] = [np.concatenate(pair) for pair in zip(sets['train'], sets.pop('extra'), strict=True)]
+    side = int(size[:2])
+    for part, (images, labels) in sets.items():
+        found = records.read(data_pair.locate_records(install.data, 'small', part), unlabeled=True)
+        averages = images.reshape(-1, side, factor, side, factor, 3).mean((2, 4))
+        assert np.abs(found[0] - averages).max() <= 1 and (found[1] == labels).all()
+    expected = Family(side, side, 3, 10, mirror, shift, parts=parts, classes=FAMILIES[name].classes)
+    assert data_pair.find_family(install.data, 'small') == expected
 
 
-def test_stl10_keeps_its_unlabelled_pictures(install):
-    sets, _ = fakes.stl10(install.source, each=1)
-    install('stl10', size='32x32', name='stl10-32')
-    images, labels = records.read(data_pair.locate_records(install.data, 'stl10-32', 'unlabeled'), unlabeled=True)
-    averages = sets['unlabeled'][0].reshape(-1, 32, 3, 32, 3, 3).mean((2, 4))
-    assert (labels == -1).all() and np.abs(images - averages).max() <= 1
-    family = data_pair.find_family(install.data, 'stl10-32')
-    assert (family.parts, family.shift) == (('train', 'unlabeled'), 4)
-
-
-def test_grey_pictures_can_grow(install):
+def test_grey_pictures_can_grow_and_names_are_not_taken_twice(install, capsys):
     install('digits', size='16x16', name='large')
     images, labels = records.read(data_pair.locate_records(install.data, 'large', 'test'))
     assert images.shape == (510, 16, 16, 1) and labels.max() == 9
     assert data_pair.find_family(install.data, 'large').shift == 2
+    assert split(install.data, 'large', 1, 20).height == 16
+    with pytest.raises(utils.Error, match=r'large.json exists already'):
+        install('digits', size='8x8', name='large')
+    install('digits', size='8x16', name='narrow', augment='shift1')
+    narrow = data_pair.find_family(install.data, 'narrow')
+    assert (narrow.height, narrow.width, narrow.mirror, narrow.shift) == (16, 8, False, 1)
+    assert 'digits is installed' in capsys.readouterr().out  # It is not asked for again.
 
 
 # --- The command line ---

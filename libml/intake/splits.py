@@ -190,11 +190,7 @@ def create(source, targets, size, seed):
 
     Returns what `remark` takes.
     """
-    files.discard_left(*targets)
-    existing = [path for path in targets if os.path.lexists(path)]
-    if existing:
-        text = '%s exists already and is never overwritten: to make the split again, remove %s first'
-        raise utils.Error(text % (existing[0], ', '.join(existing)))
+    files.check_free(*targets, advice='to make the split again, remove %s first' % ', '.join(targets))
     labeled = source.pick(size, seed)
     unlabeled = order_unlabeled(source.labels, source.stats, labeled)
     unlabeled, free = order_groups(unlabeled, source.labels, source.groups, labeled)
