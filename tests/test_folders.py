@@ -156,15 +156,14 @@ def test_a_set_without_a_picture_says_what_was_not_used(tmp_path, name):
     refused('no picture ' + LEFT[name], folder, tmp_path / 'data', skip_bad=True)
 
 
-LINKS = {
-    'train/robin/z.png': 'test/crow/test0.png',
-    'test/robin/z.png': 'train/crow/train0.png',
-    'unlabeled/z.png': 'test/crow/test0.png',
-}
+LINKS = [
+    (os.symlink, 'train/robin/z.png', 'test/crow/test0.png'),
+    (os.symlink, 'test/robin/z.png', 'train/crow/train0.png'),
+    (os.link, 'unlabeled/z.png', 'test/crow/test0.png'),
+]
 
 
-@pytest.mark.parametrize('link', [os.symlink, os.link])
-@pytest.mark.parametrize(('new', 'old'), LINKS.items())
+@pytest.mark.parametrize(('link', 'new', 'old'), LINKS)
 def test_a_file_in_train_and_in_test_is_told(tmp_path, capsys, link, new, old):
     folder = make_folder(tmp_path / 'pictures', unlabeled=1)
     link(os.path.join(folder, old), os.path.join(folder, new))
@@ -239,10 +238,12 @@ ALIKE = [  # Names of classes that a person takes for one.
 ]
 
 
-@pytest.mark.parametrize(('one', 'other'), ALIKE)
-def test_classes_that_a_person_takes_for_one_are_refused(one, other):
-    with pytest.raises(utils.Error, match=r'\(here\) and .* \(there\): .* --similar_classes'):
-        check_distinct({one: 'here', 'dog': 'here', other: 'there'})
+def test_classes_that_a_person_takes_for_one_are_refused():
+    for one, other in ALIKE:
+        with pytest.raises(utils.Error, match=r'\(here\) and .* \(there\): .* --similar_classes'):
+            check_distinct({one: 'here', 'dog': 'here', other: 'there'})
+    for pair in ('A A-', '1 -1', '12 1-2', '10 1', '0.5 5', '1.0.1 1.1', 'x1 x01', 'é e'):
+        check_distinct(dict.fromkeys(pair.split(), ''))
 
 
 def test_where_classes_that_a_person_takes_for_one_stand_is_said(tmp_path):
@@ -254,11 +255,6 @@ def test_where_classes_that_a_person_takes_for_one_stand_is_said(tmp_path):
     place(tmp_path, 'train/Car/a.png', 'train/dog/a.png', 'test/car/a.png', 'test/dog/a.png')
     with pytest.raises(utils.Error, match=r'train/Car.* and .*/test/car|test/car.* and .*/train/Car'):
         folders.plan_folders(str(tmp_path))
-
-
-def test_classes_that_a_person_tells_apart_are_two():
-    for pair in ('A A-', '1 -1', '12 1-2', '10 1', '0.5 5', '1.0.1 1.1', 'x1 x01', 'é e'):
-        check_distinct(dict.fromkeys(pair.split(), ''))
 
 
 # --- Setting aside ---
@@ -429,9 +425,9 @@ BAD_TABLES = {  # Name: content, words of the line.
     'two files': ('file,class,file\n', "2 columns named 'file'"),
     'contradiction': ('file,class\n%s./a.png,dog\n' % ROWS, 'line 2 and line 4 contradict each other on a.png'),
     'half a contradiction': ('file,class\na.png,cat\na.png,\n', 'line 2 and line 3 contradict'),
-    'one long line': ('x' * 10_000_000, 'line 1: field larger than field limit'),
-    'one long line of cells': ('a,b,' * 2_500_000, "0 columns named 'file'"),
-    'one long cell': ('file,class\na.png,' + 'x' * 10_000_000, 'line 2: field larger than field limit'),
+    'one long line': ('x' * 200_000, 'line 1: field larger than field limit'),
+    'one long line of cells': ('a,b,' * 50_000, "0 columns named 'file'"),
+    'one long cell': ('file,class\na.png,' + 'x' * 200_000, 'line 2: field larger than field limit'),
     'latin-1': ('file,class\na.png,café\n'.encode('latin-1'), 'is not UTF-8: save it as'),
     'open quote': ('file,class\n"a.png,cat\nb.png,dog\n', 'line 3: '),
     'too many cells': ('file,class\na,b.png,cat\n', 'line 2: has more cells than the header'),
