@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import http.server
@@ -332,26 +331,22 @@ def test_what_a_killed_process_left_is_no_dataset_to_be_described(call):
 @pytest.fixture
 def site(tmp_path):
     """Serves tmp_path/www. `limit` cuts each answer, `asked` lists the names that were asked for."""
-    folder = tmp_path / 'www'
-    folder.mkdir()
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
             pass
 
-        def do_GET(self):
-            try:
-                content = (folder / self.path.strip('/')).read_bytes()
-            except OSError:
-                return self.send_error(404)
+        def log_request(self, *args):
             site.asked.append(self.path.strip('/'))
-            self.send_response(200)
-            self.send_header('Content-Length', str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[: site.limit])
 
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as site:
-        site.limit, site.asked, site.folder = None, [], folder
+        def copyfile(self, source, target):
+            target.write(source.read(site.limit))
+
+    (tmp_path / 'www').mkdir()
+    handler = functools.partial(Handler, directory=str(tmp_path / 'www'))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as site:
+        site.limit, site.asked, site.folder = None, [], tmp_path / 'www'
+        site.url = 'http://127.0.0.1:%d/' % site.server_port
         threading.Thread(target=site.serve_forever, daemon=True).start()
         yield site
         site.shutdown()
@@ -359,11 +354,10 @@ def site(tmp_path):
 
 @pytest.fixture
 def archive(site):
-    """A published archive of 100 kB on the site; archive.content is what it holds."""
+    """A published archive of 100 kB on the site."""
     content = np.random.RandomState(0).bytes(100_000)
     (site.folder / 'x.bin').write_bytes(content)
-    url = 'http://127.0.0.1:%d/x.bin' % site.server_port
-    return Archive(url, hashlib.sha256(content).hexdigest())
+    return Archive(site.url + 'x.bin', hashlib.sha256(content).hexdigest())
 
 
 def content_of(path):
@@ -371,51 +365,44 @@ def content_of(path):
         return f.read()
 
 
-def test_an_archive_is_downloaded_once_and_whole(site, archive, tmp_path):
-    folder, site.limit = str(tmp_path / 'new'), 30_000
+def test_a_download_is_the_published_file_whole_and_once_or_nothing(site, archive, tmp_path):
+    folder, content = str(tmp_path / 'new'), content_of(site.folder / 'x.bin')
     os.mkdir(folder)
-    with pytest.raises(utils.Error, match=r'cannot download .*x.bin .*try again'):
-        archives.download(archive, folder)
-    assert not os.listdir(folder)
-    site.limit, site.asked = None, []
+
+    def refuse(archive, words):
+        with pytest.raises(utils.Error, match='cannot download .*' + words):
+            archives.download(archive, folder)
+        assert not os.listdir(folder)
+
+    site.limit = 30_000
+    refuse(archive, 'x.bin .*try again')
+    site.limit, missing = None, Archive(site.url + 'nothing.bin', '')
+    refuse(missing, 'nothing.bin .*404.*--source')
+    for other in content[:-1], content[:-1] + b'y':
+        (site.folder / 'x.bin').write_bytes(other)
+        refuse(archive, 'hash.*--noverify')
+    os.remove(archives.download(archive, folder, verify=False))
+    (site.folder / 'x.bin').write_bytes(content)
+    site.asked = []
     for _ in range(2):
-        assert content_of(archives.download(archive, folder)) == (site.folder / 'x.bin').read_bytes()
+        assert content_of(archives.download(archive, folder)) == content
     assert site.asked == ['x.bin']
-
-
-@pytest.mark.parametrize('change', [b'', b'y'])
-def test_another_file_is_refused_and_removed(site, archive, tmp_path, change):
-    content = (site.folder / 'x.bin').read_bytes()
-    (site.folder / 'x.bin').write_bytes(content[:-1] + change)
-    (tmp_path / 'new').mkdir()
-    with pytest.raises(utils.Error, match=r'cannot download .*hash.*--noverify'):
-        archives.download(archive, str(tmp_path / 'new'))
-    assert not os.listdir(tmp_path / 'new')
-    assert archives.download(archive, str(tmp_path / 'new'), verify=False)
-
-
-def test_what_cannot_be_downloaded_is_said(site, tmp_path):
-    missing = Archive('http://127.0.0.1:%d/nothing.bin' % site.server_port, '')
-    with pytest.raises(utils.Error, match=r'cannot download .*nothing.bin .*404.*--source'):
-        archives.download(missing, str(tmp_path))
+    os.remove(os.path.join(folder, 'x.bin'))
     site.shutdown()
     site.server_close()
-    with pytest.raises(utils.Error, match=r'cannot download .*nothing.bin '):
-        archives.download(missing, str(tmp_path))
+    refuse(archive, 'x.bin ')
 
 
 def test_a_dataset_is_downloaded_and_the_archive_removed(site, install, monkeypatch):
     sets = fakes.cifar10(str(site.folder))
-    path = site.folder / 'cifar-10-binary.tar.gz'
-    url = 'http://127.0.0.1:%d/cifar-10-binary.tar.gz' % site.server_port
-    archive = Archive(url, hashlib.sha256(path.read_bytes()).hexdigest())
+    archive = Archive(site.url + CIFAR, hashlib.sha256(content_of(site.folder / CIFAR)).hexdigest())
     row = PUBLISHED['cifar10']
     here = {part: (n, layout, archive, given) for part, (n, layout, _, given) in row.files.items()}
     monkeypatch.setitem(PUBLISHED, 'cifar10', dataclasses.replace(row, files=here))
     install('cifar10', source='', verify=True)
     assert_records(install.data, 'cifar10', sets)
     assert sorted(os.listdir(install.data)) == ['cifar10-test.tfrecord', 'cifar10-train.tfrecord']
-    assert site.asked == ['cifar-10-binary.tar.gz']
+    assert site.asked == [CIFAR]
 
 
 def test_what_a_killed_download_left_goes(site, archive, tmp_path):
@@ -429,40 +416,22 @@ def test_what_a_killed_download_left_goes(site, archive, tmp_path):
 
 def test_two_that_download_to_one_folder_take_turns(site, archive, tmp_path, capsys):
     """The second waits, and finds what the first one left; their bytes never meet in one file."""
-    order, inside, done = [], threading.Event(), []
+    order = []
 
-    def first():
+    def download_as_well():
         with create_datasets.fetching(str(tmp_path), '', True) as fetch:
-            fetch(archive)
-            inside.set()
-            time.sleep(0.3)
-            order.append('first')
+            order.append(content_of(fetch(archive)))
 
-    def second():
-        inside.wait()
-        with create_datasets.fetching(str(tmp_path), '', True) as fetch:
-            order.append('second')
-            done.append(content_of(fetch(archive)))
-
-    threads = [threading.Thread(target=target) for target in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert order == ['first', 'second'] and done == [(site.folder / 'x.bin').read_bytes()]
-    assert 'Waiting for another process' in capsys.readouterr().err
-    assert sorted(os.listdir(tmp_path)) == ['www']
-
-
-def test_downloads_go_on_where_there_are_no_locks(site, archive, tmp_path, monkeypatch, capsys):
-    def refuse(*args):
-        raise OSError(errno.ENOLCK, 'No locks available')
-
-    monkeypatch.setattr('fcntl.flock', refuse)
-    monkeypatch.setattr('fcntl.lockf', refuse)
+    second = threading.Thread(target=download_as_well)
     with create_datasets.fetching(str(tmp_path), '', True) as fetch:
-        assert content_of(fetch(archive)) == (site.folder / 'x.bin').read_bytes()
-    assert 'this file system has no locks' in capsys.readouterr().err
+        fetch(archive)
+        second.start()
+        time.sleep(0.3)
+        order.append('first')
+    second.join()
+    assert order == ['first', content_of(site.folder / 'x.bin')]
+    assert 'Waiting for another process' in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ['www']
 
 
 @pytest.mark.parametrize('name', ['.downloads.lock', 'downloads', 'downloads/x.bin'])
