@@ -314,9 +314,9 @@ def test_with_many_groups_about_the_fraction_is_set_aside():
 # --- A table of labels ---
 
 
-def write_csv(path, rows, header=('file', 'class'), encoding='utf-8', delimiter=','):
-    with open(path, 'w', newline='', encoding=encoding) as file:
-        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+def write_csv(path, rows, header=('file', 'class')):
+    with open(path, 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows([header, *rows])
     return str(path)
 
 

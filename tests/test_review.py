@@ -43,7 +43,7 @@ def world(tmp_path_factory):
     write_table(base / 'labels.csv', rows)
     make(base / 'photos', base / 'labels.csv', 'own', base / 'data')
     create_split.make('own', size=9, seed=1, data_dir=str(base / 'data'))
-    run = train(base / 'data', 'own.1@9-2', base / 'runs')
+    run = train(base / 'data', 'own.1@9-2', base / 'runs', batch=32)
     return types.SimpleNamespace(base=base, photos=base / 'photos', table=base / 'labels.csv', run=run)
 
 
