@@ -53,14 +53,6 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['link', 'pipe'] and not (tmp_path / 'pipe').is_file()
 
 
-@pytest.mark.parametrize('make', [write, os.mkdir])
-def test_what_is_made_has_its_name_at_the_end(tmp_path, make):
-    with files.creating(tmp_path / 'x') as part:
-        make(part)
-        assert not os.path.lexists(tmp_path / 'x')
-    assert os.listdir(tmp_path) == ['x'] and os.stat(tmp_path / 'x').st_nlink <= 2
-
-
 def test_a_kill_while_a_folder_gets_its_name_leaves_none_of_that_name(tmp_path, monkeypatch):
     if not os.fork():
         monkeypatch.setattr(os, 'rename', lambda *paths: os._exit(9))

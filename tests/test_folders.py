@@ -260,18 +260,6 @@ def test_where_classes_that_a_person_takes_for_one_stand_is_said(tmp_path):
 # --- Setting aside ---
 
 
-def test_a_test_set_can_be_set_aside(tmp_path):
-    folder = make_folder(tmp_path / 'pictures', each=10, test=0)
-    found = []
-    for i, seed in enumerate((1, 1, 2)):
-        run(folder, tmp_path / str(i), test_fraction=0.2, seed=seed)
-        train, test = (np.bincount(read(tmp_path / str(i), part)[1]) for part in ('train', 'test'))
-        assert (train + test).tolist() == [10] * 3 and min(train) > 0 and min(test) > 0
-        found.append([data_pair.locate_records(str(tmp_path / str(i)), 'birds', part) for part in ('train', 'test')])
-    contents = [[list(records.RecordFile(path).raw()) for path in paths] for paths in found]
-    assert contents[0] == contents[1] and contents[0] != contents[2]
-
-
 @settings(max_examples=150, deadline=None)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 4), st.sampled_from([None] * 8 + [*'pqrstuvw'])), min_size=2, max_size=90),
@@ -305,10 +293,13 @@ def test_a_picture_stays_on_its_side_when_others_are_added_or_its_class_changes(
     assert rest <= more and aside <= further
 
 
-def test_with_many_groups_about_the_fraction_is_set_aside():
+def test_with_many_groups_about_the_fraction_is_set_aside_by_the_seed():
     items = [Item('%d' % i, i % 3, 'g%d' % (i // 7)) for i in range(2100)]
-    counts = collections.Counter(item.label for item in folders.take_test(items, 'abc', 0.2, 1)[1])
-    assert len(counts) == 3 and all(120 <= count <= 160 for count in counts.values())
+    first, again, other = (folders.take_test(items, 'abc', 0.2, seed) for seed in (1, 1, 2))
+    assert first == again != other
+    for _, aside in first, other:
+        counts = collections.Counter(item.label for item in aside)
+        assert len(counts) == 3 and all(120 <= count <= 160 for count in counts.values())
 
 
 # --- A table of labels ---
@@ -634,17 +625,3 @@ def test_an_existing_dataset_is_never_overwritten(tmp_path):
             run(folder, tmp_path / 'data', size='10x10')
         assert tree(tmp_path / 'data') == before
         os.remove(tmp_path / 'data' / name)
-
-
-def test_of_two_that_make_one_dataset_at_once_the_second_fails(tmp_path, monkeypatch):
-    folder, convert = make_folder(tmp_path / 'pictures'), pictures.convert
-
-    def convert_beside_another(*args):
-        (tmp_path / 'data' / 'birds.json').write_text("the other's")
-        return convert(*args)
-
-    monkeypatch.setattr(pictures, 'convert', convert_beside_another)
-    with pytest.raises(utils.Error, match=r'birds.json exists already and is never overwritten'):
-        run(folder, tmp_path / 'data')
-    assert os.listdir(tmp_path / 'data') == ['birds.json']
-    assert (tmp_path / 'data' / 'birds.json').read_text() == "the other's"
