@@ -309,9 +309,9 @@ def format_plan(plan):
 def check_free(data_dir, name):
     """As check_new_name; raises utils.Error as well if a file of that dataset is there."""
     check_new_name(name)
-    advice = 'choose another --name; or remove %s.json and %s-*.tfrecord, but then the splits and runs of the old '
-    advice = (advice + 'dataset will be refused') % (name, name)
-    files.check_free(*data_pair.locate_set(data_dir, name), advice=advice)
+    advice = 'choose another --name; or remove %s.json and %s-*.tfrecord, '
+    advice += 'but then the splits and runs of the old dataset will be refused'
+    files.check_free(*data_pair.locate_set(data_dir, name), advice=advice % (name, name))
 
 
 # --- The records ---
