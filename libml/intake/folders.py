@@ -267,15 +267,14 @@ def take_test(items, classes, fraction, seed):
     for key, item in zip(keys, items, strict=True):
         brought[key][item.label] += 1
     places = {key: _hash(seed, *key) for key in brought}
-    for key in sorted(brought, key=places.get):
+    for key in sorted(brought, key=places.get):  # So that the nearest ones cross over.
         wanted = places[key] < fraction or any(not have[label] for label in brought[key])
         if wanted and all(have[label] + n < counts[label] for label, n in brought[key].items()):  # Some stay to train.
             taken.add(key)
             have.update(brought[key])
     for label in sorted(counts):
-        utils.refuse(
-            not have[label], 'class %s has too few groups to set one aside for testing', escape(classes[label])
-        )
+        text = 'class %s has too few groups to set one aside for testing'
+        utils.refuse(not have[label], text, escape(classes[label]))
     rest = [item for key, item in zip(keys, items, strict=True) if key not in taken]
     return rest, [item for key, item in zip(keys, items, strict=True) if key in taken]
 
