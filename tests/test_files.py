@@ -18,6 +18,13 @@ def write(path):
     pathlib.Path(path).write_text('new')
 
 
+def make_set(paths):
+    """Creates files that belong together."""
+    with files.creating(*paths) as parts:
+        for part in parts:
+            write(part)
+
+
 @pytest.fixture(params=['hard links', 'no hard links'], autouse=True)
 def links(request, monkeypatch):
     if request.param == 'no hard links':
@@ -35,13 +42,6 @@ def test_what_gets_the_name_meanwhile_is_kept(tmp_path, make, other):
         other(path)
         before = os.lstat(path).st_ino
     assert os.listdir(tmp_path) == ['x'] and os.lstat(path).st_ino == before
-
-
-def make_set(paths):
-    """Creates files that belong together."""
-    with files.creating(*paths) as parts:
-        for part in parts:
-            write(part)
 
 
 def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
