@@ -263,18 +263,31 @@ def take_test(items, classes, fraction, seed):
         text = 'class %s has %d pictures: too few to set a share of %g aside'
         utils.refuse(max(1, round(fraction * count)) >= count, text, escape(classes[label]), count, fraction)
     keys = [('file', item.path) if item.group is None else ('group', item.group) for item in items]
-    brought, have, taken = collections.defaultdict(collections.Counter), collections.Counter(), set()
+    brought, have = collections.defaultdict(collections.Counter), collections.Counter()
     for key, item in zip(keys, items, strict=True):
         brought[key][item.label] += 1
     places = {key: _hash(seed, *key) for key in brought}
-    for key in sorted(brought, key=places.get):  # So that the nearest ones cross over.
-        wanted = places[key] < fraction or any(not have[label] for label in brought[key])
-        if wanted and all(have[label] + n < counts[label] for label, n in brought[key].items()):  # Some stay to train.
-            taken.add(key)
-            have.update(brought[key])
+    order = sorted(brought, key=places.get)
+    taken = {key for key in order if places[key] < fraction}
+    for key in taken:
+        have.update(brought[key])
     for label in sorted(counts):
-        text = 'class %s has too few groups to set one aside for testing'
-        utils.refuse(not have[label], text, escape(classes[label]))
+        if have[label] == counts[label]:  # All are for testing: the last of them goes back, if it can be spared.
+            able = [key for key in order if label in brought[key]]
+            key = max(able, key=lambda key: (all(have[x] > n for x, n in brought[key].items()), places[key]))
+            taken.remove(key)
+            have.subtract(brought[key])
+    for label in sorted(counts):
+        if not have[label]:
+            able = [  # Each class must keep a training picture.
+                key
+                for key in order
+                if label in brought[key] and all(have[each] + n < counts[each] for each, n in brought[key].items())
+            ]
+            text = 'class %s has too few groups to set one aside for testing'
+            utils.refuse(not able, text, escape(classes[label]))
+            taken.add(able[0])
+            have.update(brought[able[0]])
     rest = [item for key, item in zip(keys, items, strict=True) if key not in taken]
     return rest, [item for key, item in zip(keys, items, strict=True) if key in taken]
 
