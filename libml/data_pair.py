@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import glob
-import json
 import os
 import re
 
@@ -201,9 +200,8 @@ def check_gaps(name, labels, nclass):
 
 def read_map(path):
     """Returns a map.json's dict(label=[...], unlabel=[...]), perhaps `source`; raises utils.Error if it is damaged."""
-    try:
-        with files.reading(path, 'utf-8') as f:
-            found = json.load(f)
+
+    def check(found):
         utils.require('map', shorten(repr(found)), isinstance(found, dict), 'an object')
         for part in ('label', 'unlabel'):
             value = found.get(part)
@@ -212,10 +210,9 @@ def read_map(path):
         value = found.get('source', {})
         valid = isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
         utils.require('source', shorten(repr(value)), valid, 'names of files and their fingerprints')
-    except (ValueError, RecursionError) as error:
-        text = '%s is not the map of a split (%s): make the split again'
-        raise utils.Error(text % (escape(path), escape(utils.explain(error)))) from error
-    return found
+        return found
+
+    return files.parse_json(path, check, '%s is not the map of a split (%s): make the split again')
 
 
 def check_source(split, data_dir, source, test):

@@ -52,12 +52,8 @@ class Family:
 
 def read_family(path):
     """Reads the Family in a .json file that write_family wrote; raises utils.Error if it is damaged."""
-    try:
-        with files.reading(path, 'utf-8') as file:
-            return check_family(Family(**json.load(file)))
-    except (ValueError, TypeError, RecursionError) as error:
-        text = '%s does not describe a dataset (%s): make the dataset again'
-        raise utils.Error(text % (escape(path), escape(utils.explain(error)))) from error
+    text = '%s does not describe a dataset (%s): make the dataset again'
+    return files.parse_json(path, lambda fields: check_family(Family(**fields)), text)
 
 
 def write_family(path, family):

@@ -15,8 +15,9 @@ import sys
 import tempfile
 import uuid
 
-from libml.utils import Error, escape, refuse, warn
+from libml.utils import Error, escape, explain, refuse, warn
 
+TAKEN, ADVICE = '%s exists already and is never overwritten: %s', 'remove it first, or choose another name'
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
 
@@ -49,13 +50,17 @@ def read_chunks(path, size=1 << 20):
             yield chunk
 
 
-def parse_json(path):
-    """Returns what a JSON file holds; raises utils.Error where it is not JSON."""
+def parse_json(path, take=lambda found: found, text='%s is not JSON: %s'):
+    """Returns take(what a JSON file holds).
+
+    Raises:
+        utils.Error: it is not JSON, or `take` raises ValueError or TypeError; `text` gets the path and the reason.
+    """
     try:
         with reading(path, 'utf-8') as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise Error('%s is not JSON: %s' % (escape(path), error)) from error
+            return take(json.load(file))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Error(text % (escape(path), escape(explain(error)))) from error
 
 
 def read_json(path, default):
@@ -114,10 +119,7 @@ def creating(*paths):
         utils.Error: one of the paths exists already, at the beginning or at the end: nothing is overwritten.
     """
     paths = [os.path.abspath(path) for path in paths]
-    discard_left(*paths)
-    for path in paths:
-        if os.path.lexists(path):
-            raise _taken_error(path)
+    check_free(*paths)
     ending = _make_ending()
     with contextlib.ExitStack() as stack:
         parts = [stack.enter_context(_making_part(path, ending)) for path in paths]
@@ -157,9 +159,11 @@ def discard_left(*paths):
             _remove(part)
 
 
-def _taken_error(path):
-    text = '%s exists already and is never overwritten: remove it first, or choose another name'
-    return Error(text % escape(path))
+def check_free(*paths, advice=ADVICE):
+    """Raises utils.Error, which ends with an advice, where one of the paths exists. First discards what is left."""
+    discard_left(*paths)
+    for path in reversed(paths):  # Who has the last file has all of them.
+        refuse(os.path.lexists(path), TAKEN, escape(path), advice)
 
 
 def _give_name(path, ending):
@@ -175,7 +179,7 @@ def _give_name(path, ending):
             os.link(part, path)
     except OSError as error:
         if os.path.lexists(path):  # Where the file system has no hard links, there is no better way to look.
-            raise _taken_error(path) from error
+            raise Error(TAKEN % (escape(path), ADVICE)) from error
         if os.path.isdir(part):
             raise
         os.rename(part, path)

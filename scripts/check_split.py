@@ -15,22 +15,14 @@ if __name__ == '__main__':
 
     quiet.import_tensorflow()  # Must come first: it hides TensorFlow's start-up messages.
 
-import hashlib
-
 import numpy as np
 
 from libml import data_pair, records
 from libml.cli import script
-from libml.intake import splits
+from libml.intake import pictures, splits
 
 OPTIONS = data_pair.NAMED_OPTIONS
 EXAMPLES = 3  # Pictures with two classes that are named.
-
-
-def hash_all(images):
-    """Returns the 16-byte hash of the pixels of each of some data.Images."""
-    pixels = (image.tobytes() for batch, _ in images.batches(1024) for image in batch)
-    return [hashlib.blake2b(content, digest_size=16).digest() for content in pixels]
 
 
 def count_overlaps(sets):
@@ -62,7 +54,10 @@ def check_split(name=None, data_dir=None, dataset=''):
     utils.Error if the dataset cannot be read.
     """
     dataset = splits.read(data_pair.choose_name(name, dataset), data_dir)
-    hashed = {name: hash_all(images) for name, images in dataset.sets.items()}
+    hashed = {
+        name: [pictures.hash_pixels(image) for batch, _ in images.batches(1024) for image in batch]
+        for name, images in dataset.sets.items()
+    }
     matrix = count_overlaps(list(hashed.values()))
     print('%-12s %9s   also in' % (dataset.name, 'pictures') + ''.join('%12s' % name for name in hashed))
     for (name, elements), row in zip(hashed.items(), matrix, strict=True):

@@ -64,7 +64,7 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
         targets = data_pair.locate_split(folder, name, seed, size)
         missing = [path for path in targets if not os.path.isfile(path)]
         if missing or not all:
-            splits.remark(*splits.create(source, targets, size, seed))
+            splits.create(source, targets, size, seed)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import fakes
 import forked
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ablation.ab_mixmatch import AblationMixMatch
-from libml import data, layers, utils
+from libml import data, data_pair, layers, records, utils
 from libml.running import hardware
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -76,6 +77,33 @@ def make_dataset(height=8, width=8, colors=1, nclass=3, count=24, whiten=False):
     family = data.Family(height, width, colors, nclass, mirror=False, shift=1)
     sets = dict(zip(data.SETS, map(images, (count, count + 6, 5, 7)), strict=True))
     return data.DataSet('random.1@%d-5' % count, family, sets, whiten)
+
+
+def write_records(folder, name, labels, part='train', shape=(2, 2, 1), seed=0):
+    """Writes a record file of a dataset, of random pictures; labels: of each, a class or (class, group).
+
+    Returns the serialized records.
+    """
+    os.makedirs(folder, exist_ok=True)
+    pngs = records.encode(fakes.random_images(len(labels), *shape, seed))
+    labels = [label if isinstance(label, tuple) else (label,) for label in labels]
+    examples = [records.Example(png, *label) for png, label in zip(pngs, labels, strict=True)]
+    records.write(data_pair.locate_records(str(folder), name, part), examples)
+    return [records.serialize(*example) for example in examples]
+
+
+def place(folder, *names, value=90):
+    """Saves a picture of 8x8 pixels of one colour under each name in a folder."""
+    for name in names:
+        fakes.save_picture(os.path.join(folder, name), np.full([8, 8, 3], value, np.uint8))
+
+
+def put(folder, *names, content=b'no picture'):
+    """Writes a file of some bytes under each name in a folder."""
+    for name in names:
+        os.makedirs(os.path.dirname(os.path.join(folder, name)), exist_ok=True)
+        with open(os.path.join(folder, name), 'wb') as file:
+            file.write(content)
 
 
 def make_model(train_dir, dataset=None, seed=1, xla=False, devices=1, cls=AblationMixMatch, **params):

@@ -2,9 +2,8 @@
 
 import os
 
-import fakes
 import pytest
-from conftest import assert_one_line_error
+from conftest import write_records
 
 from libml import data_pair, records, utils
 from libml.data_pair import DATASETS
@@ -14,21 +13,18 @@ from scripts import create_datasets, create_split
 SHAPE = (9, 8, 3)
 
 
-def write(folder, part, labels, shape=SHAPE):
-    pngs = records.encode(fakes.random_images(len(labels), *shape, seed=len(part)))
-    records.write(data_pair.locate_records(str(folder), 'mine', part), zip(pngs, labels, strict=True))
-
-
 @pytest.fixture
 def folder(tmp_path):
-    write(tmp_path, 'train', [0, 1, 2] * 6)
-    write(tmp_path, 'test', [0, 1, 2])
+    write_records(tmp_path, 'mine', [0, 1, 2] * 6, shape=SHAPE)
+    write_records(tmp_path, 'mine', [0, 1, 2], 'test', SHAPE, seed=1)
     return tmp_path
 
 
 def test_described_records_can_be_split_and_read(folder, capsys):
     create_datasets.create(describe='mine', data_dir=str(folder))
     assert 'mine: 3 classes, 8 x 9 pixels, 3 colors' in capsys.readouterr().out
+    with pytest.raises(utils.Error, match=r'mine.json exists already'):
+        create_datasets.create(describe='mine', data_dir=str(folder))
     create_split.make('mine', size=6, seed=1, data_dir=str(folder))
     dataset = DATASETS['mine.1@6-4'](str(folder))
     assert [len(images) for images in dataset.sets.values()] == [6, 8, 4, 3]
@@ -36,7 +32,7 @@ def test_described_records_can_be_split_and_read(folder, capsys):
 
 
 def test_a_description_takes_names_augmentation_and_unlabelled_pictures(folder):
-    write(folder, 'unlabeled', [records.NO_CLASS] * 5)
+    write_records(folder, 'mine', [records.NO_CLASS] * 5, 'unlabeled', SHAPE)
     create_datasets.create(describe='mine', augment='shift2', classes='bee,café,ant', data_dir=str(folder))
     family = data_pair.find_family(str(folder), 'mine')
     assert (family.mirror, family.shift, family.parts) == (False, 2, ('train', 'unlabeled'))
@@ -67,17 +63,9 @@ def test_what_cannot_be_described_is_said(folder, what):
     for part, content in instead.items():
         os.remove(data_pair.locate_records(str(folder), 'mine', part))
         if content:
-            write(folder, part, *content)
+            labels, shape = content
+            write_records(folder, 'mine', labels, part, shape)
     before = sorted(os.listdir(folder))
     with pytest.raises(utils.Error, match=words) as error:
         create_datasets.create(**dict(dict(describe='mine', data_dir=str(folder)), **options))
     assert '\n' not in str(error.value) and sorted(os.listdir(folder)) == before
-
-
-def test_the_command_line(folder, server):
-    env = dict(ML_DATA=str(folder))
-    args = 'scripts/create_datasets.py', '--describe=mine', '--augment=mirror', '--classes=a,b,c'
-    done = server.run(*args, env=env)
-    assert done.returncode == 0, done.stderr  # TensorFlow 2.18 says something on stderr.
-    assert os.path.isfile(folder / 'mine.json')
-    assert_one_line_error(server.run(*args, env=env), 'mine.json exists already')

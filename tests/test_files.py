@@ -18,6 +18,13 @@ def write(path):
     pathlib.Path(path).write_text('new')
 
 
+def make_set(paths):
+    """Creates files that belong together."""
+    with files.creating(*paths) as parts:
+        for part in parts:
+            write(part)
+
+
 @pytest.fixture(params=['hard links', 'no hard links'], autouse=True)
 def links(request, monkeypatch):
     if request.param == 'no hard links':
@@ -44,14 +51,6 @@ def test_a_pipe_or_a_device_is_not_replaced(tmp_path):
         with pytest.raises(utils.Error, match='is not replaced'):
             files.write_text(str(tmp_path / name), 'new')
     assert sorted(os.listdir(tmp_path)) == ['link', 'pipe'] and not (tmp_path / 'pipe').is_file()
-
-
-@pytest.mark.parametrize('make', [write, os.mkdir])
-def test_what_is_made_has_its_name_at_the_end(tmp_path, make):
-    with files.creating(tmp_path / 'x') as part:
-        make(part)
-        assert not os.path.lexists(tmp_path / 'x')
-    assert os.listdir(tmp_path) == ['x'] and os.stat(tmp_path / 'x').st_nlink <= 2
 
 
 def test_a_kill_while_a_folder_gets_its_name_leaves_none_of_that_name(tmp_path, monkeypatch):
@@ -86,15 +85,13 @@ def test_a_set_whose_process_is_killed_is_whole_or_gone_at_the_next_command(tmp_
     for path in others:
         write(path)
     if not os.fork():
-        with files.creating(*paths) as parts:
-            for part in parts:
-                write(part)
-            calls = itertools.count(1)
-            for name in ('link', 'rename', 'remove'):
-                original = getattr(os, name)
-                monkeypatch.setattr(
-                    os, name, lambda *paths, do=original: os._exit(9) if next(calls) == call else do(*paths)
-                )
+        calls = itertools.count(1)
+        for name in ('link', 'rename', 'remove'):
+            original = getattr(os, name)
+            monkeypatch.setattr(
+                os, name, lambda *paths, do=original: os._exit(9) if next(calls) == call else do(*paths)
+            )
+        make_set(paths)
         os._exit(0)
     os.wait()
     named = [name for name in 'abc' if (tmp_path / name).exists()]
@@ -102,18 +99,14 @@ def test_a_set_whose_process_is_killed_is_whole_or_gone_at_the_next_command(tmp_
     left = named if len(named) == 3 or os.link == no_links else []  # Without links, they may be anybody's.
     assert sorted(os.listdir(tmp_path)) == sorted([*left, 'b.part-1', 'd'])
     if not left:
-        with files.creating(*paths) as parts:
-            for part in parts:
-                write(part)
+        make_set(paths)
 
 
 def test_what_came_from_others_between_the_names_is_kept(tmp_path, monkeypatch):
     paths = [str(tmp_path / name) for name in 'abc']
     if not os.fork():
-        with files.creating(*paths) as parts:
-            for part in parts:
-                write(part)
-            monkeypatch.setattr(os, 'fsync', lambda file: os._exit(9))
+        monkeypatch.setattr(os, 'fsync', lambda file: os._exit(9))
+        make_set(paths)
     os.wait()
     write(paths[1])
     with pytest.raises(utils.Error, match='b exists already'), files.creating(paths[0]), files.creating(*paths):
@@ -147,3 +140,12 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next(tmp_path, use):
         write(part)
     assert sorted(os.listdir(tmp_path)) == sorted([*others, 'victim', 'x'])
     assert (tmp_path / 'victim').read_text() == 'kept'
+
+
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(ValueError), files.making_folder(tmp_path / 'a' / 'b'):
+        raise ValueError
+    assert not (tmp_path / 'a' / 'b').exists()
+    with pytest.raises(ValueError), files.making_folder(tmp_path):
+        raise ValueError
+    assert tmp_path.exists()

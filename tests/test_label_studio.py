@@ -34,24 +34,22 @@ def test_an_address_is_a_picture_in_the_folder(tmp_path):
     host = 'http://localhost:8080'
     uploads = [host + '/data/upload/12/0a1b2c3d-cat.png', '/data/upload/0a1b2c3d-cat.png', host + local + 'a b.png']
     assert find(pics, *uploads) == ['deep/cat.png', 'deep/cat.png', 'a b.png']
-    strange = [
+    others = [
         local + 'home/ann/cat.png',
-        local,
         '/data/upload/12/cat.png',
         'http://x.org/cat.png',
         local + '../cat.png',
+        local,
     ]
-    assert find(pics, *strange) == [None] * 5
+    assert find(pics, *others) == [None] * 5
 
 
 def test_skipped_and_empty_annotations_are_no_rows(tmp_path):
     tasks = [label('a.png', 'cat'), label('b.png', 'dog', was_cancelled=True), label('c.png'), label('d.png', 'dog')]
     tasks[3]['annotations'] += [dict(result=[]), dict(result=[dict(type='rating', value={'rating': 3})])]
     rows = read(tmp_path / 'x.json', tasks)
-    assert [row[:3] for row in rows] == [
-        ('task 1, annotation 1', 'a.png', 'cat'),
-        ('task 4, annotation 1', 'd.png', 'dog'),
-    ]
+    expected = [('task 1, annotation 1', 'a.png', 'cat'), ('task 4, annotation 1', 'd.png', 'dog')]
+    assert [row[:3] for row in rows] == expected
     rows = read(tmp_path / 'x.csv', 'choice,image,was_cancelled\ncat,a.png,False\ndog,b.png,True\n')
     assert [row.label for row in rows] == ['cat', '']
 

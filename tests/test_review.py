@@ -21,7 +21,7 @@ from PIL import Image
 from test_trained import make, picture, read_table, train, write_table
 
 from libml import data_pair, records, review, utils
-from libml.intake import pictures
+from libml.intake import folders, pictures
 from scripts import create_split, predict
 
 CLASSES = '</script><b>cat', '=dog, "x"', 'ant'
@@ -43,7 +43,7 @@ def world(tmp_path_factory):
     write_table(base / 'labels.csv', rows)
     make(base / 'photos', base / 'labels.csv', 'own', base / 'data')
     create_split.make('own', size=9, seed=1, data_dir=str(base / 'data'))
-    run = train(base / 'data', 'own.1@9-2', base / 'runs')
+    run = train(base / 'data', 'own.1@9-2', base / 'runs', batch=32)
     return types.SimpleNamespace(base=base, photos=base / 'photos', table=base / 'labels.csv', run=run)
 
 
@@ -118,11 +118,8 @@ def test_a_thumbnail_is_the_whole_picture_as_a_person_sees_it(tmp_path):
     Image.fromarray(noise).save(tmp_path / 'noise.jpg', exif=turned)
     Image.fromarray(np.full([20, 30], 1000, np.uint16)).save(tmp_path / 'deep.png')
     Image.new('RGBA', (10, 1000), (0, 0, 0, 0)).save(tmp_path / 'clear.png')
-    for name, size, value in (
-        ('noise.jpg', (256, 171), 127),
-        ('deep.png', (30, 20), 255),
-        ('clear.png', (3, 256), 255),
-    ):
+    expected = ('noise.jpg', (256, 171), 127), ('deep.png', (30, 20), 255), ('clear.png', (3, 256), 255)
+    for name, size, value in expected:
         pixels = pictures.convert(tmp_path / name, review.SIDE, 3, (0, 1000))
         url = review.encode(pixels)
         assert 500 * (len(url) + 300) < 20e6  # 300 letters for names and numbers.
@@ -130,19 +127,19 @@ def test_a_thumbnail_is_the_whole_picture_as_a_person_sees_it(tmp_path):
         assert (image.format, image.size) == ('JPEG', size) and abs(np.mean(image) - value) < 4, name
 
 
-@pytest.mark.parametrize(
-    'given, word',
-    [
-        (dict(count=0, labels='x.csv'), '--labels is for --review'),
-        (dict(labels='none.csv'), 'none.csv'),
-        (dict(places=['l01.png', 'l20.png']), 'no guess is left to check'),
-    ],
-)
-def test_mistakes(given, word, world, tmp_path):
-    given = {**given, 'places': [world.photos / name for name in given.get('places', ())]}
-    with pytest.raises((utils.Error, OSError), match=word):
-        write(world, tmp_path, **given)
-    assert os.listdir(tmp_path) == []
+MISTAKES = [
+    (dict(count=0, labels='x.csv'), '--labels is for --review'),
+    (dict(labels='none.csv'), 'none.csv'),
+    (dict(places=['l01.png', 'l20.png']), 'no guess is left to check'),
+]
+
+
+def test_mistakes(world, tmp_path):
+    for given, word in MISTAKES:
+        given = {**given, 'places': [world.photos / name for name in given.get('places', ())]}
+        with pytest.raises((utils.Error, OSError), match=word):
+            write(world, tmp_path, **given)
+        assert os.listdir(tmp_path) == []
     (tmp_path / 'review.html').write_text('precious')
     with pytest.raises(utils.Error, match=r'review.html exists already'):
         write(world, tmp_path, places=[tmp_path / 'not even there'])
@@ -195,12 +192,8 @@ def name_picture(world, task):
 def test_tasks_hold_the_guesses_and_fit_the_configuration(world, tmp_path, tasks):
     tasks, (image, control) = tasks
     assert [choice.get('value') for choice in control] == sorted(CLASSES)
-    assert (image.tag, image.get('value'), control.tag, control.get('toName')) == (
-        'Image',
-        '$image',
-        'Choices',
-        'image',
-    )
+    assert (image.tag, image.get('value')) == ('Image', '$image')
+    assert (control.tag, control.get('toName')) == ('Choices', 'image')
     names = {}
     for task in tasks:
         (guess,) = task['predictions']
@@ -228,15 +221,11 @@ def test_with_a_page_the_tasks_are_of_the_same_pictures(world, tmp_path):
 def test_what_label_studio_exports_is_a_table_of_labels(world, tmp_path, tasks):
     done, exports = annotate(tasks[0], sorted(CLASSES))
     assert len(done) == 42
-    for number, (name, text) in enumerate(exports.items()):
+    for name, text in exports.items():
         (tmp_path / name).write_text(text, encoding='utf-8')
-        make(world.photos, tmp_path / name, 'back%d' % number, tmp_path / 'data', test_fraction=0.3)
-        found, sources = {}, data_pair.read_sources(str(tmp_path / 'data'), 'back%d' % number)
-        for part in ('train', 'test'):
-            images, labels = records.read(data_pair.locate_records(str(tmp_path / 'data'), 'back%d' % number, part))
-            names = (sources[pictures.hash_pixels(image).hex()] for image in images)
-            found.update(zip(names, labels, strict=True))
-        assert {path: sorted(CLASSES)[label] for path, label in found.items()} == done
+        plan = folders.plan_table(str(world.photos), str(tmp_path / name), 0.3)
+        items = plan.parts['train'] + plan.parts['test']
+        assert {item.path: plan.classes[item.label] for item in items} == done
     page, _ = write(world, tmp_path / 'page', labels=str(tmp_path / 'all.json'))
     assert page['table']['name'] == 'all.csv' and {item['name'] for item in page['items']}.isdisjoint(done)
 
@@ -362,8 +351,5 @@ def test_many_classes_are_chosen_by_typing(world, browser, tmp_path):
     assert browser.run('return state.answers.slice(0, 4)') == [98, 12, 99, None]
     save(browser, tmp_path / 'labels.csv')
     rows = read_table(tmp_path / 'labels.csv')
-    assert [row['class'] for row in rows] == ['0 ways', 'class 12', '-z'] and list(rows[0]) == [
-        'file',
-        'class',
-        'split',
-    ]
+    assert [row['class'] for row in rows] == ['0 ways', 'class 12', '-z']
+    assert list(rows[0]) == ['file', 'class', 'split']

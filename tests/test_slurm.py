@@ -207,15 +207,15 @@ def test_a_task_ends_with_the_code_of_its_line(stand_ins, line, code):
     assert (done.returncode, done.stdout, done.stderr) == (code, '', '')
 
 
-@pytest.mark.parametrize(
-    'lines,args,words',
-    [
-        (None, [], 'sweep.txt cannot be read'),
-        ('# nothing\n\n', [], 'holds no command'),
-        ('true\n', ['--concurrent', '0'], 'a number above 0'),
-        ('true\n', ['--concurrent'], 'needs a value'),
-    ],
-)
+BAD = [
+    (None, [], 'sweep.txt cannot be read'),
+    ('# nothing\n\n', [], 'holds no command'),
+    ('true\n', ['--concurrent', '0'], 'a number above 0'),
+    ('true\n', ['--concurrent'], 'needs a value'),
+]
+
+
+@pytest.mark.parametrize(('lines', 'args', 'words'), BAD)
 def test_a_bad_argument_is_one_line(tmp_path, lines, args, words):
     if lines is not None:
         (tmp_path / 'sweep.txt').write_text(lines)

@@ -321,13 +321,9 @@ def format_plan(plan):
 def check_free(data_dir, name):
     """As check_new_name; raises utils.Error as well if a file of that dataset is there."""
     check_new_name(name)
-    *parts, description = data_pair.locate_set(data_dir, name)
-    files.discard_left(*parts, description)
-    for path in (description, *parts):
-        if os.path.lexists(path):
-            text = '%s exists already and is never overwritten: choose another --name; or remove %s.json and '
-            text += '%s-*.tfrecord, but then the splits and runs of the old dataset will be refused'
-            raise utils.Error(text % (path, name, name))
+    advice = 'choose another --name; or remove %s.json and %s-*.tfrecord, '
+    advice += 'but then the splits and runs of the old dataset will be refused'
+    files.check_free(*data_pair.locate_set(data_dir, name), advice=advice % (name, name))
 
 
 # --- The records ---

@@ -66,17 +66,15 @@ def read_export(path):
     Raises:
         utils.Error: the file is not JSON, or a field is not what it must be.
     """
-    rows = []
-    for number, task in enumerate(
-        _take(path, {'the file': files.parse_json(path)}, 'the file', 'a list of objects'), 1
-    ):
+    rows, tasks = [], _take(path, {'the file': files.parse_json(path)}, 'the file', 'a list of objects')
+    for number, task in enumerate(tasks, 1):
         place = 'task %d' % number
+        where = '%s, %s' % (path, place)
         if 'annotations' not in task:  # JSON-MIN.
             rows.append((place, task))
             continue
-        data = _take('%s, %s' % (path, place), task, 'data', 'an object')
-        annotations = _take('%s, %s' % (path, place), task, 'annotations', 'a list of objects')
-        for count, annotation in enumerate(annotations, 1):
+        data = _take(where, task, 'data', 'an object')
+        for count, annotation in enumerate(_take(where, task, 'annotations', 'a list of objects'), 1):
             where = '%s, %s, annotation %d' % (path, place, count)
             results = _take(where, annotation, 'result', 'a list of objects')
             values = [_take(where, each, 'value', 'an object') for each in results if each.get('type') == 'choices']

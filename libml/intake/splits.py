@@ -185,16 +185,12 @@ class Source:
             yield record
 
 
-def create(source, targets, size, seed):
+def create(source, targets, size, seed, remarks=True):
     """Writes a split to targets, see data_pair.locate_split; raises utils.Error if they exist, or as Source.pick.
 
-    Returns what `remark` takes.
+    remarks: whether to warn on stderr of what may be a mistake; to read a split warns of most of it as well.
     """
-    files.discard_left(*targets)
-    existing = [path for path in targets if os.path.lexists(path)]
-    if existing:
-        text = '%s exists already and is never overwritten: to make the split again, remove %s first'
-        raise utils.Error(text % (existing[0], ', '.join(existing)))
+    files.check_free(*targets, advice='to make the split again, remove %s first' % ', '.join(targets))
     labeled = source.pick(size, seed)
     unlabeled = order_unlabeled(source.labels, source.stats, labeled)
     unlabeled, free = order_groups(unlabeled, source.labels, source.groups, labeled)
@@ -208,14 +204,12 @@ def create(source, targets, size, seed):
     split, known = os.path.basename(path), np.count_nonzero(source.labels != records.NO_CLASS)
     if len(labeled) < known < len(source.labels):  # In a dataset of published pictures, all of them have labels.
         utils.warn('%s: %d of %d labels are not used' % (split, known - len(labeled), known))
-    return split, source, labeled, unlabeled, free
+    if remarks:
+        _remark(split, source, labeled, unlabeled, free)
 
 
-def remark(split, source, labeled, unlabeled, free):
-    """Warns on stderr of what may be a mistake in a new split, such as 'digits.1@20'.
-
-    labeled and unlabeled are positions of records; `free` of the unlabelled ones share no group with a labelled one.
-    """
+def _remark(split, source, labeled, unlabeled, free):
+    """Warns of what may be a mistake; `free` of the unlabelled positions share no group with a labelled one."""
     count = len(unlabeled)
     names = source.family.names if source.family else tuple(map(str, range(len(source.stats))))
     data_pair.warn_of_classes(split, source.labels[labeled], names)
@@ -243,7 +237,7 @@ def provide(split, data_dir):
     if all(map(os.path.isfile, (*sources, test))) and not any(map(os.path.lexists, targets)):
         print('%s is not there yet: it is made now, as by `%s`' % (split.stem, split.command), flush=True)
         try:
-            create(Source(split.name, sources), targets, split.size, split.seed)
+            create(Source(split.name, sources), targets, split.size, split.seed, remarks=False)
         except utils.Error:
             if not any(map(os.path.lexists, targets)):
                 raise  # Else another process has made it meanwhile, such as the next run of a sweep.
