@@ -32,6 +32,7 @@ setup(
     ],
     extras_require={
         'gpu': ['tensorflow[and-cuda]>=2.18'],  # The CUDA libraries that TensorFlow's own wheel is built for.
+        'benchmark': ['torch'],  # scripts/benchmark.py measures an update in PyTorch beside ours.
         'test': [
             'pytest',
             'pytest-timeout',  # A test that hangs fails, and says where.

@@ -2,7 +2,8 @@
 
 python scripts/benchmark.py --dataset=cifar10.3@250-5000 --parts=step,input
 
-    step   an update, compiled by XLA and not; with real input and with a fixed batch; against a matrix product's rate
+    step   an update, compiled by XLA and not; with real input and with a fixed batch; where PyTorch is installed, in
+           PyTorch, too; against a matrix product's rate
     input  augmented batches
     eval   the evaluation of a report, against a bare loop over the classifier
 
@@ -22,8 +23,11 @@ if __name__ == '__main__':
 
 import contextlib
 import copy
+import importlib.util
+import json
 import platform
 import resource
+import subprocess
 import timeit
 
 import numpy as np
@@ -50,6 +54,7 @@ OPTIONS = dict(
 MATRIX = dict(cpu=2048, gpu=8192)
 EVALUATED = 1536  # Images, for `eval`.
 PLAIN, COMPILED = 'plain graph (--noxla)', 'compiled (--xla)'
+TORCH = {'PyTorch, on a fixed batch': False, 'PyTorch, the same by torch.compile': True}
 
 
 def measure_in_turns(functions, turns, seconds_each):
@@ -138,6 +143,21 @@ class Bench:
             session.run(model.trainer.init_input_op)
         return model, session
 
+    def start_pytorch(self, compiled):
+        """Returns a function that makes an update in PyTorch, in a process of its own, see pytorch_update.py."""
+        dataset, path = self.dataset, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'pytorch_update.py')
+        given = dict(self.params, precision=self.o.precision, colors=dataset.colors, side=dataset.width)
+        argv = [sys.executable, path, json.dumps(dict(given, compiled=compiled))]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.stack.enter_context(process)
+
+        def update():
+            process.stdin.write('\n')
+            process.stdin.flush()
+            utils.refuse(not process.stdout.readline(), 'PyTorch makes no update, see above: uninstall it to go on')
+
+        return update
+
     def measure_rates(self, unit, count, functions):
         """Returns the rows of functions that treat `count` images a call, measured in turns."""
         seconds = measure_in_turns(functions, self.o.turns, self.o.turn)
@@ -152,6 +172,8 @@ class Bench:
             COMPILED: self.make_model(True),
         }
         updates = {what: s.make_callable([m.trainer.values, m.trainer.train_op]) for what, (m, s) in models.items()}
+        if importlib.util.find_spec('torch') and (self.o.arch, self.o.mixmode) == ('resnet', 'xxy.yxy'):
+            updates.update({what: self.start_pytorch(compiled) for what, compiled in TORCH.items()})
         product, gflop = multiply_matrices(tf.bfloat16 if self.o.precision == 'bfloat16' else tf.float32)
         seconds = measure_in_turns(dict(updates, product=product), self.o.turns, self.o.turn)
         rates = {what: self.flop / 1e9 / seconds[what] for what in (PLAIN, COMPILED)}
