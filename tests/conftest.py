@@ -24,6 +24,7 @@ PARAMS = dict(
     tiny.SIZE, arch='resnet', batch=4, nu=2, mixmode='xxy.yxy', use_ema_guess=False,
     lr=0.002, wd=0.02, ema=0.9, beta=0.5, T=0.5, w_match=100, warmup_kimg=1,
 )  # fmt: skip
+QUICK = dict(arch='convnet', nu=1)  # For tests that ask nothing of the network: it is built in half the time.
 
 
 def pytest_addoption(parser):
