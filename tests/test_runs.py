@@ -194,7 +194,7 @@ def test_a_finished_run_started_again_needs_no_data(tmp_path):
 # --- Signals ---
 
 
-@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU'])
 def test_a_batch_system_may_repeat_its_signals(name):
     with trainer.catching_signals() as stopped:
         for _ in range(3):
