@@ -12,10 +12,10 @@ from ablation.ab_mixmatch import AblationMixMatch
 from libml import utils
 from libml.running import checkpoints
 
-UPDATES = 2000
+UPDATES = 1200
 EVERY = 20  # Updates between reports, each with a checkpoint.
 KEEP = 3
-BOUND = 8 << 20  # Bytes between the second quarter and the last: 5 kB an update.
+BOUND = 5 << 20  # Bytes between the second quarter and the last: 8 kB an update.
 
 pytestmark = [
     pytest.mark.slow,

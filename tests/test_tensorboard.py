@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import make_model
+from conftest import QUICK, make_dataset, make_model
 from PIL import Image
 
 from ablation.ab_mixmatch import AblationMixMatch
@@ -44,9 +44,8 @@ def test_the_graph_folds_into_what_the_paper_names(tmp_path):
 def test_the_graph_of_other_methods_folds_too(method, tmp_path):
     params = {name: option.default for name, option in method.PARAMS.items()}
     params.update(filters=2, repeat=1, scales=1, batch=4)
-    dataset = make_model(tmp_path).dataset
-    with tf.Graph().as_default():
-        definition = method(str(tmp_path), dataset, nclass=dataset.nclass, **params).trainer.fold_graph()
+    dataset = make_dataset()
+    definition = method(str(tmp_path), dataset, nclass=dataset.nclass, **params).trainer.fold_graph()
     assert {'inputs', 'classify', 'update', 'evaluate'} <= find_scopes(definition) <= PARTS
 
 
@@ -82,7 +81,7 @@ def test_pages_of_text_and_images(tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', ['my train.py', '--lr=3\udcff'])
     for nimg in (8, 12):
         with tf.Graph().as_default():
-            model = make_model(tmp_path)
+            model = make_model(tmp_path, **QUICK)
             model.train(nimg, 4)
     texts = [(step, value) for step, value in read_values(model.train_dir, 'tensor') if value.tag == 'start']
     assert [step for step, _ in texts] == [0, 8]
@@ -110,7 +109,7 @@ def test_the_sheet_changes_no_update(tmp_path, monkeypatch):
     for build in (AblationMixMatch.build_sheet, lambda model: None):
         monkeypatch.setattr(AblationMixMatch, 'build_sheet', build)
         with tf.Graph().as_default():
-            model = make_model(os.path.join(tmp_path, str(len(found))))
+            model = make_model(os.path.join(tmp_path, str(len(found))), **QUICK)
             model.train(8, 4)
             with model.trainer.opening_session() as session, model.setting.hold(model.train_dir) as held:
                 model.trainer.checkpoints.restore(session, held)
@@ -120,4 +119,4 @@ def test_the_sheet_changes_no_update(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('params, devices', [(dict(w_match=0.0), 1), (dict(batch=6), 2)])
 def test_no_sheet_without_guesses_or_on_several_devices(params, devices, tmp_path):
-    assert make_model(tmp_path, devices=devices, **params).build_sheet() is None
+    assert make_model(tmp_path, devices=devices, **QUICK, **params).build_sheet() is None

@@ -29,7 +29,7 @@ from libml.running import checkpoints
 from scripts import create_datasets, create_split, evaluate, export, predict
 
 TINY = dict(
-    batch=4, filters=2, repeat=1, ema=0.5, warmup_kimg=1, seed=1, train_kimg=1, report_kimg=1, precision='float32'
+    batch=16, filters=2, repeat=1, ema=0.5, warmup_kimg=1, seed=1, train_kimg=1, report_kimg=1, precision='float32'
 )
 CLASSES = ('a cat', 'größer, "dog"', 'x$_$y')  # Commas, quotes and signs of other alphabets are names, too.
 HEIGHT, WIDTH = 8, 12
@@ -556,8 +556,11 @@ def test_fields_of_args_json_that_are_not_what_they_should_be(name, value, copy,
     assert path in text and name in text and len(text) < 500 and not any(map(utils.is_control, text))
 
 
-@pytest.mark.parametrize('action', ['predict', 'evaluate', 'export'])
-@pytest.mark.parametrize('broken', BROKEN, ids=lambda broken: broken.__name__)
+@pytest.mark.parametrize(
+    ('broken', 'action'),
+    [(no_args, 'evaluate'), (no_checkpoint, 'export'), *((broken, 'predict') for broken in BROKEN)],
+    ids=lambda case: getattr(case, '__name__', case),
+)
 def test_broken_runs(broken, action, copy, world, tmp_path):
     data = shutil.copytree(world.data, tmp_path / 'data')
     broken(str(copy), str(data))
