@@ -160,12 +160,6 @@ def test_a_size_that_does_not_fit_is_an_error(arch, size, scales, words, tmp_pat
         build(tmp_path, arch, size, scales=scales)
 
 
-@pytest.mark.parametrize('name, value', [('filters', 0), ('repeat', 0), ('arch', 'wideresnet')])
-def test_an_argument_out_of_range_is_an_error(name, value, tmp_path):
-    with pytest.raises(utils.Error, match=name):
-        build(tmp_path, **{**dict(arch='resnet'), name: value})
-
-
 @pytest.mark.parametrize('name', ['dropout', 'filter', 'trainning'])
 def test_an_unknown_keyword_is_an_error(name, tmp_path):
     with pytest.raises(TypeError, match=name):

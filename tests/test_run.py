@@ -17,7 +17,7 @@ from conftest import ROOT, assert_one_line_error, command, scalars, tree
 from tiny import flags
 
 from ablation import ab_mixmatch
-from libml import files, utils
+from libml import utils
 from libml.running import checkpoints, hardware, setting
 from scripts import extract_accuracy
 
@@ -153,16 +153,6 @@ def test_a_finished_run_is_left_alone(finished, digits_dir, server):
     assert tree(finished[1]) == before
 
 
-def test_a_folder_of_a_run_with_other_arguments_is_refused_and_untouched(finished, digits_dir, tmp_path, server):
-    folder = shutil.copytree(finished[1], tmp_path / TINY['dataset'] / os.path.basename(finished[1]))
-    args = files.read_json(str(folder / 'args' / 'args.json'), default={})
-    files.write_json(str(folder / 'args' / 'args.json'), dict(args, whiten=True))
-    before = tree(folder)
-    done = server.run(SCRIPT, *flags(**SHORT, data_dir=digits_dir, train_dir=tmp_path, train_kimg=KIMG))
-    assert_one_line_error(done, 'whiten=True, not False', folder)
-    assert tree(folder) == before
-
-
 @pytest.mark.parametrize('more', [dict(whiten=True), dict(p_unlabeled=','.join('1' * 10)), dict(precision='bfloat16')])
 def test_what_is_not_at_its_default_joins_the_name_of_the_folder(more, tmp_path):
     cls, params = ab_mixmatch.AblationMixMatch, dict(nu=2, lr=0.1)
@@ -254,15 +244,6 @@ def test_a_stopped_and_killed_run_ends_like_one_that_was_not(start, finished, di
     expected, found = scalars(os.path.join(finished[1], 'tf')), scalars(os.path.join(folder, 'tf'))
     for tag in TAGS:
         assert found[tag] == expected[tag]
-
-
-@pytest.mark.slow
-def test_as_many_checkpoints_are_kept_as_asked_for(digits_dir, tmp_path, server):
-    args = flags(**SHORT, data_dir=digits_dir, train_dir=tmp_path, train_kimg=3, keep_ckpt=2)
-    assert server.run(SCRIPT, *args).returncode == 0
-    folder = run_folder(tmp_path)
-    assert steps(folder) == [2048, 3072]
-    assert len(glob.glob(os.path.join(folder, 'tf', '*.data-*'))) == 2
 
 
 @pytest.mark.parametrize('gpus, updates, pays', [(1, 1000, False), (1, 3000, True), (0, 10**6, False)])

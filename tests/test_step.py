@@ -243,7 +243,10 @@ def test_augment_raises(model):
         model.augment()
 
 
-@pytest.mark.parametrize('name, value', [('nu', 0), ('batch', 2), ('lr', float('nan')), ('wd', 1e3), ('arch', 'vgg')])
+NOT_ALLOWED = dict(nu=0, batch=2, lr=float('nan'), wd=1e3, arch='vgg', filters=0, repeat=0)
+
+
+@pytest.mark.parametrize('name, value', NOT_ALLOWED.items())
 def test_an_argument_out_of_range_is_refused_before_anything_is_built(name, value, tmp_path):
     with pytest.raises(utils.Error, match=name):
         make_model(tmp_path, **{name: value})
