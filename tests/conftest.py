@@ -234,6 +234,11 @@ def tf_dir(train_dir):
     return folder
 
 
+def read_newest(folder):
+    """Returns all that the newest checkpoint of a run holds."""
+    return checkpoints.read(utils.find_latest_checkpoint(os.path.join(folder, 'tf')))
+
+
 def assert_same_end(train_dir, whole):
     """Asserts that two runs have the same checkpoints, the same curves, and nothing else but what was put aside."""
     ours, theirs = checkpoints.find(tf_dir(train_dir)), checkpoints.find(tf_dir(whole))

@@ -25,6 +25,7 @@ from conftest import (
     fitting,
     make_dataset,
     make_model,
+    read_newest,
     scalars,
     variables,
 )
@@ -126,14 +127,9 @@ def send(number, signal_number, n, *_):
         os.kill(os.getpid(), signal_number)
 
 
-def values(folder):
-    """Returns all that the newest checkpoint of a run holds."""
-    return checkpoints.read(utils.find_latest_checkpoint(os.path.join(folder, 'tf')))
-
-
 def assert_same_end(folder, whole, kimg):
     """Asserts that two runs ended at kimg with the same variables, bit for bit, and have the same curves."""
-    expected, found = values(whole), values(folder)
+    expected, found = read_newest(whole), read_newest(folder)
     assert expected['global_step'] == kimg << 10 and set(found) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
@@ -161,14 +157,14 @@ def test_a_run_on_two_devices_is_repeatable_also_after_a_kill(start, whole, tmp_
 @pytest.mark.slow
 def test_a_run_goes_on_on_any_number_of_devices(start, whole, tmp_path):
     shutil.copytree(os.path.dirname(os.path.dirname(whole)), tmp_path, dirs_exist_ok=True)
-    layouts = [{name: value.shape for name, value in values(whole).items()}]
+    layouts = [{name: value.shape for name, value in read_newest(whole).items()}]
     for kimg, devices in (3, 1), (4, 2):
         done, folder = start(tmp_path, '--devices=%d' % devices, '--train_kimg=%d' % kimg)
         assert done.returncode == 0, done.stderr
         assert 'Continuing from %s/tf/model.ckpt-%010d' % (folder, kimg - 1 << 10) in done.stdout
         with open(os.path.join(folder, 'args', 'args.json')) as file:
             assert json.load(file)['devices'] == devices
-        layouts.append({name: value.shape for name, value in values(folder).items()})
+        layouts.append({name: value.shape for name, value in read_newest(folder).items()})
     assert layouts[0] == layouts[1] == layouts[2]
     rows = {}
     for count in 1, 2:  # A report is the same, whatever the number of devices.

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from conftest import ROOT, assert_one_line_error, command, scalars, tree
+from conftest import ROOT, assert_one_line_error, command, read_newest, scalars, tree
 from tiny import flags
 
 from ablation import ab_mixmatch
@@ -46,11 +46,6 @@ def finished(digits_dir, tmp_path_factory):
 def steps(folder):
     """Returns the steps of a run's checkpoints."""
     return [checkpoints.step(ckpt) for ckpt in checkpoints.find(os.path.join(folder, 'tf'))]
-
-
-def values(folder):
-    """Returns all that the newest checkpoint of a run holds."""
-    return checkpoints.read(utils.find_latest_checkpoint(os.path.join(folder, 'tf')))
 
 
 # --- What a run leaves ---
@@ -88,7 +83,7 @@ def test_tensorboard_tags_each_step_once(finished):
 def test_checkpoints_bear_the_step_in_ten_digits(finished):
     names = {os.path.basename(path) for path in glob.glob(os.path.join(finished[1], 'tf', '*.index'))}
     assert names == {'model.ckpt-%010d.index' % (1024 * kimg) for kimg in range(1, KIMG + 1)}
-    assert values(finished[1])['global_step'] == 1024 * KIMG
+    assert read_newest(finished[1])['global_step'] == 1024 * KIMG
 
 
 def test_args_hold_all_that_the_run_depends_on(finished):
@@ -237,7 +232,7 @@ def test_a_stopped_and_killed_run_ends_like_one_that_was_not(start, finished, di
     third = server.run(SCRIPT, *args, '--train_kimg=%d' % KIMG)
     assert third.returncode == 0, third.stderr
     assert 'Continuing from' in third.stdout and os.path.basename(cut) in third.stdout
-    expected, found = values(finished[1]), values(folder)
+    expected, found = read_newest(finished[1]), read_newest(folder)
     assert set(found) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
