@@ -113,7 +113,7 @@ def test_every_operation_of_the_exported_graph_has_a_gpu_kernel(arch):
 
 @pytest.mark.parametrize('devices, xla', [(1, True), (2, False), (2, True)])
 def test_several_gpus_leave_to_tensorflow_what_xla_compiles(devices, xla, gpus, tmp_path):
-    model = make_model(tmp_path, xla=xla, devices=devices, batch=6, **QUICK)
+    model = make_model(tmp_path, xla=xla, devices=devices, batch=6, nu=1)
     levels = tf.OptimizerOptions.ON_2 if xla and devices > 1 else tf.OptimizerOptions.DEFAULT
     assert model.machine.config().graph_options.optimizer_options.global_jit_level == levels
     draws = [op for op in model.graph.get_operations() if 'Random' in op.type and 'Normal' not in op.type]
