@@ -1,6 +1,7 @@
 """What the tests share: TensorFlow in graph mode, a fresh graph for each test, small datasets in memory."""
 
 import functools
+import glob
 import hashlib
 import os
 import re
@@ -18,18 +19,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import data, data_pair, layers, records, utils
-from libml.running import hardware
+from libml.running import checkpoints, hardware
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PARAMS = dict(
     tiny.SIZE, arch='resnet', batch=4, nu=2, mixmode='xxy.yxy', use_ema_guess=False,
     lr=0.002, wd=0.02, ema=0.9, beta=0.5, T=0.5, w_match=100, warmup_kimg=1,
 )  # fmt: skip
+SAVE_KIMG, TRAIN_KIMG = 3, 7  # Of the fixture `start`. Reports, every 2 kimg, fall beside checkpoints and on them.
+LONGER = '--train_kimg=%d' % (TRAIN_KIMG + 1)
+QUICK = dict(arch='convnet', nu=1)  # For tests that ask nothing of the network: it is built in half the time.
 
 
 def pytest_addoption(parser):
     parser.addoption('--all', action='store_true', help='also run the tests that are marked as slow')
-    parser.addoption('--kills', type=int, default=20, help='how often test_survival.py harms a run; with --all')
+    parser.addoption('--kills', type=int, default=12, help='how often test_survival.py harms a run; with --all')
 
 
 def pytest_collection_modifyitems(config, items):
@@ -219,3 +223,58 @@ def digits_dir(server, tmp_path_factory):
         done = server.run('scripts/%s.py' % script, '--data_dir=%s' % folder, *args)
         assert done.returncode == 0, done.stderr
     return folder
+
+
+# --- Runs on the digits ---
+
+
+@pytest.fixture(scope='session')
+def start(server, digits_dir):
+    """Returns a function that trains: (train_dir, *flags, first=()), the last two as those of forked.Server.run."""
+    how = dict(tiny.SIZE, **QUICK, dataset=tiny.DATASET, batch=32, ema=0.9, warmup_kimg=1, seed=3)
+    how.update(report_kimg=2, save_kimg=SAVE_KIMG, train_kimg=TRAIN_KIMG)
+
+    def start(train_dir, *flags, first=()):
+        given = *tiny.flags(**how, data_dir=digits_dir, train_dir=train_dir), *flags
+        return server.run('ablation/ab_mixmatch.py', *given, first=first)
+
+    return start
+
+
+@pytest.fixture(scope='session')
+def whole(start, tmp_path_factory):
+    """The train_dir of a run by `start` that nothing happened to; to be left as it is."""
+    folder = tmp_path_factory.mktemp('whole')
+    done = start(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of `whole` to do harm to."""
+    return shutil.copytree(whole, tmp_path / 'copy')
+
+
+def tf_dir(train_dir):
+    """Returns the folder of checkpoints of the only run in a train_dir."""
+    (folder,) = glob.glob(os.path.join(str(train_dir), '*', '*', 'tf'))
+    return folder
+
+
+def read_newest(folder):
+    """Returns all that the newest checkpoint of a run holds."""
+    return checkpoints.read(utils.find_latest_checkpoint(os.path.join(folder, 'tf')))
+
+
+def assert_same_end(train_dir, whole):
+    """Asserts that two runs have the same checkpoints, the same curves, and nothing else but what was put aside."""
+    ours, theirs = checkpoints.find(tf_dir(train_dir)), checkpoints.find(tf_dir(whole))
+    assert list(map(os.path.basename, ours)) == list(map(os.path.basename, theirs))
+    for our, their in zip(map(checkpoints.read, ours), map(checkpoints.read, theirs), strict=True):
+        assert our.keys() == their.keys()
+        assert all(our[name].tobytes() == their[name].tobytes() for name in their)
+    assert scalars(tf_dir(train_dir)) == scalars(tf_dir(whole))
+    ckpt = r'(damaged-)?model\.ckpt-\d{10}\.(index|data-00000-of-00001|note\.json)'
+    for name in os.listdir(tf_dir(train_dir)):
+        assert re.fullmatch(r'checkpoint|events\..*|' + ckpt, name), name

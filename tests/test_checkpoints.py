@@ -6,11 +6,14 @@ import pathlib
 import shutil
 import types
 
+import fakes
 import pytest
 import tensorflow.compat.v1 as tf
 
 from libml import utils
 from libml.running import checkpoints
+
+DATA = '.data-00000-of-00001'
 
 
 def touch(folder, *names):
@@ -64,17 +67,12 @@ def test_a_checkpoint_too_large_for_a_copy_is_read_where_it_is(ckpt, monkeypatch
             assert (held.path != ckpt) == copied
 
 
-@pytest.mark.parametrize('damage', ['cut', 'flip', 'no data', 'cut index'])
-def test_a_damaged_checkpoint(damage, ckpt):
-    data = ckpt + '.data-00000-of-00001'
-    if damage == 'cut':
-        os.truncate(data, os.path.getsize(data) // 2)
-    elif damage == 'flip':
-        flip(data, 100)
-    elif damage == 'no data':
-        os.remove(data)
-    else:
-        os.truncate(ckpt + '.index', 20)
+@pytest.mark.parametrize(
+    'harm, ending',
+    [(fakes.cut, DATA), (fakes.flip, DATA), (os.remove, DATA), (fakes.cut, '.index'), (fakes.empty, '.index')],
+)
+def test_a_damaged_checkpoint(harm, ending, ckpt):
+    harm(ckpt + ending)
     with pytest.raises(checkpoints.Damaged, match='not a whole checkpoint'):
         checkpoints.Held(ckpt)
 
@@ -129,7 +127,7 @@ def test_what_the_system_refuses_is_no_damage(number, ckpt, monkeypatch):
 def test_what_is_put_aside_overwrites_nothing(tmp_path):
     contents = set()
     for i in range(3):
-        for ending in ('.data-00000-of-00001', '.index', '.note.json'):
+        for ending in (DATA, '.index', '.note.json'):
             (tmp_path / ('model.ckpt-0000000064' + ending)).write_text('%d%s' % (i, ending))
             contents.add('%d%s' % (i, ending))
         checkpoints.put_aside(str(tmp_path / 'model.ckpt-0000000064'))

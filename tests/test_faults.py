@@ -1,5 +1,4 @@
 """Faults that were found in a run's folder and around it: links, notes, leftovers, signals, what belongs together."""
-# ruff: noqa: F811 (pytest takes fixtures from test_survival by their names)
 
 import json
 import os
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 import tiny
-from conftest import assert_one_line_error, command, make_dataset, make_model, scalars
-from test_survival import LONGER, copy, start, tf_dir, whole  # noqa: F401  Fixtures.
+from conftest import LONGER, QUICK, assert_one_line_error, make_dataset, make_model, scalars, tf_dir
 
-from libml import data, files, trained, utils
+from ablation.ab_mixmatch import AblationMixMatch
+from libml import data, experiment, files, trained, utils
 from libml.intake import labels
 from libml.running import checkpoints, hardware, trainer
 from scripts import evaluate, extract_accuracy
@@ -65,13 +64,14 @@ def test_what_other_programs_leave_in_a_runs_folder_stays(start, copy):
 
 
 def test_a_note_that_is_not_what_is_expected_stops_no_run(tmp_path):
-    model = make_model(tmp_path)
+    model = make_model(tmp_path, **QUICK)
     model.train(8, 8)
-    for note in {}, [float('inf'), []], [-1, [0] * 5], [10**400, [1] * 5], 'x', [1, 2]:
+    for note in {}, [10**400, [1] * 5]:  # Of new and of old runs.
         ckpt = utils.find_latest_checkpoint(model.checkpoint_dir)
         pathlib.Path(ckpt + checkpoints.NOTE).write_text(json.dumps(note))
         model.train(checkpoints.step(ckpt) + 8, 8)
         assert utils.get_latest_global_step(model.checkpoint_dir) == checkpoints.step(ckpt) + 8, note
+    for note in {}, [float('inf'), []], [-1, [0] * 5], [10**400, [1] * 5], 'x', [1, 2]:
         means = trainer.Means(['a'], note)
         assert means.count == 0 and not means.sums.any(), note
 
@@ -146,7 +146,7 @@ def test_the_name_of_a_killed_process_for_an_odd_path_goes(tmp_path, monkeypatch
 
 
 def test_training_in_a_thread_does_without_signals(tmp_path, capsys):
-    model = make_model(tmp_path)
+    model = make_model(tmp_path, **QUICK)
 
     def train():
         with model.graph.as_default():
@@ -160,29 +160,22 @@ def test_training_in_a_thread_does_without_signals(tmp_path, capsys):
 
 
 def test_one_model_trains_again_and_again(tmp_path):
-    model = make_model(tmp_path)
+    model = make_model(tmp_path, **QUICK)
     for train_nimg in (8, 8, 8, 16):
         model.train(train_nimg, 8)
     assert [step for step, _ in scalars(model.checkpoint_dir)['accuracy']] == [8, 16]
 
 
 def test_a_second_model_in_a_graph_is_said(tmp_path):
-    make_model(tmp_path)
+    make_model(tmp_path, **QUICK)
     with pytest.raises(utils.Error, match=r'tf\.Graph of its own'):
-        make_model(tmp_path)
+        make_model(tmp_path, **QUICK)
 
 
-def test_two_trainings_in_one_process(digits_dir, tmp_path):
-    code = """if True:
-        from libml.cli import quiet
-        quiet.import_tensorflow()
-        from ablation.ab_mixmatch import AblationMixMatch
-        from libml import experiment, utils
-        utils.setup_tf()
-        for lr in .001, .002:
-            experiment.run(AblationMixMatch, lr=lr, **%r)"""
-    done = command('-c', code % dict(tiny.RUN, data_dir=str(digits_dir), train_dir=str(tmp_path)))
-    assert done.returncode == 0 and done.stdout.count('What it has learned') == 2, done.stderr
+def test_two_trainings_in_one_process(digits_dir, tmp_path, capsys):
+    for lr in 0.001, 0.002:  # In one graph of the caller's, as far as he knows.
+        experiment.run(AblationMixMatch, lr=lr, **tiny.RUN, data_dir=str(digits_dir), train_dir=str(tmp_path))
+    assert capsys.readouterr().out.count('What it has learned') == 2
 
 
 def test_a_classifier_leaves_the_switches_of_the_process(start, copy, digits_dir):
@@ -208,7 +201,7 @@ def make_named(tmp_path, classes, seed=0, **params):
     fingerprints = dict(label='l', unlabel='u', test='t%d' % seed)
     dataset = data.DataSet('named.1@24-5', family, make_dataset().sets, fingerprints=fingerprints)
     with tf.Graph().as_default():
-        return make_model(tmp_path, dataset, **params)
+        return make_model(tmp_path, dataset, **QUICK, **params)
 
 
 def test_init_ckpt_of_other_classes_is_refused_and_of_another_test_set_said(tmp_path, capsys):

@@ -22,10 +22,6 @@ def test_offsets_cut_the_batch_and_the_last_groups_take_the_remainder(batch, nu)
     assert [sizes[-1 - i] for i in range(nu + 1)] == [batch // (nu + 1) + (i < batch % (nu + 1)) for i in range(nu + 1)]
 
 
-def test_offsets_of_the_default_batch():
-    assert layers.interleave_offsets(64, 2) == [0, 21, 42, 64]
-
-
 @settings(max_examples=12, deadline=None)
 @given(batch=st.integers(1, 40), nu=st.integers(1, 6))
 def test_interleave_swaps_groups_and_is_its_own_inverse(batch, nu):
@@ -139,10 +135,14 @@ def test_mix_without_a_key_draws_anew_at_every_run(draws):
     assert not np.allclose(first, second)
 
 
-@pytest.mark.parametrize('mode', ['xxx.', 'x.y', '', 'yy.xx', 'xxy.yxy '])
-def test_unknown_mode_is_an_error_that_lists_the_modes(mode):
-    with pytest.raises(utils.Error, match=r'xx\.yy xxy\.yxy'):
-        layers.MixMode(mode)
+@given(st.text(alphabet='xy.', max_size=8) | st.text(max_size=8))
+def test_a_mode_is_one_of_nine_or_refused_in_one_line_that_lists_them(text):
+    if text in layers.MixMode.MODES:
+        assert layers.MixMode(text).mode == text
+    else:
+        with pytest.raises(utils.Error, match=r'xx\.yy xxy\.yxy') as error:
+            layers.MixMode(text)
+        assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize('beta', [0.1, 0.5, 0.75, 1.0, 3.0])

@@ -129,10 +129,10 @@ def test_glorot_uniform_kernels(arch, tmp_path):
             np.testing.assert_allclose(value.std(), limit / np.sqrt(3), rtol=0.1, err_msg=name)
 
 
-SIZES = [(arch, size) for arch in networks.MODELS for size in ((32, 32, 3), (8, 8, 1))]
-
-
-@pytest.mark.parametrize('arch, size', [(a, s) for a, s in SIZES if (a, s) != ('cnn13', (8, 8, 1))])
+@pytest.mark.parametrize(
+    'arch, size',
+    [('cnn13', (32, 32, 3)), ('convnet', (32, 32, 3)), ('resnet', (32, 32, 3)), ('shake', (8, 8, 1))],
+)
 def test_every_architecture_runs_and_learns_at(arch, size, tmp_path):
     model = build(tmp_path, arch, size, repeat=1)
     gradients = tf.gradients(tf.square(model.ops.training_logits), utils.model_vars())
@@ -160,12 +160,6 @@ def test_a_size_that_does_not_fit_is_an_error(arch, size, scales, words, tmp_pat
         build(tmp_path, arch, size, scales=scales)
 
 
-@pytest.mark.parametrize('name, value', [('filters', 0), ('repeat', 0), ('arch', 'wideresnet')])
-def test_an_argument_out_of_range_is_an_error(name, value, tmp_path):
-    with pytest.raises(utils.Error, match=name):
-        build(tmp_path, **{**dict(arch='resnet'), name: value})
-
-
 @pytest.mark.parametrize('name', ['dropout', 'filter', 'trainning'])
 def test_an_unknown_keyword_is_an_error(name, tmp_path):
     with pytest.raises(TypeError, match=name):
@@ -188,9 +182,8 @@ def noise(monkeypatch):
     return drawn
 
 
-@pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('arch', networks.MODELS)
-def test_forward_equals_numpy(arch, training, noise, tmp_path):
+def test_forward_equals_numpy(arch, noise, tmp_path):
     size = (12, 16, 3) if arch == 'cnn13' else (8, 6, 3)
     model = build(tmp_path, arch, size, whiten=True)
     random = np.random.RandomState(0)
@@ -203,14 +196,15 @@ def test_forward_equals_numpy(arch, training, noise, tmp_path):
             if not name.endswith('kernel'):
                 values[name] = random.uniform(0.5, 1.5, value.shape)
         assign(session, values)
-        logits, noise = session.run(
-            [model.ops.training_logits, noise[1]] if training else [model.ops.logits, noise[0]], {model.ops.x: x}
-        )
-    network = Network(values, training, model.dataset.mean, model.dataset.std, noise)
-    params = [model.params[name] for name in ('scales', 'filters', 'repeat')]
+        logits, noise = session.run([[model.ops.logits, model.ops.training_logits], noise[:2]], {model.ops.x: x})
     assert model.dataset.std.min() < 0.9  # Whitening is seen.
-    assert noise.min() >= 0 and noise.max() < 1 and len(np.unique(noise)) == noise.size
-    np.testing.assert_allclose(logits, getattr(network, arch)(x, *params), rtol=1e-3, atol=1e-4)
+    for training in False, True:
+        network = Network(values, training, model.dataset.mean, model.dataset.std, noise[training])
+        params = [model.params[name] for name in ('scales', 'filters', 'repeat')]
+        expected = getattr(network, arch)(x, *params)
+        np.testing.assert_allclose(logits[training], expected, rtol=1e-3, atol=1e-4)
+        drawn = noise[training]
+        assert drawn.min() >= 0 and drawn.max() < 1 and len(np.unique(drawn)) == drawn.size
 
 
 def test_the_training_mode_of_shake_draws_for_each_call_and_example(tmp_path):

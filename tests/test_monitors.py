@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import PARAMS, evaluate, make_dataset, make_model, scalars
+from conftest import PARAMS, QUICK, evaluate, make_dataset, make_model, scalars
 
 from ablation.ab_mixmatch import AblationMixMatch
 from libml import layers
@@ -27,7 +27,7 @@ def run(train_dir, stop=None, length=LENGTH, **params):
     """
     values = []
     with tf.Graph().as_default():
-        model = make_model(train_dir, **params)
+        model = make_model(train_dir, **{**QUICK, **params})
         check = model.trainer.check_finite
 
         def noted(found, step):
@@ -44,8 +44,14 @@ def run(train_dir, stop=None, length=LENGTH, **params):
     return values, scalars(model.checkpoint_dir)
 
 
-def test_points_are_means_over_all_updates_since_the_last(tmp_path):
-    values, curves = run(tmp_path)
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """What `run` returns of a run that nothing stops."""
+    return run(tmp_path_factory.mktemp('whole'))
+
+
+def test_points_are_means_over_all_updates_since_the_last(whole):
+    values, curves = whole
     updates = [range(0, 3), range(3, 6), range(6, 8)]
     assert set(values[0]) == {
         *('losses/xe', 'losses/l2u'),
@@ -57,13 +63,13 @@ def test_points_are_means_over_all_updates_since_the_last(tmp_path):
         np.testing.assert_allclose([value for _, value in curves[tag]], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize('stop', [1, 4, 6])
-def test_a_run_that_was_stopped_between_points_has_the_same_curves(stop, tmp_path):
-    values, expected = run(tmp_path / 'whole')
-    first, _ = run(tmp_path / 'stopped', stop)
-    rest, found = run(tmp_path / 'stopped')
-    assert len(first) == stop and first + rest == values
-    assert found == expected
+def test_a_run_that_was_stopped_between_points_and_at_one_has_the_same_curves(whole, tmp_path):
+    values = []
+    for stop in 1, 3, 2, None:  # After the updates 1, 4 and 6, of which the last is a point's.
+        more, curves = run(tmp_path, stop)
+        assert stop in (None, len(more))
+        values += more
+    assert (values, curves) == whole
 
 
 def test_no_more_points_than_updates(tmp_path):
@@ -71,10 +77,9 @@ def test_no_more_points_than_updates(tmp_path):
     assert [step for step, _ in curves['losses/xe']] == [POINT, 2 * POINT]
 
 
-def test_the_weight_is_the_ramps(tmp_path):
-    values, _ = run(tmp_path, w_match=50, warmup_kimg=1)
-    expected = [50 * i * BATCH / 1024 for i in range(len(values))]
-    np.testing.assert_allclose([value['monitors/weight_l2u'] for value in values], expected, rtol=1e-6)
+def test_the_weight_is_the_ramps(whole):
+    expected = [PARAMS['w_match'] * i * BATCH / 1024 for i in range(len(whole[0]))]
+    np.testing.assert_allclose([value['monitors/weight_l2u'] for value in whole[0]], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,7 @@ def test_what_is_said_of_guesses(guesses, confidence, entropy):
 
 
 def test_a_collapse_is_said_once(tmp_path, capsys):
-    model = make_model(tmp_path)
+    model = make_model(tmp_path, **QUICK)
     means = trainer.Means(['monitors/weight_l2u', 'monitors/guess_entropy'])
     with model.trainer.opening_session() as session:
         loop = trainer.Loop(model.trainer, session, 0, means, None, mock.Mock(), None, [])
@@ -128,23 +133,16 @@ def test_a_run_whose_guesses_collapse_says_so(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count('Nearly all guesses are one class') == 1
 
 
-def test_balanced_accuracy_where_classes_are_unequal(tmp_path, monkeypatch):
+@pytest.mark.parametrize('test_labels, balanced', [([0, 0, 0, 0, 0, 1, 2], 100 * 2 / 3), ([0, 0, 1, 1, 2, 2], None)])
+def test_balanced_accuracy_where_classes_are_unequal(test_labels, balanced, tmp_path, monkeypatch):
     dataset = make_dataset()
-    dataset.sets['test'].labels[:] = [0, 0, 0, 0, 0, 1, 2]
-    model = make_model(tmp_path, dataset)
-    predicted = [dataset.sets['labeled'].labels, dataset.sets['valid'].labels, np.array([0, 0, 0, 0, 0, 0, 2])]
-    monkeypatch.setattr(model, 'predict_classes', lambda **_: predicted)
-    found = model.report(1024)
-    assert found['accuracy'] == pytest.approx(100 * 6 / 7)
-    assert found['accuracy/balanced'] == pytest.approx(100 * 2 / 3)
-
-
-def test_no_balanced_accuracy_where_classes_are_equal(tmp_path, monkeypatch):
-    dataset = make_dataset()
-    dataset.sets['test'] = dataset.sets['test'].select(np.arange(6))
-    dataset.sets['test'].labels[:] = [0, 0, 1, 1, 2, 2]
-    model = make_model(tmp_path, dataset)
+    dataset.sets['test'] = dataset.sets['test'].select(np.arange(len(test_labels)))
+    dataset.sets['test'].labels[:] = test_labels
+    model = make_model(tmp_path, dataset, **QUICK)
+    guesses = np.where(np.equal(test_labels, 1), 0, test_labels)
     monkeypatch.setattr(
-        model, 'predict_classes', lambda **_: [dataset.sets[name].labels for name in ('labeled', 'valid', 'test')]
+        model, 'predict_classes', lambda **_: [*(dataset.sets[name].labels for name in ('labeled', 'valid')), guesses]
     )
-    assert 'accuracy/balanced' not in model.report(1024)
+    found = model.report(1024)
+    assert found['accuracy'] == pytest.approx(100 * np.mean(guesses == test_labels))
+    assert found.get('accuracy/balanced') == (balanced and pytest.approx(balanced))

@@ -11,6 +11,7 @@ pytest.importorskip('ipykernel')
 PATH = os.path.join(ROOT, 'examples', 'mixmatch_in_five_minutes.ipynb')
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path):
     book = nbformat.read(PATH, 4)
     cells = [cell for cell in book.cells if cell.cell_type == 'code']

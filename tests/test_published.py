@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import PARAMS, assign, first_is_fast, make_dataset, make_model, scalars, variables
+from conftest import PARAMS, QUICK, assign, first_is_fast, make_dataset, make_model, scalars, variables
 from easydict import EasyDict
 
 from libml import data_pair, layers, models, trained, utils
@@ -75,9 +75,7 @@ def make_old(train_dir, dataset, cls=OldStyle, **params):
     return cls(str(train_dir), dataset, **{'nclass': dataset.nclass, **OLD, **params})
 
 
-@pytest.mark.parametrize(
-    ('arch', 'mixmode'), first_is_fast(('resnet', 'xxy.yxy'), ('resnet', '.'), ('shake', '.'), ('shake', 'xxy.yxy'))
-)
+@pytest.mark.parametrize(('arch', 'mixmode'), first_is_fast(('resnet', 'xxy.yxy'), ('shake', '.')))
 def test_its_update_is_ours(arch, mixmode, tmp_path, monkeypatch):
     mix = layers.MixMode.__call__
     monkeypatch.setattr(
@@ -107,10 +105,8 @@ def test_it_trains_resumes_reports_and_predicts(tmp_path):
     dataset = make_dataset()
     for train_nimg in (8, 16):
         with tf.Graph().as_default():
-            model = make_old(tmp_path, dataset, seed=1)
+            model = make_old(tmp_path, dataset, seed=1, nu=1)
             start = model.eval_checkpoint(model.checkpoint_dir) if train_nimg > 8 else None
-        with tf.Graph().as_default():
-            model = make_old(tmp_path, dataset, seed=1)
             model.train(train_nimg, 8)
     assert [step for step, _ in runs.read_accuracies(model.train_dir)] == [8, 16]
     found = scalars(model.checkpoint_dir)
@@ -150,7 +146,7 @@ def test_one_view_of_unlabelled_images_is_fed_without_an_axis_of_views(tmp_path)
 
 
 def test_a_name_that_is_no_argument_is_an_error(tmp_path):
-    model = make_old(tmp_path, make_dataset())
+    model = make_old(tmp_path, make_dataset(), **QUICK)
     with pytest.raises(TypeError, match='no argument filtres'):
         model.classifier(model.ops.x, filtres=4)
 

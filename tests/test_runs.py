@@ -3,14 +3,14 @@
 import glob
 import itertools
 import os
+import shutil
 import signal
-import subprocess
 import sys
 
-import fakes
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import PARAMS, ROOT, assert_one_line_error, command, make_model
+import tiny
+from conftest import PARAMS, QUICK, assert_one_line_error, make_model
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from ablation.ab_mixmatch import AblationMixMatch
@@ -21,7 +21,7 @@ from libml.running import checkpoints, runs, setting, trainer
 def train_model(train_dir, train_nimg=8, **params):
     """Trains a tiny model in a graph of its own, reporting at each update; returns it."""
     with tf.Graph().as_default():
-        model = make_model(train_dir, **params)
+        model = make_model(train_dir, **{**QUICK, **params})
         model.train(train_nimg, 4)
     return model
 
@@ -91,12 +91,11 @@ def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(tmp_path):
     first = train_model(tmp_path, seed=None)
     second = train_model(tmp_path, 16, seed=None)
     assert first.train_dir == second.train_dir and first.setting.seed == second.setting.seed
-    assert train_model(tmp_path / 'other', seed=None).setting.seed != first.setting.seed
+    assert make_model(tmp_path / 'other', seed=None).setting.seed != first.setting.seed
 
 
 def test_a_run_keeps_its_precision_but_not_how_it_is_compiled(tmp_path):
     run = train_model(tmp_path, precision='bfloat16').train_dir
-    assert run != train_model(tmp_path).train_dir
     train_model(tmp_path, 16, precision='bfloat16', xla=True)
     assert utils.get_latest_global_step(os.path.join(run, 'tf')) == 16
     assert (runs.Run(run).args['precision'], runs.Run(run).args['xla']) == ('bfloat16', True)
@@ -165,36 +164,33 @@ def test_a_named_run_is_continued_with_its_own_arguments_alone(tmp_path):
             name(**changed)
 
 
-def test_a_finished_run_started_again_needs_no_data(tmp_path):
-    fakes.digits(tmp_path / 'data')
-    args = ['--batch=4', '--filters=2', '--repeat=1', '--nu=1', '--train_kimg=1', '--report_kimg=1']
-    args += [
-        '--dataset=digits.1@20-100',
-        '--data_dir=%s' % (tmp_path / 'data'),
-        '--train_dir=%s' % (tmp_path / 'runs'),
-        '--run_name=one',
-    ]
-    env = dict(os.environ, PYTHONPATH=ROOT)
-    done = command('ablation/ab_mixmatch.py', *args, env=env)
+def test_a_finished_run_started_again_needs_no_data(server, digits_dir, tmp_path):
+    shutil.copytree(digits_dir, tmp_path / 'data')
+
+    def start(**changed):
+        given = dict(tiny.RUN, run_name='one', data_dir=tmp_path / 'data', train_dir=tmp_path / 'runs', **QUICK)
+        return server.run('ablation/ab_mixmatch.py', *tiny.flags(**{**given, **changed}))
+
+    done = start()
     assert done.returncode == 0, done.stderr
     assert '\n  RUN=%s\n' % (tmp_path / 'runs' / 'digits.1@20-100' / 'one') in done.stdout
-    for path in glob.glob(str(tmp_path / 'data' / '**' / '*.tfrecord'), recursive=True):
-        os.remove(path)
+    shutil.rmtree(tmp_path / 'data')
+    (tmp_path / 'data').mkdir()
 
-    done = command('ablation/ab_mixmatch.py', *args, env=env)
+    done = start()
     assert (done.returncode, done.stderr) == (0, '')
     (run,) = runs.find_runs(str(tmp_path / 'runs'))
     assert done.stdout == '%s is finished: to train it longer, give a --train_kimg above 1\n' % run
-    done = command('ablation/ab_mixmatch.py', *args, '--train_kimg=2', env=env)
+    done = start(train_kimg=2)
     assert done.returncode == 1 and 'is not installed' in done.stderr
-    done = command('ablation/ab_mixmatch.py', *args, '--lr=.1', env=env)
+    done = start(lr=0.1)
     assert_one_line_error(done, 'one holds a run with lr=0.002, not 0.1')
 
 
 # --- Signals ---
 
 
-@pytest.mark.parametrize('name', ['SIGTERM', 'SIGUSR1'])
+@pytest.mark.parametrize('name', ['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU'])
 def test_a_batch_system_may_repeat_its_signals(name):
     with trainer.catching_signals() as stopped:
         for _ in range(3):
@@ -230,10 +226,14 @@ def test_links_are_followed_and_a_folder_counts_once(tmp_path):
     assert runs.find_runs(str(tmp_path / 'all')) == [str(tmp_path / 'all' / name) for name in ('a', 'big/b', 'big/c')]
 
 
-def test_runs_are_found_a_thousand_folders_deep(tmp_path):
-    subprocess.run(['mkdir', '-p', tmp_path / '/'.join('d' * 1200) / 'tf'], check=True)
-    assert len(runs.find_runs(str(tmp_path))) == 1
-    subprocess.run(['rm', '-r', tmp_path / 'd'], check=True)  # Python's own functions recurse.
+def test_runs_are_found_deeper_than_python_recurses(tmp_path):
+    limit = sys.getrecursionlimit()
+    os.makedirs(tmp_path / '/'.join('d' * 400) / 'tf')
+    sys.setrecursionlimit(300)
+    try:
+        assert len(runs.find_runs(str(tmp_path))) == 1
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def test_medians_are_of_the_last_reports():

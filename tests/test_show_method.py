@@ -16,7 +16,7 @@ from ablation.ab_mixmatch import AblationMixMatch
 from libml import experiment, files, sheet, utils
 from scripts import show_method
 
-TINY = dict(tiny.RUN, batch=6, T=0.25)
+TINY = dict(tiny.RUN, batch=24, T=0.25)
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +41,7 @@ def test_the_steps_follow_from_each_other(how, train, digits_dir):
     run = train(**how)
     dataset, args, found = show_method.compute(run, seed=2, data_dir=str(digits_dir))
     predictions = np.array(found['predictions'])
-    assert predictions.shape == (args['nu'], 6, 10)
+    assert predictions.shape == (args['nu'], 24, 10)
     np.testing.assert_allclose(predictions.sum(2), 1, rtol=1e-5)
     np.testing.assert_allclose(found['mean'], predictions.mean(0), rtol=1e-5)
     powers = found['mean'].astype(float) ** 4

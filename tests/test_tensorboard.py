@@ -6,15 +6,14 @@ import os
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from conftest import make_model
+from conftest import QUICK, make_dataset, make_model
 from PIL import Image
+from test_methods import METHODS
 
 from ablation.ab_mixmatch import AblationMixMatch
-from examples import mean_teacher, mixup, pi_model, pseudo_label, vat
 from libml import sheet
 from libml.running import folding, runs
 
-METHODS = [mean_teacher.MeanTeacher, mixup.Mixup, pi_model.PiModel, pseudo_label.PseudoLabel, vat.VAT]
 PARTS = folding.SCOPES | {'evaluate', 'monitors'}
 
 
@@ -40,13 +39,13 @@ def test_the_graph_folds_into_what_the_paper_names(tmp_path):
     assert called == {function.signature.name for function in definition.library.function}
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_the_graph_of_other_methods_folds_too(method, tmp_path):
+@pytest.mark.parametrize('name', METHODS)
+def test_the_graph_of_other_methods_folds_too(name, tmp_path):
+    method, *_ = METHODS[name]
     params = {name: option.default for name, option in method.PARAMS.items()}
     params.update(filters=2, repeat=1, scales=1, batch=4)
-    dataset = make_model(tmp_path).dataset
-    with tf.Graph().as_default():
-        definition = method(str(tmp_path), dataset, nclass=dataset.nclass, **params).trainer.fold_graph()
+    dataset = make_dataset()
+    definition = method(str(tmp_path), dataset, nclass=dataset.nclass, **params).trainer.fold_graph()
     assert {'inputs', 'classify', 'update', 'evaluate'} <= find_scopes(definition) <= PARTS
 
 
@@ -82,7 +81,7 @@ def test_pages_of_text_and_images(tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', ['my train.py', '--lr=3\udcff'])
     for nimg in (8, 12):
         with tf.Graph().as_default():
-            model = make_model(tmp_path)
+            model = make_model(tmp_path, **QUICK)
             model.train(nimg, 4)
     texts = [(step, value) for step, value in read_values(model.train_dir, 'tensor') if value.tag == 'start']
     assert [step for step, _ in texts] == [0, 8]
@@ -110,7 +109,7 @@ def test_the_sheet_changes_no_update(tmp_path, monkeypatch):
     for build in (AblationMixMatch.build_sheet, lambda model: None):
         monkeypatch.setattr(AblationMixMatch, 'build_sheet', build)
         with tf.Graph().as_default():
-            model = make_model(os.path.join(tmp_path, str(len(found))))
+            model = make_model(os.path.join(tmp_path, str(len(found))), **QUICK)
             model.train(8, 4)
             with model.trainer.opening_session() as session, model.setting.hold(model.train_dir) as held:
                 model.trainer.checkpoints.restore(session, held)
@@ -120,4 +119,4 @@ def test_the_sheet_changes_no_update(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('params, devices', [(dict(w_match=0.0), 1), (dict(batch=6), 2)])
 def test_no_sheet_without_guesses_or_on_several_devices(params, devices, tmp_path):
-    assert make_model(tmp_path, devices=devices, **params).build_sheet() is None
+    assert make_model(tmp_path, devices=devices, **QUICK, **params).build_sheet() is None

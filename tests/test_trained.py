@@ -29,7 +29,7 @@ from libml.running import checkpoints
 from scripts import create_datasets, create_split, evaluate, export, predict
 
 TINY = dict(
-    batch=4, filters=2, repeat=1, ema=0.5, warmup_kimg=1, seed=1, train_kimg=1, report_kimg=1, precision='float32'
+    batch=16, filters=2, repeat=1, ema=0.5, warmup_kimg=1, seed=1, train_kimg=1, report_kimg=1, precision='float32'
 )
 CLASSES = ('a cat', 'größer, "dog"', 'x$_$y')  # Commas, quotes and signs of other alphabets are names, too.
 HEIGHT, WIDTH = 8, 12
@@ -169,14 +169,14 @@ def test_the_weights_differ(world):
     assert abs(averaged - raw).max() > 1e-6
 
 
-@pytest.mark.parametrize('arch, scales', [('cnn13', 3), ('convnet', 1), ('shake', 2)])
+@pytest.mark.parametrize('arch, scales', first_is_fast(('shake', 2), ('cnn13', 3), ('convnet', 1)))
 def test_other_networks(arch, scales, digits_dir, tmp_path):
     dataset = 'digits.1@20-100'
     if arch == 'cnn13':
         create_datasets.create(['digits'], name='large', size='16x16', data_dir=str(tmp_path / 'data'))
         create_split.make('large', size=20, seed=1, data_dir=str(tmp_path / 'data'))
         dataset, digits_dir = 'large.1@20-100', tmp_path / 'data'
-    run = train(digits_dir, dataset, tmp_path / 'runs', arch=arch, scales=scales)
+    run = train(digits_dir, dataset, tmp_path / 'runs', arch=arch, scales=scales, batch=64)
     classifier = trained.load(run, data_dir=str(digits_dir))
     images = np.random.RandomState(1).randint(0, 256, [3, *classifier.family.shape]).astype(np.uint8)
     expected = by_the_model(types.SimpleNamespace(data=digits_dir), images, run=run)
@@ -556,8 +556,11 @@ def test_fields_of_args_json_that_are_not_what_they_should_be(name, value, copy,
     assert path in text and name in text and len(text) < 500 and not any(map(utils.is_control, text))
 
 
-@pytest.mark.parametrize('action', ['predict', 'evaluate', 'export'])
-@pytest.mark.parametrize('broken', BROKEN, ids=lambda broken: broken.__name__)
+@pytest.mark.parametrize(
+    ('broken', 'action'),
+    [(no_args, 'evaluate'), (no_checkpoint, 'export'), *((broken, 'predict') for broken in BROKEN)],
+    ids=lambda case: getattr(case, '__name__', case),
+)
 def test_broken_runs(broken, action, copy, world, tmp_path):
     data = shutil.copytree(world.data, tmp_path / 'data')
     broken(str(copy), str(data))

@@ -2,7 +2,7 @@
 
 SIZE = dict(filters=2, repeat=1, scales=1)
 DATASET = 'digits.1@20-100'
-RUN = dict(SIZE, dataset=DATASET, batch=8, seed=1, train_kimg=1, report_kimg=1)
+RUN = dict(SIZE, dataset=DATASET, batch=64, seed=1, train_kimg=1, report_kimg=1)
 
 
 def flags(**values):
