@@ -150,17 +150,6 @@ def empty(path):
     os.truncate(path, 0)
 
 
-@contextlib.contextmanager
-def full_disk(size):
-    """No file can grow beyond `size` bytes inside: what a full disk looks like to a writer."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit_files(size)
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def limit_files(size):
     """Lets no file of this process grow beyond `size` bytes from here on."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
