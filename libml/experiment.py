@@ -7,7 +7,7 @@ import sys
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import data_pair
+from libml import data_pair, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
 from libml.intake import splits
@@ -64,9 +64,8 @@ def start(method, o):
         if decided.is_finished(train_nimg):
             decided.release()
             data_pair.check_unchanged(split, data_dir, decided.run.args.get('data'), decided.run.folder)
-            print(
-                '%s is finished: to train it longer, give a --train_kimg above %d' % (decided.run.folder, o.train_kimg)
-            )
+            text = '%s is finished: to train it longer, give a --train_kimg above %d'
+            utils.say(text % (decided.run.folder, o.train_kimg))
             return
     updates = 0 if o.eval_ckpt else train_nimg // o.batch
     decided.choose_machine(method.flop(family.shape, **params), updates, o.xla, o.devices)

@@ -68,6 +68,11 @@ def escape(text):
     return plain.encode(encoding, 'backslashreplace').decode(encoding)
 
 
+def say(text):
+    """Prints a text on one line of stdout, see escape."""
+    print(escape(text), flush=True)
+
+
 def warn(text):
     """Prints a warning on stderr."""
     print('Warning: %s' % escape(text), file=sys.stderr, flush=True)

@@ -148,14 +148,14 @@ def install(name, data_dir, source='', verify=True):
                 first = next(batches, None)  # An archive is read before the file and its progress bar are there.
                 utils.refuse(first is None, 'the archive holds no pictures for %s', path)
                 count = records.write(path, encode_all(itertools.chain([first], batches)), total)
-                print('%s: %d pictures' % (path, count))
+                utils.say('%s: %d pictures' % (path, count))
         folds = data_pair.locate_stl10_folds(data_dir)
         if name == 'stl10' and not os.path.exists(folds):
             content = archives.read_members(fetch(STL10), ['fold_indices.txt'])['fold_indices.txt']
             with files.creating(folds) as part:
                 pathlib.Path(part).write_bytes(content)
     if not set(os.listdir(data_dir)) - set(before):
-        print('%s is installed in %s already' % (name, data_dir))
+        utils.say('%s is installed in %s already' % (name, data_dir))
 
 
 @contextlib.contextmanager
@@ -222,7 +222,7 @@ def resize(source, name, data_dir, size, augment=None):
             files = [records.RecordFile(path) for path in paths]
             total, examples = sum(map(len, files)), encode_all(iterate_resized(files, family.shape, size))
             yield part, itertools.starmap(records.serialize, examples), total
-            print('%s: %d pictures' % (data_pair.locate_records(data_dir, name, part), total))
+            utils.say('%s: %d pictures' % (data_pair.locate_records(data_dir, name, part), total))
 
     folders.save(name, data_dir, new, make_parts())
 

@@ -273,7 +273,7 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     found = measure(images.labels, probabilities, classifier.classes)
     source = dict(dataset=classifier.args['dataset'], set=set, checkpoint=classifier.ckpt, weights=classifier.weights)
     title = '%s set of %s' % (set, source['dataset'])
-    print('%s: %d pictures, by %s (%s weights)' % (title, len(images), classifier.ckpt, classifier.weights))
+    utils.say('%s: %d pictures, by %s (%s weights)' % (title, len(images), classifier.ckpt, classifier.weights))
     print(format_measures(found))
     drawn = dict(
         confusion=lambda: draw_confusion(found, title),
@@ -296,7 +296,8 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
                 drawing.save(draw(), os.path.join(folder, kind + '.png'), bbox_inches='tight')
     except OSError as error:
         raise utils.Error('cannot write to %s (%s)' % (folder, utils.explain(error))) from error
-    print('\n%s: %s.json, mistakes.csv, %s' % (folder, set, ', '.join(kind + '.png' for kind in drawn)))
+    print()
+    utils.say('%s: %s.json, mistakes.csv, %s' % (folder, set, ', '.join(kind + '.png' for kind in drawn)))
     return found
 
 

@@ -21,7 +21,7 @@ import pathlib
 
 import tensorflow.compat.v1 as tf
 
-from libml import files, trained
+from libml import files, trained, utils
 from libml.cli import quiet, script
 from libml.cli.options import Option
 
@@ -53,8 +53,8 @@ def export(run, out, tflite=False, **which):
                 pathlib.Path(part, 'model.tflite').write_bytes(content)
                 files.write_text(os.path.join(part, 'labels.txt'), '\n'.join([*classifier.classes, '']))
     shape = 'x'.join(map(str, classifier.family.shape))
-    print('%s: images uint8 [None, %s] to probabilities of %d classes' % (out, shape, len(classifier.classes)))
-    print('made from %s (%s weights)' % (classifier.ckpt, classifier.weights))
+    utils.say('%s: images uint8 [None, %s] to probabilities of %d classes' % (out, shape, len(classifier.classes)))
+    utils.say('made from %s (%s weights)' % (classifier.ckpt, classifier.weights))
 
 
 if __name__ == '__main__':

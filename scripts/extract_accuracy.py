@@ -36,7 +36,7 @@ def extract_accuracy(run):
     path = os.path.join(run, 'stats', 'accuracy.json')
     files.refuse_link(os.path.dirname(path))
     files.write_json(path, stats)
-    print(path, ' '.join('%s %.2f' % item for item in stats.items()))
+    utils.say('%s %s' % (path, ' '.join('%s %.2f' % item for item in stats.items())))
     return stats
 
 

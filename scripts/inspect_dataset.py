@@ -123,7 +123,7 @@ def inspect(name=None, png=None, data_dir=None, dataset=''):
     print_pixels(dataset)
     if png:
         save_sheet(png, dataset)
-        print('sheet: %s' % png)
+        utils.say('sheet: %s' % png)
 
 
 if __name__ == '__main__':

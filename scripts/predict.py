@@ -170,12 +170,12 @@ def predict(
         print(line)
     if bad:
         print('%d left out: cannot be read' % len(bad))
-    print('%s: %d rows, guessed by %s (%s weights)' % (out, len(guesses), classifier.ckpt, classifier.weights))
+    utils.say('%s: %d rows, guessed by %s (%s weights)' % (out, len(guesses), classifier.ckpt, classifier.weights))
     if review:
-        print('%s: %d guesses to check; open it in a browser' % (page, len(chosen)))
+        utils.say('%s: %d guesses to check; open it in a browser' % (page, len(chosen)))
     if label_studio:
-        print('%s: %d tasks for Label Studio; its labelling configuration:' % (label_studio, len(chosen)))
-        print(escape(make_config(classifier.classes)))
+        utils.say('%s: %d tasks for Label Studio; its labelling configuration:' % (label_studio, len(chosen)))
+        utils.say(make_config(classifier.classes))
 
 
 if __name__ == '__main__':

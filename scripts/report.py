@@ -448,7 +448,7 @@ def report(sources, out='report', beside_paper=0):
     save_figure(os.path.join(out, 'table4.png'), draw_differences, tables[:DRAWN], 9, lambda rows: 1.6 + 0.32 * rows)
     path = os.path.join(out, 'curves.png')
     save_figure(path, draw_curves, tables[:DRAWN], 10.5, lambda rows: 0.8 + 1.9 * math.ceil(rows / PANELS))
-    print('The tables and pictures are in ' + out + ' (pictures of the first %d)' % DRAWN * (len(tables) > DRAWN))
+    utils.say('The tables and pictures are in ' + out + ' (pictures of the first %d)' % DRAWN * (len(tables) > DRAWN))
 
 
 if __name__ == '__main__':

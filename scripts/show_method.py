@@ -61,7 +61,7 @@ def show(run, out='method.png', number=4, seed=1, ckpt='', data_dir=None):
     dataset, args, found = compute(run, seed, ckpt, data_dir)
     with files.naming(out), files.replacing(os.fspath(out)) as part:
         sheet.draw(found, dataset, args['T'], number).save(part, 'PNG')
-    print('picture: %s' % out)
+    utils.say('picture: %s' % out)
 
 
 if __name__ == '__main__':

@@ -361,7 +361,7 @@ def make_dataset(folder, data_dir, o):
         files.write_json(part, sources)  # It gets its name right after the dataset, and only if the dataset does.
     for line in format_plan(plan):
         print(line)
-    print('%s is in %s' % (o.name, escape(data_dir)))
+    utils.say('%s is in %s' % (o.name, data_dir))
 
 
 def save(name, data_dir, family, parts):

@@ -200,7 +200,7 @@ def create(source, targets, size, seed, remarks=True):
         with open(map_part, 'w', encoding='utf-8') as f:
             json.dump({'label': labeled, 'unlabel': unlabeled, 'source': source.fingerprints}, f)
     path = targets[0].removesuffix('-label.tfrecord')
-    print('%s: %d labelled, %d unlabelled' % (path, len(labeled), len(unlabeled)), flush=True)
+    utils.say('%s: %d labelled, %d unlabelled' % (path, len(labeled), len(unlabeled)))
     split, known = os.path.basename(path), np.count_nonzero(source.labels != records.NO_CLASS)
     if len(labeled) < known < len(source.labels):  # In a dataset of published pictures, all of them have labels.
         utils.warn('%s: %d of %d labels are not used' % (split, known - len(labeled), known))

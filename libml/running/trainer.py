@@ -122,7 +122,7 @@ class Trainer:
                 if stopped and loop.saved < loop.step:
                     loop.save()
         if not finished:
-            print('Stopped by %s at step %d; the same command continues from there.' % (stopped[0], loop.step))
+            utils.say('Stopped by %s at step %d; the same command continues from there.' % (stopped[0], loop.step))
             raise SystemExit(EXIT_INTERRUPTED)
 
     def fold_graph(self):
@@ -142,10 +142,10 @@ class Trainer:
         chosen = self.model.setting
         for ckpt, error in chosen.find_start(init_ckpt).items():
             checkpoints.put_aside(ckpt)
-            print('Continuing without a damaged checkpoint, which is kept as %s*: %s' % (checkpoints.ASIDE, error))
+            utils.say('Continuing without a damaged checkpoint, which is kept as %s*: %s' % (checkpoints.ASIDE, error))
         if chosen.held:
             self.checkpoints.restore(session, chosen.held)
-            print('Continuing from %s' % chosen.held.ckpt)
+            utils.say('Continuing from %s' % chosen.held.ckpt)
         chosen.release()
         return Means(self.scalars, self.checkpoints.read_means())
 
