@@ -144,8 +144,8 @@ class Bench:
         return model, session
 
     def start_pytorch(self, compiled):
-        """Returns a function that makes an update in PyTorch, in a process of its own, see pytorch_update.py."""
-        dataset, path = self.dataset, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'pytorch_update.py')
+        """Returns a function that makes an update in PyTorch, in a process of its own, see pytorch/update.py."""
+        dataset, path = self.dataset, os.path.join(os.path.dirname(os.path.abspath(__file__)), 'pytorch', 'update.py')
         given = dict(self.params, precision=self.o.precision, colors=dataset.colors, side=dataset.width)
         argv = [sys.executable, path, json.dumps(dict(given, compiled=compiled))]
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

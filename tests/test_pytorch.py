@@ -10,7 +10,7 @@ from conftest import command, make_model, variables
 THEIRS = """
 import sys, types
 import numpy as np, torch
-from scripts import pytorch_update as theirs
+from scripts.pytorch import update as theirs
 
 given = dict(np.load(sys.argv[1]))
 o = types.SimpleNamespace(**{name: value.item() for name, value in given.items() if not value.ndim})

@@ -1,6 +1,6 @@
 """The update of MixMatch in PyTorch, as its users write one: Wide ResNet, mode xxy.yxy. For scripts/benchmark.py.
 
-    python scripts/pytorch_update.py JSON      makes an update for each line that it reads, and answers with a line
+    python scripts/pytorch/update.py JSON      makes an update for each line that it reads, and answers with a line
 
 It imports nothing of libml: TensorFlow and PyTorch do not get on in one process.
 """
