@@ -363,12 +363,13 @@ def find_losses(model):
     """
     if model.params['arch'] != 'cnn13':
         return np.array([[v['losses/xe'], v['losses/l2u']] for v in updates(model, UPDATES)[0]])
-    with model.graph.as_default(), model.trainer.opening_session() as session:
-        session.run(model.trainer.init_input_op)
-        found = []
+    trainer, found = model.trainer, []
+    with model.graph.as_default(), trainer.opening_session() as session:
+        session.run(trainer.init_input_op)
         for draw in range(DRAWS):
-            session.run(model.trainer.init_op)
-            losses, _ = session.run([model.ops.losses, model.trainer.train_op], {model.update_key: draw})
+            session.run(trainer.init_op)
+            values, _ = session.run([trainer.values, trainer.train_op], {model.update_key: draw})
+            losses = dict(zip(trainer.scalars, values, strict=True))
             found.append([losses['losses/xe'], losses['losses/l2u']])
     return np.mean(found, axis=0, keepdims=True)
 
