@@ -227,6 +227,7 @@ def find_folder(path):
     Raises:
         utils.Error: the folder holds several runs. They are listed on stderr, newest last.
     """
+    utils.require('RUN', path, path, 'the folder of a run, or one of its checkpoints')  # '' is no current folder.
     path = os.path.abspath(utils.expand(path))
     if not os.path.isdir(path):
         return os.path.dirname(os.path.dirname(path))
@@ -243,7 +244,6 @@ def find_folder(path):
 
 def resolve(path):
     """Returns the whole checkpoint that a user means: path as in find_folder. Errors: that, and checkpoints.resolve."""
-    utils.require('RUN', path, path, 'the folder of a run, or one of its checkpoints')  # Not an empty text.
     return checkpoints.resolve(find_folder(path) if os.path.isdir(utils.expand(path)) else path)
 
 
