@@ -33,7 +33,7 @@ QUICK = dict(arch='convnet', nu=1)  # For tests that ask nothing of the network:
 
 def pytest_addoption(parser):
     parser.addoption('--all', action='store_true', help='also run the tests that are marked as slow')
-    parser.addoption('--kills', type=int, default=12, help='how often test_survival.py harms a run; with --all')
+    parser.addoption('--kills', type=int, default=20, help='how often test_survival.py harms a run; with --all')
 
 
 def pytest_collection_modifyitems(config, items):

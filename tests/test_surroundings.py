@@ -62,6 +62,8 @@ BROKEN = {
     'all are closed': [functools.partial(close, *stream) for stream in enumerate(STREAMS)],
     'nobody reads stdout': [functools.partial(unread, 1)],
     'nobody reads anything': [functools.partial(unread, 1), functools.partial(unread, 2)],
+    'stdout is closed': [functools.partial(close, 1, 'stdout')],
+    'stderr is closed': [functools.partial(close, 2, 'stderr')],
 }
 
 
@@ -99,8 +101,8 @@ def stop(owner, method, n, name):
 
 
 @pytest.mark.slow
-def test_a_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_path):
-    for n, name in enumerate(['SIGHUP', 'SIGINT'], 1):  # test_runs.py has the others.
+def test_each_signal_saves_even_where_nobody_reads_the_output(start, whole, tmp_path):
+    for n, name in enumerate(['SIGHUP', 'SIGTERM', 'SIGUSR1', 'SIGUSR2', 'SIGXCPU', 'SIGINT'], 1):
         done = start(tmp_path, first=[functools.partial(stop, trainer.Trainer, 'check_finite', 10, name)])
         assert done.returncode == trainer.EXIT_INTERRUPTED, (name, done)
         steps = [checkpoints.step(ckpt) for ckpt in checkpoints.find(tf_dir(tmp_path))]
@@ -164,7 +166,7 @@ def fail(number, *_):
     raise OSError(number, os.strerror(number))
 
 
-@pytest.mark.parametrize('number', first_is_fast(errno.ENOLCK, errno.EOPNOTSUPP))
+@pytest.mark.parametrize('number', first_is_fast(errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP))
 def test_a_disk_without_locks_is_said_and_trained_on(start, whole, tmp_path, number):
     done = start(tmp_path, first=[functools.partial(no_locks, number, number)])
     assert done.returncode == 0, done

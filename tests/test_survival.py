@@ -183,6 +183,7 @@ def test_what_a_killed_process_left_half_written_is_removed(start, whole, copy):
     ('newest', 'before'),
     first_is_fast(
         ((fakes.cut, 'data-00000-of-00001'), (fakes.flip, 'index')),
+        ((fakes.flip, 'data-00000-of-00001'), (fakes.cut, 'index')),
         ((os.remove, 'data-00000-of-00001'), (fakes.empty, 'index')),
     ),
 )
