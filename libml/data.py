@@ -124,7 +124,7 @@ def make_stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
     Args:
         images: Images.
         batch: int.
-        seed, stream_id: see `order`.
+        seed, stream_id: see `draw_order`.
         start: position of the first image: an int, or a scalar int64 tensor that is read when the iterator is
             initialised, so that one graph can continue anywhere.
         part: (r, n): n devices share whole batches of n * batch images. The result has part r, from 0, of each.

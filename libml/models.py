@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
+from tensorflow.core.protobuf import rewriter_config_pb2
 
 from libml import layers, networks, train, utils
 from libml.cli.options import Option, Range
@@ -44,7 +45,7 @@ class MultiModel(train.ClassifySemi):
 
         Args:
             given: dict, a value for each of PARAMS.
-            family: data.Family.
+            family: family.Family.
         """
         params = {name: given[name] for name in cls.PARAMS}
         return dict(params, scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
@@ -187,6 +188,11 @@ class MultiModel(train.ClassifySemi):
     def needs_unlabeled(cls, **params) -> bool:
         """Returns whether the method learns from unlabelled images, given its arguments."""
         return True
+
+    def configure(self, config: tf.ConfigProto) -> None:
+        """Changes the configuration of the session that trains."""
+        if self.params.arch in networks.UNMAPPED:
+            config.graph_options.rewrite_options.remapping = rewriter_config_pb2.RewriterConfig.OFF
 
     def build_sheet(self):
         """Builds, besides the update, what TensorBoard's page of images shows at each report.

@@ -128,6 +128,7 @@ def convnet(x, nclass, scales, filters, **_):
 
 ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
+UNMAPPED = ('cnn13', 'convnet')  # TensorFlow's remapper fails at their gradients, and would say so in each run.
 
 
 def build(arch, x, noise, training=False, moments=None, getter=None, groups=1, **size):

@@ -81,7 +81,7 @@ def encode(images):
 
 
 def decode(pngs, shape):
-    """Decodes a list of n PNGs of one shape (H, W, C), whose headers were checked (png_shape), to uint8 [n, H, W, C].
+    """Decodes n PNGs of one shape (H, W, C), a list, to uint8 [n, H, W, C]. See read_png_shape: it checks a header.
 
     Raises:
         tf.errors.OpError: one of them does not decode.

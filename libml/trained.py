@@ -45,7 +45,7 @@ def read_args(folder):
 
 
 def find_family(args, data_dir=None):
-    """Returns the data.Family of a run's dataset; its classes are those that the run knew.
+    """Returns the family.Family of a run's dataset; its classes are those that the run knew.
 
     Raises:
         utils.Error: the dataset's description is gone, or it is of another number of classes.
@@ -130,7 +130,7 @@ class Classifier:
 
     Attributes:
         folder, args: the run's.
-        family: data.Family of the dataset: how pictures are treated.
+        family: family.Family of the dataset: how pictures are treated.
         classes: names, in the order of the columns of probabilities.
         ckpt: path prefix of the checkpoint; weights: one of WEIGHTS.
         batch: int, pictures classified at a time.

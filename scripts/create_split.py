@@ -40,11 +40,7 @@ def make(name, *paths, size=None, seed=0, all=False, data_dir=None):
 
     Args:
         name: of the dataset. With `paths`: the splits' path and name, such as DIR/cifar10 for DIR/cifar10.3@250-*.
-        *paths: the record files to split; none for those of the dataset `name` in data_dir.
-        size: number of labelled records; None: all that have a label, if not all have one.
-        seed: int from 0 to 2**32 - 1.
-        all: make the splits of the paper that are not there yet, instead of one of `size` and `seed`.
-        data_dir: folder of the datasets; None: $ML_DATA.
+        *paths: the record files to split; none for those of the dataset `name` in data_dir. The others: see OPTIONS.
 
     Raises:
         utils.Error: what is asked for cannot be made.

@@ -127,11 +127,7 @@ def predict(
     Args:
         run: a run's folder or one of its checkpoints; **which: further arguments of trained.load.
         places: folders and picture files.
-        out: path of the table; it must not exist.
-        probabilities: write the probabilities of all classes.
-        skip_bad: leave out the pictures that cannot be read, rather than fail.
-        review, labels, seed: how many guesses to put on the page review.html, 0 for no page; see OPTIONS.
-        label_studio: path of the tasks for Label Studio, '' for none; see OPTIONS.
+        out: path of the table; it must not exist. The others: see OPTIONS.
 
     Raises:
         utils.Error: the run cannot be used (see trained.load), there are no pictures, one cannot be read, or the table,

@@ -21,7 +21,6 @@ from ablation.ab_mixmatch import AblationMixMatch
 from libml import experiment, records, utils
 from libml.cli import options
 from libml.cli import script as script_module
-from libml.intake import splits
 
 TRAIN = 'ablation/ab_mixmatch.py'
 NAME = tiny.DATASET
@@ -339,7 +338,6 @@ def test_a_bad_input_is_one_line_and_harms_nothing(
     args = fill_in(world, digits_dir, script, args)
     if script == TRAIN:
         monkeypatch.setenv('ML_DATA', '')
-        monkeypatch.setattr(splits, 'PATIENCE', 0)  # Seconds in which another process may finish a split.
         with pytest.raises((utils.Error, OSError, flags.Error)) as error:
             train(*args)
         said = capsys.readouterr().out

@@ -174,7 +174,7 @@ def test_a_missing_split_is_made_once_and_said(digits, capsys):
 
 
 def test_no_split_is_made_without_all_records_or_beside_a_part_of_it(digits, monkeypatch):
-    monkeypatch.setattr(splits, 'PATIENCE', 0)
+    monkeypatch.delattr(splits.time, 'sleep')  # Nothing is waited for.
     os.rename(digits / 'digits-test.tfrecord', digits / 'later')
     provide(digits, 'digits.3@20-5')  # There is no test set.
     assert sorted(os.listdir(digits)) == ['digits-train.tfrecord', 'later']
@@ -196,6 +196,15 @@ def test_two_processes_may_make_one_split(digits, monkeypatch):
     monkeypatch.setattr(splits, 'Source', slower)
     provide(digits, 'digits.3@20-5')
     assert len(read_split(digits / 'SSL', 'digits', 3, 20)[0]) == 20
+
+
+def test_a_split_that_another_process_is_naming_is_waited_for(digits, monkeypatch):
+    provide(digits, 'digits.3@20-5')
+    path = digits / 'SSL' / 'digits.3@20-map.json'
+    part = path.rename(str(path) + '.part-1-000000000000')  # Of another machine.
+    monkeypatch.setattr(splits.time, 'sleep', lambda _: part.rename(path))
+    provide(digits, 'digits.3@20-5')
+    assert path.exists()
 
 
 def test_a_training_makes_its_split(digits, server):

@@ -3,6 +3,7 @@
 import glob
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -172,7 +173,7 @@ def test_a_finished_run_started_again_needs_no_data(server, digits_dir, tmp_path
         return server.run('ablation/ab_mixmatch.py', *tiny.flags(**{**given, **changed}))
 
     done = start()
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not re.search(r'^[WEF]\d{4} ', done.stderr, re.MULTILINE), done.stderr
     assert '\n  RUN=%s\n' % (tmp_path / 'runs' / 'digits.1@20-100' / 'one') in done.stdout
     shutil.rmtree(tmp_path / 'data')
     (tmp_path / 'data').mkdir()

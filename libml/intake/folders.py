@@ -17,16 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from libml import data_pair, files, records, utils
-from libml.family import (
-    Family,
-    check_distinct,
-    parse_augment,
-    parse_range,
-    parse_size,
-    read_class,
-    shorten,
-    write_family,
-)
+from libml.family import Family, check_distinct, parse_augment, parse_range, parse_size, read_class, shorten
 from libml.intake import labels, pictures
 from libml.published import check_new_name
 from libml.utils import escape
@@ -373,7 +364,7 @@ def save(name, data_dir, family, parts):
     with files.creating(*data_pair.locate_set(data_dir, name, names)) as (*targets, description):
         for part, examples, total in parts:
             records.write_part(targets[names.index(part)], examples, total)
-        write_family(description, family)
+        data_pair.write_family(description, family)
 
 
 def _convert(plan, folder, family, max_megapixels, skip_bad, sources):

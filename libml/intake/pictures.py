@@ -17,19 +17,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from libml import files, utils
-from libml.intake.decoding import (
-    MAX_MEGAPIXELS,
-    STRIP,
-    TooDeep,
-    TooLarge,
-    count_bytes,
-    list_formats,
-    load,
-    open_picture,
-    relaxing_limits,
-    sharing_memory,
-    strip_metadata,
-)
+from libml.intake import decoding
+from libml.intake.decoding import MAX_MEGAPIXELS, STRIP, TooDeep
 from libml.utils import escape
 
 LARGE = 1 << 25  # Pixels. Larger pictures are made smaller by averages, before they are resized.
@@ -97,7 +86,7 @@ def list_files(folder):
 
 
 def list_folders(folder):
-    """Returns the names of the folders in a folder whose pictures `listed` takes, sorted."""
+    """Returns the names of the folders in a folder whose pictures `list_files` takes, sorted."""
     entries = [entry for entry in os.scandir(folder) if not _judge_name(entry.name)]
     return sorted(entry.name for entry in entries if stat.S_ISDIR(_find_mode(entry) or 0))
 
@@ -138,7 +127,7 @@ def _judge_file(entry, mode):
 @functools.cache  # Every file asks.
 def _list_endings():
     """Returns the endings of the files that can be read, as Pillow registers them: {'.png', ...}."""
-    read = {ending for ending, name in Image.registered_extensions().items() if name in list_formats()}
+    read = {ending for ending, name in Image.registered_extensions().items() if name in decoding.list_formats()}
     return read | {'.mpo'}  # Pictures of several views, which Pillow opens as JPEG.
 
 
@@ -176,17 +165,17 @@ def convert(source, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS):
         OSError: the system refuses to read it now, whatever it holds.
     """
     opened = contextlib.nullcontext(source) if hasattr(source, 'seek') else _opening(source)
-    with relaxing_limits(max_megapixels), opened as file:
+    with decoding.relaxing_limits(max_megapixels), opened as file:
         try:
             return _convert(file, size, colors, range, max_megapixels)
-        except (TooDeep, TooLarge, MemoryError):
+        except (TooDeep, decoding.TooLarge, MemoryError):
             raise
         except Image.DecompressionBombError as error:
             raise ValueError('claims more than %g megapixels, the limit' % max_megapixels) from error
         except Exception as error:  # Pillow's readers raise whatever the damage makes them stumble over.
             _check_refusal(error)
             try:
-                return _convert(io.BytesIO(strip_metadata(file)), size, colors, range, max_megapixels)
+                return _convert(io.BytesIO(decoding.strip_metadata(file)), size, colors, range, max_megapixels)
             except Exception as second:
                 _check_refusal(second)
             if isinstance(error, UnidentifiedImageError):  # Its text shows the file as an object.
@@ -219,11 +208,11 @@ def _check_refusal(error):
 
 def _convert(file, size, colors, range, max_megapixels):
     mode = {1: 'L', 3: 'RGB'}[colors]
-    with open_picture(file) as image:
+    with decoding.open_picture(file) as image:
         full = image.size
         whole = _draft(image, 2 * np.max(size), mode)
-        with sharing_memory(count_bytes(image, full), max_megapixels):
-            read_strip = load(file, image, range)
+        with decoding.sharing_memory(decoding.count_bytes(image, full), max_megapixels):
+            read_strip = decoding.load(file, image, range)
             turn = _find_turn(image)
             if isinstance(size, int):
                 wanted = [max(1, round(side * min(1, size / max(full)))) for side in full[::-1]]
@@ -324,7 +313,7 @@ def convert_all(paths, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS, ah
     workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     pool = concurrent.futures.ThreadPoolExecutor(workers)  # Pillow decodes and resizes outside Python's lock.
     waiting = collections.deque()
-    with relaxing_limits(max_megapixels):
+    with decoding.relaxing_limits(max_megapixels):
         try:
             for path in paths:
                 waiting.append(pool.submit(attempt, path))

@@ -1,6 +1,7 @@
 """Splits: which records of a dataset keep their labels, by the rule of the published script."""
 
 import collections
+import glob
 import itertools
 import json
 import os
@@ -241,8 +242,8 @@ def provide(split, data_dir):
         except utils.Error:
             if not any(map(os.path.lexists, targets)):
                 raise  # Else another process has made it meanwhile, such as the next run of a sweep.
-    end = time.monotonic() + PATIENCE
-    while any(map(os.path.isfile, targets)) and not all(map(os.path.isfile, targets)) and time.monotonic() < end:
+    end, unnamed = time.monotonic() + PATIENCE, glob.escape(map_file) + '.part-*'  # See files.creating.
+    while os.path.isfile(label) and not os.path.isfile(map_file) and glob.glob(unnamed) and time.monotonic() < end:
         time.sleep(0.1)  # Another process gives the files their names just now.
 
 

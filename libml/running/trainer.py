@@ -66,6 +66,7 @@ class Trainer:
         """Opens the default session, over the model's graph, with initialised variables."""
         chosen, machine = self.model.setting, self.model.machine
         config = machine.config()
+        self.model.configure(config)
         config.log_device_placement = chosen.log_device_placement
         with (
             hardware.switching(tf32=chosen.precision == 'tf32', deterministic=chosen.wants_determinism),
