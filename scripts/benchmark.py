@@ -134,13 +134,11 @@ class Bench:
 
     def make_model(self, xla, dataset=None, cls=AblationMixMatch):
         """Returns a model, and a session of its own, which is open, its input started."""
-        with tf.Graph().as_default() as graph:
+        with tf.Graph().as_default():
             how = dict(seed=self.o.seed, machine=hardware.Machine(xla), precision=self.o.precision)
             model = cls('', dataset or self.dataset, **how, **self.params)
-            session = tf.Session(graph=graph, config=model.machine.config())
-            self.stack.enter_context(contextlib.closing(session))
-            session.run(model.trainer.init_op)
-            session.run(model.trainer.init_input_op)
+        session = self.stack.enter_context(model.trainer.opening_session())
+        session.run(model.trainer.init_input_op)
         return model, session
 
     def start_pytorch(self, compiled):
