@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -52,6 +53,7 @@ def first_is_fast(*cases):
 def pytest_configure():
     # What is compared with NumPy, or bit by bit, is the CPU's: GPUs round convolutions to fewer bits.
     os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it is ignored.
     utils.setup_tf()
     hardware.set_operation_threads(threads=1)  # One thread, so that test numbers match those of real small runs.
 
