@@ -137,8 +137,8 @@ def make_stream(images, batch, seed, stream_id, start=0, part=(0, 1)):
     """
     if not len(images):
         raise utils.Error(
-            'no training images are left: choose fewer validation images, a split with fewer labels, '
-            'other --p_unlabeled, or --w_match=0, which needs no unlabelled images'
+            'no unlabelled images are left to train on: choose fewer validation images, a split with fewer labels, '
+            'other --p_unlabeled, or train MixMatch with --w_match=0, which needs none'
         )
 
     r, n = part
@@ -343,6 +343,8 @@ class DataSet:
         """Raises utils.Error if a run began with other data; args: its args.json. Older runs do not say so."""
         before = args.get('data') or {}
         changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
+        if changed and args.get('dataset', self.name) != self.name:
+            raise utils.Error('%s was trained on other data: give --dataset=%s' % (run, args['dataset']))
         if changed:
             raise other_data_error(run, self.name, ', '.join(changed))
         if (args.get('classes') or list(self.family.classes)) != list(self.family.classes):

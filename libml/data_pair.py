@@ -10,6 +10,7 @@ import functools
 import glob
 import os
 import re
+import shlex
 
 import numpy as np
 
@@ -57,11 +58,10 @@ class Split:
         """The name of the split's files."""
         return '%s.%d@%s' % (self.name, self.seed, self.size)
 
-    @property
-    def command(self):
-        """The command that makes the split."""
+    def make_command(self, data_dir):
+        """Returns the command that makes the split."""
         size = '' if self.size == ALL else ' --size=%d' % self.size
-        return 'python scripts/create_split.py --seed=%d%s %s' % (self.seed, size, self.name)
+        return 'python scripts/create_split.py --seed=%d%s %s%s' % (self.seed, size, self.name, name_data_dir(data_dir))
 
     def files(self, data_dir):
         """Returns the paths of the split's records and map, and of the test set: dict(label, unlabel, map, test)."""
@@ -100,6 +100,13 @@ def find_data_dir(data_dir=None, exists=True):
     text = 'the folder of the datasets, %s, does not exist: scripts/create_datasets.py makes it'
     utils.refuse(exists and not os.path.isdir(data_dir), text, escape(data_dir))
     return data_dir
+
+
+def name_data_dir(data_dir):
+    """Returns the flag, after a space, by which a shell's command uses a folder of datasets; '' if that is $ML_DATA."""
+    known = os.path.expanduser(os.environ.get('ML_DATA', ''))
+    same = known and os.path.abspath(known) == os.path.abspath(data_dir)
+    return '' if same else ' --data_dir=%s' % shlex.quote(data_dir)
 
 
 def locate_records(data_dir, name, part):
@@ -166,7 +173,7 @@ def find_family(data_dir, name):
     if family := look_up_family(data_dir, name):
         return family
     if re.fullmatch(NAME, name) and os.path.isfile(locate_records(data_dir, name, 'train')):
-        raise utils.Error('unknown dataset %r: %s' % (name, explain_description(name)))
+        raise utils.Error('unknown dataset %r: %s' % (name, explain_description(data_dir, name)))
     own = [own for own in _list_names(data_dir, '.json') if own not in FAMILIES and re.fullmatch(NAME, own)]
     known, splits = ', '.join([*FAMILIES, *own]), ', '.join(list_splits(data_dir)) or 'none'
     raise utils.Error('unknown dataset %r. Known: %s. Splits in %s: %s' % (name, known, data_dir, escape(splits)))
@@ -180,11 +187,11 @@ def look_up_family(data_dir, name):
     return FAMILIES.get(name)
 
 
-def explain_description(name):
+def explain_description(data_dir, name):
     """Returns a line for the user: the command that makes a dataset of record files."""
     text = 'training knows your own record files once %s.json describes them: '
-    text += '`python scripts/create_datasets.py --describe %s` reads %s-train.tfrecord and writes it'
-    return text % (name, name, name)
+    text += '`python scripts/create_datasets.py --describe %s%s` reads %s-train.tfrecord and writes it'
+    return text % (name, name, name_data_dir(data_dir), name)
 
 
 def check_gaps(name, labels, nclass):
@@ -231,8 +238,9 @@ def check_source(split, data_dir, source, test):
         file = test if path == test.path else records.RecordFile(path)
         if file.fingerprint != fingerprint:
             text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
-            *targets, _ = split.files(data_dir).values()
-            raise utils.Error(text % (split.stem, escape(name), data_dir, ', '.join(targets), split.command))
+            targets = ', '.join(list(split.files(data_dir).values())[:-1])
+            found = split.stem, escape(name), data_dir, targets, split.make_command(data_dir)
+            raise utils.Error(text % found)
 
 
 def open_split(split, data_dir):
@@ -248,8 +256,8 @@ def open_split(split, data_dir):
     missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing:
         name = split.name if split.name in FAMILIES else '--from_folder PICTURES --name ' + split.name
-        text = '%s is not installed, as %s is missing: run `python scripts/create_datasets.py %s` and then `%s`'
-        raise utils.Error(text % (split, missing[0], name, split.command))
+        text = '%s is not installed, as %s is missing: run `python scripts/create_datasets.py %s%s` and then `%s`'
+        raise utils.Error(text % (split, missing[0], name, name_data_dir(data_dir), split.make_command(data_dir)))
     found = read_map(paths['map'])
     files = dict(
         label=records.RecordFile(paths['label']),

@@ -83,12 +83,12 @@ def start(method, o):
             model.eval_checkpoint(o.eval_ckpt)
         else:
             model.train(train_nimg, o.report_kimg << 10, o.save_kimg << 10, o.keep_ckpt, o.init_ckpt)
-            print(describe_next(decided.run.folder, o.data_dir))
+            print(describe_next(decided.run.folder, data_dir))
 
 
 def describe_next(folder, data_dir):
-    """Returns the lines that say how to use a finished run, for a shell. data_dir: the flag's value, or None."""
-    place = ' --data_dir=%s' % shlex.quote(data_dir) if data_dir else ''
+    """Returns the lines that say how to use a finished run, for a shell. data_dir: folder of the datasets."""
+    place = data_pair.name_data_dir(data_dir)
     return (
         'What it has learned:\n'
         f'  RUN={shlex.quote(folder)}\n'

@@ -27,7 +27,7 @@ def naming(path):
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:  # Without a number, a name would hide the text.
             error.filename = path
         raise
 
@@ -238,7 +238,8 @@ def _remove(path):
 
 def refuse_link(path):
     """Raises utils.Error where a path that this program writes to, or removes, is a link to something else."""
-    refuse(os.path.islink(path), '%s is a link, and nothing is written through it: remove it', escape(path))
+    text = '%s is a link, and nothing is written through it: put what it leads to in its place'
+    refuse(os.path.islink(path), text, escape(path))
 
 
 @contextlib.contextmanager

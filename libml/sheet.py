@@ -1,5 +1,6 @@
 """The steps of MixMatch for a few unlabelled pictures, drawn as one picture."""
 
+import importlib.util
 import os
 import textwrap
 
@@ -13,6 +14,7 @@ from libml.data import DataSet
 SIDE, BARS, LINE, GAP = 96, 150, 18, 14  # Pixels: a picture's longer side; bars' width; a line's height; a space.
 TITLES = 130  # Pixels: width of the titles of rows.
 MOST_NAMES = 20  # Classes whose names are listed below the rows.
+FONT = 'mpl-data/fonts/ttf/DejaVuSans.ttf'  # Of matplotlib: it has the letters of more languages than Pillow's own.
 
 
 class NotedMixMode(layers.MixMode):
@@ -114,16 +116,15 @@ def list_rows(found: dict, T: float) -> list[tuple]:
 
 def draw(found: dict, dataset: DataSet, T: float, number: int) -> Image.Image:
     """Draws what `Sheet.compute` returned: a column for each of the first `number` pictures, a row for each step."""
-    import matplotlib  # Slow to import, and only needed here.
-
     rows, number, names = list_rows(found, T), min(number, len(found['original'])), dataset.family.names
     height, width = LINE + SIDE + GAP, SIDE + BARS + 2 * GAP
     legend = 'Bars, from the left: %s' % ', '.join(names) if len(names) <= MOST_NAMES else ''
     lines = textwrap.wrap(legend, (TITLES + number * width) // 8)
     page = Image.new('RGB', (TITLES + number * width, len(rows) * height + len(lines) * LINE + GAP), 'white')
     pen = ImageDraw.Draw(page)
-    # matplotlib's own font has the letters of more languages than Pillow's.
-    pen.font = ImageFont.truetype(os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf', 'DejaVuSans.ttf'), 12)
+    # The package is not imported: that takes long, and fails where no folder can be written.
+    (package,) = importlib.util.find_spec('matplotlib').submodule_search_locations
+    pen.font = ImageFont.truetype(os.path.join(package, FONT), 12)
     for i, (title, images, labels) in enumerate(rows):
         top = i * height
         pen.text((TITLES - GAP, top + LINE + SIDE // 2), title, 'black', anchor='rm', align='right')

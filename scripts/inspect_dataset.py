@@ -32,6 +32,7 @@ COLUMNS = 10
 AUGMENTED_ROWS = 6
 TILE = 64  # Pixels. Smaller pictures are enlarged, by a whole factor, to at most this; larger ones stay as they are.
 MARGIN = 96  # For the names of the classes.
+MOST_CLASSES = 100  # On a sheet: more make a picture that few programs open.
 
 
 # --- Numbers ---
@@ -67,9 +68,9 @@ def print_pixels(dataset):
 
 
 def take_labeled_rows(dataset):
-    """Returns uint8 [nclass, COLUMNS, H, W, C]: labelled pictures of each class, white where there are no more."""
-    rows = np.full([dataset.nclass, COLUMNS, *dataset.sets['labeled'].shape], 255, np.uint8)
-    for label in range(dataset.nclass):
+    """Returns uint8 [k, COLUMNS, H, W, C]: labelled pictures of the first k classes, white where there are no more."""
+    rows = np.full([min(dataset.nclass, MOST_CLASSES), COLUMNS, *dataset.sets['labeled'].shape], 255, np.uint8)
+    for label in range(len(rows)):
         found = np.flatnonzero(dataset.sets['labeled'].labels == label)[:COLUMNS]
         rows[label, : len(found)] = dataset.sets['labeled'].gather(found)
     return rows
@@ -105,9 +106,9 @@ def draw(rows, names):
 
 def save_sheet(path, dataset):
     """Writes the sheet of a dataset; an existing file is replaced once the new one is whole."""
-    augmented = make_augmented_rows(dataset)
-    rows = np.concatenate([take_labeled_rows(dataset), augmented])
-    sheet = draw(rows, [name[:15] for name in dataset.family.names] + ['augmented'] * len(augmented))
+    labeled, augmented = take_labeled_rows(dataset), make_augmented_rows(dataset)
+    names = [name[:15] for name in dataset.family.names[: len(labeled)]] + ['augmented'] * len(augmented)
+    sheet = draw(np.concatenate([labeled, augmented]), names)
     with files.naming(path), files.replacing(path) as part:
         sheet.save(part, 'PNG')
 
@@ -123,7 +124,7 @@ def inspect(name=None, png=None, data_dir=None, dataset=''):
     print_pixels(dataset)
     if png:
         save_sheet(png, dataset)
-        utils.say('sheet: %s' % png)
+        utils.say('sheet: %s' % png + ' (the first %d classes)' % MOST_CLASSES * (dataset.nclass > MOST_CLASSES))
 
 
 if __name__ == '__main__':

@@ -272,10 +272,11 @@ def make_tables(reports, beside_paper=0):
 # --- Words ---
 
 LEGEND = (
-    'Error: test error in percent, the median of the last 20 reports (of all, where it says how many); mean ± standard '
-    "deviation over splits. Difference: the row's error minus MixMatch's on the same splits, in percentage points; "
-    'above 0, the row is worse. Interval: what the true difference may be, judged by its changes from split to split; '
-    '95 of 100 such intervals are right. A row is called worse or better only if its interval leaves out 0.'
+    'The error is the test error in percent, the median of the last 20 reports (of all, where it says how many); mean '
+    "± standard deviation over splits. The difference is the row's error minus MixMatch's on the same splits, in "
+    'percentage points; above 0, the row is worse. The interval is what the true difference may be, judged by its '
+    'changes from split to split; 95 of 100 such intervals are right. A row is called worse or better only if its '
+    'interval leaves out 0.'
 )
 
 

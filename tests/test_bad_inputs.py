@@ -59,6 +59,7 @@ FLAGS = {  # Flag: values that are refused.
     'whiten': ['perhaps'],
     'precision': ['', 'float16', 'FLOAT32'],
     'xla': ['perhaps'],
+    'train_dir': [''],
     'devices': ['0', '-1', '1.5', 'some', ''],
     'p_unlabeled': ['1', '1,2', 'a,b,c,d,e,f,g,h,i,j', ','.join('0' * 10), ','.join(['-1'] * 10), 'nan' + ',1' * 9],
 }
@@ -71,7 +72,7 @@ DATASETS = {  # Name: a word of the line.
     'digits.1@all-0': 'all 1287 pictures have a label',
     'cifar10.3@250-5000': 'create_datasets.py cifar10',
     'digits.1@20-1268': 'validation',
-    'digits.1@20-1267': 'no training images',
+    'digits.1@20-1267': 'no unlabelled images',
 }
 FILES = ('SSL/digits.1@20-label.tfrecord', 'SSL/digits.1@20-unlabel.tfrecord', 'digits-test.tfrecord')
 MAP = 'SSL/digits.1@20-map.json'

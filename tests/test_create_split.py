@@ -133,7 +133,7 @@ def test_groups_without_a_labelled_picture_come_first_and_whole(data):
 
 def test_records_of_ones_own_need_a_description(tmp_path, capsys):
     write_records(tmp_path, 'mine', [0, 1, 2] * 4)
-    hint = '`python scripts/create_datasets.py --describe mine`'
+    hint = '`python scripts/create_datasets.py --describe mine --data_dir=%s`' % tmp_path
     make(tmp_path / 'SSL' / 'mine', tmp_path / 'mine-train.tfrecord', size=3)
     assert hint in capsys.readouterr().err
     for use in (lambda: make('mine', size=6, data_dir=tmp_path), lambda: DATASETS['mine.0@3-1'](str(tmp_path))):
@@ -163,7 +163,8 @@ def provide(folder, name):
 def test_a_missing_split_is_made_once_and_said(digits, capsys):
     provide(digits, 'digits.3@20-5')
     out = capsys.readouterr().out
-    assert '`python scripts/create_split.py --seed=3 --size=20 digits`' in out and '20 labelled, 40 unlab' in out
+    assert '`python scripts/create_split.py --seed=3 --size=20 digits --data_dir=%s`' % digits in out
+    assert '20 labelled, 40 unlab' in out
     made = read_split(digits / 'SSL', 'digits', 3, 20)
     os.rename(digits / 'SSL', digits / 'first')
     make('digits', seed=3, size=20, data_dir=digits)

@@ -132,7 +132,7 @@ def test_one_graph_can_start_its_stream_anywhere():
 
 
 def test_a_stream_of_nothing_is_an_error():
-    with pytest.raises(utils.Error, match='no training images are left'):
+    with pytest.raises(utils.Error, match='no unlabelled images are left'):
         data.make_stream(make_images(0), 8, 5, 0)
 
 

@@ -123,11 +123,15 @@ def test_all_other_images_may_be_for_validation(installed):
 
 
 @pytest.mark.parametrize('name,seed,size', [('cifar10', 3, 250), ('digits', 1, 13), ('digits', 2, 12)])
-def test_what_is_not_installed_names_the_commands(installed, name, seed, size):
+def test_what_is_not_installed_names_the_commands(installed, name, seed, size, monkeypatch):
     with pytest.raises(utils.Error) as error:
         DATASETS['%s.%d@%d-1' % (name, seed, size)](installed)
-    assert '`python scripts/create_datasets.py %s`' % name in str(error.value)
-    assert '`python scripts/create_split.py --seed=%d --size=%d %s`' % (seed, size, name) in str(error.value)
+    assert '`python scripts/create_datasets.py %s --data_dir=%s`' % (name, installed) in str(error.value)
+    split = '`python scripts/create_split.py --seed=%d --size=%d %s --data_dir=%s`' % (seed, size, name, installed)
+    assert split in str(error.value)
+    monkeypatch.setenv('ML_DATA', '%s/' % installed)
+    with pytest.raises(utils.Error, match='--size=%d %s`$' % (size, name)):
+        DATASETS['%s.%d@%d-1' % (name, seed, size)]()
 
 
 FILES = ['SSL/digits.1@12-label.tfrecord', 'SSL/digits.1@12-unlabel.tfrecord', 'SSL/digits.1@12-map.json']
@@ -248,11 +252,15 @@ def test_the_classes_of_cifar100_are_the_sorted_fine_labels():
     assert (classes[0], classes[1], classes[50], classes[99]) == ('apple', 'aquarium_fish', 'mouse', 'worm')
 
 
-def test_a_run_from_before_its_classes_had_names_continues():
+def test_a_run_is_of_the_data_that_it_began_with_and_may_be_from_before_classes_had_names():
     pictures = data.Images(fakes.random_images(2, 32, 32, 3), [0, 99])
     dataset = data.DataSet('cifar100.1@1-1', FAMILIES['cifar100'], dict.fromkeys(data.SETS, pictures))
     for args in {}, dict(classes=[]), dict(classes=list(dataset.family.classes)):
         dataset.check_identity(args, 'run')
+    dataset.fingerprints = dict(test='a')
+    for name, words in ('cifar100.1@1-1', 'another --train_dir'), ('cifar100.2@1-1', '--dataset=cifar100.2@1-1'):
+        with pytest.raises(utils.Error, match='was trained on other data.*%s' % words):
+            dataset.check_identity(dict(data=dict(test='b'), dataset=name), 'run')
     with pytest.raises(utils.Error, match='was trained on classes of other names'):
         dataset.check_identity(dict(classes=list(map(str, range(100)))), 'run')
 
@@ -281,7 +289,7 @@ def test_where_all_pictures_are_labelled_only_the_unlabelled_loss_is_lost(tmp_pa
     assert 'own.1@6: no picture is left to be unlabelled: train own.1@6-0 with --w_match=0' in capsys.readouterr().err
     dataset = DATASETS['own.1@6-0'](folder)
     assert [len(dataset.sets[name]) for name in ('labeled', 'unlabeled', 'valid')] == [6, 0, 0]
-    with pytest.raises(utils.Error, match='--w_match=0, which needs no unlabelled images'):
+    with pytest.raises(utils.Error, match='--w_match=0, which needs none'):
         dataset.stream('unlabeled', 2, seed=0)
     dataset = DATASETS['own.1@6-0'](folder, needs_unlabeled=False)
     assert dataset.sets['unlabeled'] is dataset.sets['labeled']

@@ -149,3 +149,10 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
     with pytest.raises(ValueError), files.making_folder(tmp_path):
         raise ValueError
     assert tmp_path.exists()
+
+
+def test_an_error_gets_the_files_name_if_its_text_can_hold_one():
+    for error, text in (OSError(errno.EIO, 'failed'), "[Errno 5] failed: 'x'"), (OSError('failed'), 'failed'):
+        with pytest.raises(OSError) as found, files.naming('x'):
+            raise error
+        assert str(found.value) == text

@@ -425,7 +425,7 @@ BAD_TABLES = {  # Name: content, words of the line.
     'no name': ('file,class\n,cat\n', 'line 2: has no file'),
     'another split': (SPLIT + 'a.png,cat,val\n', "line 2: split is 'val': it must be train or test"),
     'test without class': (SPLIT + 'a.png,,test\n', 'line 2: a.png is for testing, but has no class'),
-    'one class': ('file,class\na.png,cat\n', 'has 1 classes; at least 2 are needed'),
+    'one class': ('file,class\na.png,cat\n', 'at least 2 classes are needed, and 1 found'),
     'no test': ('file,class\n' + ROWS, 'names no test pictures in a column `split`: give --test_fraction'),
     'escape in a split': (SPLIT + 'a.png,cat,\x1bx\n', r"split is '\x1bx': it must"),
     'long class': ('file,class\na.png,' + 'x' * 5000, 'whose name has 5000 letters, at most 255 are allowed: xxx'),

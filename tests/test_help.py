@@ -48,7 +48,8 @@ def test_the_version_is_the_changelogs_newest():
 
 @pytest.mark.parametrize('path', [*SCRIPTS, *METHODS])
 def test_help_lists_each_option(path, server):
-    done = server.run(path, '--help')
+    done = server.run(path, '--help' if path in SCRIPTS else '-h')
+    assert done.returncode == 0
     check_help(done.stdout, find_options(path))
     assert len(find_options(path)) > 0 or path == 'scripts/extract_accuracy.py'
 
@@ -61,3 +62,4 @@ def test_only_our_own_flags_are_suggested(server):
     line = assert_one_line_error(server.run('scripts/evaluate.py', '--run=x'), "flag 'run'", codes=(2,))
     assert 'run_with_pdb' not in line
     assert_one_line_error(server.run('scripts/evaluate.py', '--weigths=raw'), 'Did you mean: weights', codes=(2,))
+    assert_one_line_error(server.run('scripts/evaluate.py', '--nodebug=1'), 'does not take an argument', codes=(2,))

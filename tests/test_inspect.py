@@ -70,6 +70,13 @@ def test_the_sheet_shows_labelled_pictures_and_augmented_ones(tmp_path):
         assert (sheet[row * high : (row + 1) * high, : inspect_dataset.MARGIN] < 100).any()
 
 
+def test_the_sheet_shows_the_first_of_many_classes(digits_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inspect_dataset, 'MOST_CLASSES', 3)
+    inspect_dataset.inspect('digits.1@20-1267', data_dir=str(digits_dir), png=str(tmp_path / 'sheet.png'))
+    assert Image.open(tmp_path / 'sheet.png').size[1] == 3 * (8 * (inspect_dataset.TILE // 8) + 2)
+    assert 'sheet.png (the first 3 classes)\n' in capsys.readouterr().out
+
+
 def test_a_dataset_without_unlabelled_pictures_has_a_sheet(digits_dir, tmp_path):
     inspect_dataset.inspect('digits.1@20-1267', data_dir=str(digits_dir), png=str(tmp_path / 'sheet.png'))
     assert Image.open(tmp_path / 'sheet.png').size[1] == 10 * (8 * (inspect_dataset.TILE // 8) + 2)

@@ -222,7 +222,7 @@ def test_a_checkpoint_is_known_by_what_belongs_to_it(start, whole, tmp_path):
         assert held.ckpt == ckpt
         held.close()
     for flag, words in ('eval_ckpt', 'tuned_ema'), ('init_ckpt', 'Continuing from %s' % ckpt):
-        done = start(tmp_path / 'runs', '--%s=%s' % (flag, run))
+        done = start(tmp_path / 'runs', '--%s=%s' % (flag, run), LONGER)
         assert done.returncode == 0 and words in done.stdout, done
 
 
@@ -237,10 +237,10 @@ def test_init_ckpt_is_for_runs_without_a_checkpoint_of_their_own(start, whole, t
         assert args['init_ckpt'] == str(source)  # As it began.
 
 
-def test_nothing_to_train_is_said(start, whole, tmp_path):
+def test_nothing_to_train_is_an_error_that_leaves_no_run(start, whole, tmp_path):
     done = start(tmp_path, '--init_ckpt=%s' % tf_dir(whole), '--train_kimg=5')
-    assert done.returncode == 0
-    assert 'Warning: nothing is trained' in done.stderr and '--train_kimg is 5' in done.stderr
+    assert_one_line_error(done, 'nothing would be trained', '--train_kimg is 5')
+    assert os.listdir(tmp_path) == []
 
 
 # --- Arguments ---

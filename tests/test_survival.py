@@ -380,10 +380,19 @@ def test_ctrl_c_is_one_line(start, tmp_path, place):
         ('MemoryError', 'MemoryError: there is too little memory', 1),
         ('ImportError("x.so: failed to map segment from shared object")', 'object: there is too little memory', 1),
         ('ImportError("x")', 'x: is the environment active', 1),
+        ('OSError("no cache")', 'Error: no cache', 1),
     ],
 )
 def test_what_ends_the_loading_of_tensorflow_is_one_line(tmp_path, error, words, returncode):
     (tmp_path / 'tensorflow.py').write_text('raise ' + error)
     code = 'import sys; sys.path.insert(0, %r); from libml.cli import quiet; quiet.import_tensorflow()'
     done = command('-c', code % str(tmp_path))
-    assert_one_line_error(done, words, codes=(returncode,))
+    line = assert_one_line_error(done, words, codes=(returncode,))
+    assert ('environment' in line) == ('environment' in words)
+
+
+def test_ctrl_c_while_a_script_is_loaded_is_one_line(tmp_path):
+    (tmp_path / 'tensorflow.py').write_text('')
+    code = 'import sys; sys.path.insert(0, %r); from libml.cli import quiet; quiet.import_tensorflow(); '
+    done = command('-c', code % str(tmp_path) + 'raise KeyboardInterrupt')
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, 'Error: interrupted\n')

@@ -73,9 +73,11 @@ def import_tensorflow():
 
 def explain_import(kind, error, trace):
     """Prints an error of the imports as one line; a sys.excepthook, until script.run takes over."""
-    text = ' '.join(str(error).split()) or kind.__name__
-    if kind is MemoryError or 'failed to map' in text or 'annot allocate memory' in text:
-        advice = 'there is too little memory to load this (see `ulimit -v`, or the limit of your batch job)'
-    else:
-        advice = 'is the environment active, and the package installed? (pip install -e .)'
-    print('Error: %s: %s' % (text, advice), file=sys.stderr)
+    text, advice = ' '.join(str(error).split()) or kind.__name__, ''
+    if kind is KeyboardInterrupt:
+        text = 'interrupted'
+    elif kind is MemoryError or 'failed to map' in text or 'annot allocate memory' in text:
+        advice = ': there is too little memory to load this (see `ulimit -v`, or the limit of your batch job)'
+    elif issubclass(kind, ImportError):
+        advice = ': is the environment active, and the package installed? (pip install -e .)'
+    print('Error: %s%s' % (text, advice), file=sys.stderr)

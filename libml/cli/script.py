@@ -40,12 +40,14 @@ def run(function, table, usage=''):
 
     def parse(argv):
         try:
-            return flags.FLAGS(argv)
+            return flags.FLAGS(['--help' if word == '-h' else word for word in argv])
         except flags.UnrecognizedFlagError as error:  # absl would suggest flags of its own, too.
             near = difflib.get_close_matches(error.flagname, [*table, 'debug'])
             sys.exit(fail(flags.UnrecognizedFlagError(error.flagname, suggestions=near), 2))
-        except flags.Error as error:
+        except (flags.Error, ValueError) as error:  # ValueError: --no<flag> with a value.
             sys.exit(fail(error, 2))
+        except SystemExit:  # After --help, whose code would be that of an error.
+            sys.exit(0)
 
     def main(argv):
         words, values = list(map(utils.expand, argv[1:])), options.fill(table, options.get_values(table))

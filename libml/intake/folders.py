@@ -187,7 +187,7 @@ def _make_plan(where, classes, unused, similar):
     if not similar:
         check_distinct(classes)
     classes = sorted(classes)
-    utils.refuse(len(classes) < 2, '%s has %d classes; at least 2 are needed', where, len(classes))
+    utils.refuse(len(classes) < 2, '%s: at least 2 classes are needed, and %d found', where, len(classes))
     for name in classes:
         if name.lower() in PARTS | NO_NAMES:
             utils.warn('%r is taken for the name of a class' % escape(name))

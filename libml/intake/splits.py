@@ -116,7 +116,7 @@ class Source:
     """The records that a dataset's splits are made of, as one sequence.
 
     Attributes:
-        name: of the dataset.
+        name: of the dataset; folder: of its records.
         family: Family; None where the name is unknown.
         labels: int32 [n]; records.NO_CLASS where a record has none.
         groups: int64 [n]; records.NO_GROUP where a record has none.
@@ -131,8 +131,8 @@ class Source:
             utils.Error: a file is missing or damaged; a class has no record, or is beyond the family's.
         """
         self.name = name
-        self._folder = os.path.dirname(paths[0])
-        self.family = data_pair.look_up_family(self._folder, name)
+        self.folder = os.path.dirname(paths[0])
+        self.family = data_pair.look_up_family(self.folder, name)
         self._files = [records.RecordFile(path) for path in paths]
         self._first = np.cumsum([0] + [len(file) for file in self._files])
         checked = (file.check(unlabeled=True)[1:] for file in self._files)
@@ -143,7 +143,7 @@ class Source:
         utils.refuse(found > nclass, '%s has %d classes, but a record has class %d', name, nclass, found - 1)
         data_pair.check_gaps(name, self.labels, nclass)
         self.stats = np.ones(nclass) if name == 'stl10' else compute_shares(self.labels[self.labels >= 0], nclass)
-        test = data_pair.locate_records(self._folder, name, 'test')
+        test = data_pair.locate_records(self.folder, name, 'test')
         known = self._files + ([records.RecordFile(test)] if os.path.isfile(test) else [])
         self.fingerprints = {os.path.basename(file.path): file.fingerprint for file in known}
 
@@ -164,7 +164,7 @@ class Source:
 
     def _fold(self, line):
         """Returns the positions in a line, from 0, of stl10's published folds."""
-        path = data_pair.locate_stl10_folds(self._folder)
+        path = data_pair.locate_stl10_folds(self.folder)
         text = '%s is missing: copy fold_indices.txt of the archive of stl10 to it'
         utils.refuse(not os.path.isfile(path), text, path)
         with open(path, encoding='ascii', errors='replace') as f:
@@ -223,7 +223,7 @@ def _remark(split, source, labeled, unlabeled, free):
         text = '%s: %d unlabelled pictures share a group with a labelled one: at most the other %d can validate'
         utils.warn(text % (split, count - free, free))
     if not source.family:
-        utils.warn('%s: %s' % (split, data_pair.explain_description(source.name)))
+        utils.warn('%s: %s' % (split, data_pair.explain_description(source.folder, source.name)))
 
 
 def provide(split, data_dir):
@@ -236,7 +236,8 @@ def provide(split, data_dir):
     sources, targets = data_pair.locate_train_files(data_dir, split.name), (label, unlabel, map_file)
     files.discard_left(*targets)
     if all(map(os.path.isfile, (*sources, test))) and not any(map(os.path.lexists, targets)):
-        print('%s is not there yet: it is made now, as by `%s`' % (split.stem, split.command), flush=True)
+        text = '%s is not there yet: it is made now, as by `%s`'
+        print(text % (split.stem, split.make_command(data_dir)), flush=True)
         try:
             create(Source(split.name, sources), targets, split.size, split.seed, remarks=False)
         except utils.Error:

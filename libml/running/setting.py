@@ -16,7 +16,9 @@ from libml.running import checkpoints, hardware, runs
 UNNAMED = dict(seed=None, whiten=False, p_unlabeled='', precision='float32')
 PRECISIONS = ('float32', 'tf32', 'bfloat16')
 OPTIONS = dict(
-    train_dir=Option('./experiments', 'Folder of all runs: this run goes to <train_dir>/<dataset>/<name>.', path=True),
+    train_dir=Option(
+        './experiments', 'Folder of all runs: this run goes to <train_dir>/<dataset>/<name>.', bool, 'a path', path=True
+    ),
     run_name=Option(
         '',
         "Name of the run's folder. Default: the method's name and all its arguments.",

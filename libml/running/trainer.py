@@ -89,6 +89,10 @@ class Trainer:
             if chosen.held:  # Before anything is written.
                 chosen.check_origin(model.dataset)
                 chosen.held.compare(self.checkpoints.needed)
+                step = chosen.held.read({'global_step': 'int64 ()'})['global_step']
+                text = 'nothing would be trained: %s is at %g kimg, and --train_kimg is %g'
+                own = chosen.held.ckpt in checkpoints.find(self.run.checkpoint_dir)
+                utils.refuse(step >= train_nimg and not own, text, chosen.held.ckpt, step / 1024, train_nimg / 1024)
         if not self.sheet:
             with model.graph.as_default():
                 self.sheet = model.build_sheet()
@@ -103,9 +107,6 @@ class Trainer:
             if self._hosts:
                 session.run(self._hosts.broadcast_op)
             step = int(session.run(model.step))
-            if step >= train_nimg and not self.checkpoints.is_own:
-                text = 'nothing is trained: %s is at %g kimg, and --train_kimg is %g'
-                utils.warn(text % (self.checkpoints.last, step / 1024, train_nimg / 1024))
             session.run(self.init_input_op)
             session.graph.finalize()
             self.run.remove_unfinished()
