@@ -237,6 +237,12 @@ def test_init_ckpt_is_for_runs_without_a_checkpoint_of_their_own(start, whole, t
         assert args['init_ckpt'] == str(source)  # As it began.
 
 
+def test_a_run_whose_checkpoints_are_gone_begins_anew_and_says_so(start, copy):
+    checkpoints.remove(*checkpoints.find(tf_dir(copy)))
+    done = start(copy, '--train_kimg=3')
+    assert done.returncode == 0 and 'it begins anew' in done.stderr and 'kimg 2 ' in done.stdout
+
+
 def test_nothing_to_train_is_an_error_that_leaves_no_run(start, whole, tmp_path):
     done = start(tmp_path, '--init_ckpt=%s' % tf_dir(whole), '--train_kimg=5')
     assert_one_line_error(done, 'nothing would be trained', '--train_kimg is 5')

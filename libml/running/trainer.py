@@ -148,6 +148,8 @@ class Trainer:
         if chosen.held:
             self.checkpoints.restore(session, chosen.held)
             utils.say('Continuing from %s' % chosen.held.ckpt)
+        elif runs.read_accuracies(self.run.folder):
+            utils.warn('%s has reports, but no whole checkpoint: it begins anew' % self.run.folder)
         chosen.release()
         return Means(self.scalars, self.checkpoints.read_means())
 
