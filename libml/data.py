@@ -333,8 +333,8 @@ class DataSet:
             self.mean, self.std = compute_mean_std(sets['labeled'], sets['unlabeled'])
 
     def identity(self) -> dict:
-        """Returns what args.json keeps of the data: fingerprints, classes, and how images are normalised."""
-        found = {'data': self.fingerprints, 'classes': list(self.family.classes)}
+        """Returns what args.json keeps of the data: fingerprints, classes, and how pictures are treated."""
+        found = dict(data=self.fingerprints, classes=list(self.family.classes), pictures=self.family.treatment)
         if self.whiten:
             found.update(mean=self.mean.tolist(), std=self.std.tolist())
         return found
@@ -347,6 +347,8 @@ class DataSet:
             raise utils.Error('%s was trained on other data: give --dataset=%s' % (run, args['dataset']))
         if changed:
             raise other_data_error(run, self.name, ', '.join(changed))
+        if args.get('pictures', self.family.treatment) != self.family.treatment:
+            raise other_data_error(run, self.name, 'size, range or augmentation of the pictures')
         if (args.get('classes') or list(self.family.classes)) != list(self.family.classes):
             text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
             raise utils.Error(text % (run, utils.escape(', '.join(map(str, args['classes']))), self.name))

@@ -42,6 +42,11 @@ class Family:
         return self.height, self.width, self.colors
 
     @property
+    def treatment(self):
+        """How pictures are treated, as args.json keeps it."""
+        return dict(shape=list(self.shape), mirror=self.mirror, shift=self.shift, range=list(self.range))
+
+    @property
     def names(self):
         """The names of the classes; their numbers if they have no names."""
         return self.classes or tuple(map(str, range(self.nclass)))

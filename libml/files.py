@@ -57,7 +57,7 @@ def parse_json(path, take=lambda found: found, text='%s is not JSON: %s'):
         utils.Error: it is not JSON, or `take` raises ValueError or TypeError; `text` gets the path and the reason.
     """
     try:
-        with reading(path, 'utf-8') as file:
+        with reading(path, 'utf-8-sig') as file:
             return take(json.load(file))
     except (ValueError, TypeError, RecursionError) as error:
         raise Error(text % (escape(path), escape(explain(error)))) from error

@@ -67,7 +67,10 @@ class Review:
     def _find_settled(self, root, paths):
         """Returns the set of the paths to which the table gives a class, or a group whose pictures are for testing."""
         testing = {row.group for row in self.rows if row.split == 'test'} - {''}
-        rows = ((path, self.rows[number]) for path, number in self._match_rows(root, paths).items())
+        where = self._match_rows(root, paths)
+        text = 'no row of %s names a picture in %s: give the folder that its files are relative to'
+        utils.refuse(root and set(where) == {None}, text, utils.escape(self.path), utils.escape(root))
+        rows = ((path, self.rows[number]) for path, number in where.items())
         return {path for path, row in rows if row.label or row.group in testing}
 
     def write_page(self, page, root, paths, guesses, confidences):

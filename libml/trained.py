@@ -57,6 +57,9 @@ def find_family(args, data_dir=None):
     if (args['nclass'], tuple(args.get('classes') or family.names)) != (family.nclass, family.names):
         text = 'the dataset %s has other classes now (%d) than the run learned: another dataset has taken its name'
         raise utils.Error(text % (name, family.nclass))
+    before, now = ({'pictures': family.treatment, **of}['pictures'] for of in (args, {}))
+    text = 'the dataset %s has pictures of another size or range now: another dataset has taken its name'
+    utils.refuse(any(before.get(key) != now[key] for key in ('shape', 'range')), text, name)
     return family
 
 
@@ -116,7 +119,7 @@ def load(path: str, ckpt: str = '', weights: str = 'averaged', data_dir: str | N
     """
     utils.require('weights', weights, weights in WEIGHTS, 'one of %s' % ', '.join(WEIGHTS))
     folder = runs.find_folder(path)
-    with runs.resolve(ckpt or path) as held:
+    with runs.resolve(ckpt or path, folder) as held:
         args = read_args(folder)
         family = find_family(args, data_dir)
         normalisation = find_normalisation(folder, args, family.colors, data_dir)

@@ -262,11 +262,14 @@ def describe(name, data_dir, augment=None, classes='', similar_classes=False):
     train, unlabeled, test, path = data_pair.locate_set(data_dir, name)
     files.discard_left(train, unlabeled, test, path)
     with files.creating(path) as description:
-        shape, labels, _ = records.RecordFile(train).check(pixels=True)
+        shape, labels, groups = records.RecordFile(train).check(pixels=True)
         nclass = int(labels.max()) + 1
         more = [unlabeled] if os.path.isfile(unlabeled) else []
         for file in (*more, test):
-            records.RecordFile(file).check(nclass, shape, unlabeled=file == unlabeled, pixels=True)
+            _, _, others = records.RecordFile(file).check(nclass, shape, unlabeled=file == unlabeled, pixels=True)
+        shared = {*groups.tolist()} & {*others.tolist()} - {records.NO_GROUP}  # The test set is the last one.
+        text = '%s and %s share the group %d: a group must be on one side'
+        utils.refuse(shared, text, train, test, min(shared, default=0))
         data_pair.check_gaps(train, labels, nclass)
         utils.refuse(nclass < 2, '%s has records of one class only: at least 2 are needed', train)
         utils.require('classes', classes, len(names) in (0, nclass), '%d names' % nclass)
@@ -301,9 +304,16 @@ OPTIONS = dict(
     source=Option('', 'Folder that holds the published archives already: nothing is downloaded.', path=True),
     verify=Option(True, "Refuse archives whose sha256 differ from the published ones'."),
     from_folder=Option(
-        '', "Folder of the user's own pictures, such as train/<class>/**; docs/data.md has all layouts.", path=True
+        None,
+        "Folder of the user's own pictures, such as train/<class>/**; docs/data.md has all layouts.",
+        bool,
+        'a path',
+        type=str,
+        path=True,
     ),
-    describe=Option('', "Name of a dataset whose record files are the user's own: writes its description."),
+    describe=Option(
+        None, "Name of record files of the user's own, made a dataset by a description.", bool, 'a name', type=str
+    ),
     classes=Option('', 'Comma-separated names of the classes, in the order of their labels. Default: numbers.'),
     **NEW,
     **OWN,

@@ -138,16 +138,23 @@ def read_all(sources):
     sources are folders, of which all runs in and below are read, and files as runs.csv. Raises utils.Error if a folder
     is missing, or there is not one run.
     """
-    found, lost, damaged, places = [], [], [], {}
+    found, lost, damaged, places, data = [], [], [], {}, {}
     for source in sources:
         inside = [source] if os.path.isfile(source) else runs.find_runs(source, lambda e: lost.append((e.filename, e)))
         places = {**{os.path.realpath(path): path for path in inside}, **places}
     for path in places.values():
         try:
             found.append(read_csv(path) if os.path.isfile(path) else read_run(path, damaged))
+            args = {} if os.path.isfile(path) else runs.Run(path).args
+            if args.get('data'):
+                data.setdefault(args['dataset'], {}).setdefault(repr(sorted(args['data'].items())), path)
         except (utils.Error, OSError, tf.errors.OpError) as error:
             lost.append((path, error))
     remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + [*map(escape, damaged)]
+    for name, folders in data.items():
+        if len(folders) > 1:
+            text = '%s was not always the same data, and errors on it do not compare: see %s and %s, for example'
+            remarks.append(escape(text % (name, *list(folders.values())[:2])))
     if not found:
         if len(remarks) > 1:
             utils.print_list(remarks)

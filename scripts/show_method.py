@@ -40,7 +40,7 @@ def compute(run, seed, ckpt='', data_dir=None):
         utils.Error: the run is another method's, or its dataset or its checkpoint is gone or another.
     """
     folder = runs.find_folder(run)
-    with runs.resolve(ckpt or run) as held:
+    with runs.resolve(ckpt or run, folder) as held:
         args = trained.read_args(folder)
         missing = sorted(set(PARAMS) - set(args))
         text = '%s is a run of %s: only those of MixMatch can be shown'

@@ -40,12 +40,12 @@ for dataset in "${datasets[@]}"; do
   [[ $dataset =~ ^([^.]+)\.([0-9]+)@(([0-9]+|all)-[0-9]+)$ ]] || fail "--dataset=$dataset is not such as cifar10.3@250-1"
   name=${BASH_REMATCH[1]} own_seed=${BASH_REMATCH[2]} size=${BASH_REMATCH[3]}
   for seed in $(tr , ' ' <<< "${seeds:-$own_seed}"); do
-    while IFS=, read -r _ row _; do
+    while IFS=, read -r _ row _ || [ -n "$row" ]; do
       [[ $row == *.py* ]] || row="ablation/ab_mixmatch.py $row"
       read -ra row <<< "$row"
       printf 'python %s' "${row[0]}"
       printf ' %q' "--dataset=$name.$seed@$size" ${beta:+"$beta"} ${common[@]+"${common[@]}"} "${row[@]:1}"
       echo
-    done < <(tail -n +2 "$rows")
+    done < <(tail -n +2 "$rows" | tr -d '\r')
   done
 done

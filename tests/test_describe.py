@@ -48,6 +48,11 @@ BAD = {  # What is wrong: what is written instead or besides, the arguments, wor
     'a gap': (dict(train=([0, 2], SHAPE)), {}, 'has no record of class 1 of 3'),
     'an enormous gap': (dict(train=([0, 2**31 - 1], SHAPE)), {}, 'has no record of class 1 of 2147483648'),
     'one class': (dict(train=([0, 0], SHAPE), test=([0], SHAPE)), {}, 'at least 2'),
+    'a group on both sides': (
+        dict(train=([(0, 5), (1, 6), (2, 7)], SHAPE), test=([(0, 8), (1, 5)], SHAPE)),
+        {},
+        'share the group 5',
+    ),
     'augmentation': ({}, dict(augment='turn'), 'augment=turn'),
     'too few names': ({}, dict(classes='a,b'), '3 names'),
     'the same name': ({}, dict(classes='a,b,a'), 'two classes have the same name'),

@@ -364,6 +364,28 @@ def test_a_table_says_what_is_for_testing(tmp_path, kaggle):
         folders.plan_table(kaggle[0], table, 0.2)
 
 
+def test_a_table_beside_class_folders_says_what_it_does_not_use(tmp_path, capsys):
+    place(tmp_path, 'train/cat/1.png', 'train/dog/2.png', 'test/cat/3.png', 'new/4.png', 'new/5.png')
+    rows = [
+        ('4.png', 'cat', 'train', 'Patient 1'),
+        ('5.png', 'dog', 'train', '2'),
+        ('1.png', 'cat', 'test', 'patient 1'),
+    ]
+    table = write_csv(tmp_path / 'x.csv', [*rows, ('2.png', 'dog', 'test', '3')], ('file', 'class', 'split', 'group'))
+    folders.plan_table(str(tmp_path), table)
+    said = capsys.readouterr().err
+    assert '1 pictures in class folders have no row there and get none, such as test/cat/3.png' in said
+    assert 'the group Patient 1 is in train, and patient 1 in test: if they are one, write them alike' in said
+
+
+def test_the_files_of_equal_pictures_are_all_known(tmp_path):
+    place(tmp_path / 'pics', 'train/a/1.png', 'test/b/1.png', 'test/a/2.png', value=7)
+    place(tmp_path / 'pics', 'train/b/2.png')
+    run(tmp_path / 'pics', tmp_path / 'data')
+    found = data_pair.read_sources(str(tmp_path / 'data'), 'birds')
+    assert sorted(map(len, (names.split('; ') for names in found.values()))) == [1, 3]
+
+
 def groups_of(data_dir, part):
     """Returns the group of each record, None where there is none."""
     file = records.RecordFile(data_pair.locate_records(str(data_dir), 'birds', part))

@@ -44,6 +44,21 @@ def test_an_address_is_a_picture_in_the_folder(tmp_path):
     assert find(pics, *others) == [None] * 5
 
 
+def test_an_uploaded_name_is_that_of_one_picture_alone(tmp_path):
+    found = labels.Index(str(tmp_path), ['cat.png', 'deep/cat.png']).find('/data/upload/3/0a1b2c3d-cat.png', {})
+    assert found == (None, 'is the name of 2 pictures: say in which folder')
+
+
+def test_a_choice_counts_and_not_the_class_that_the_task_came_with(tmp_path):
+    task = {**label('a.png', 'cat'), 'data': {'image': 'a.png', 'class': 'dog', 'label': 'ant'}}
+    for name, content in {
+        'full.json': [task],
+        'min.json': '\ufeff' + json.dumps([dict(task['data'], choice='cat')]),
+        'x.csv': 'image,class,choice\na.png,dog,cat\n',
+    }.items():
+        assert [row.label for row in read(tmp_path / name, content)] == ['cat']
+
+
 def test_skipped_and_empty_annotations_are_no_rows(tmp_path):
     tasks = [label('a.png', 'cat'), label('b.png', 'dog', was_cancelled=True), label('c.png'), label('d.png', 'dog')]
     tasks[3]['annotations'] += [dict(result=[]), dict(result=[dict(type='rating', value={'rating': 3})])]

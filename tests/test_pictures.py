@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from libml import utils
-from libml.intake import pictures
+from libml.intake import decoding, pictures
 
 
 def convert(image, size=(8, 8), colors=3, kind='PNG', range=(), **options):
@@ -168,23 +168,40 @@ def test_deep_grey_pictures_are_mapped_from_their_range(kind, values, dtype, spa
     assert np.abs(read(low, (low + high) / 2) - (RAMP * 510).clip(0, 255)).max() <= 1
 
 
-def signed_tiff(values):
-    """Returns the bytes of a TIFF file of signed 16-bit numbers, as CT scanners make them."""
-    data, (height, width) = values.astype('<i2').tobytes(), values.shape
-    tags = [(256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1)]
-    tags += [(278, 3, height), (279, 4, len(data)), (339, 3, 2)]
+def tiff(values, zero=1, kind='<i2'):
+    """Returns the bytes of a TIFF file of 16-bit numbers, signed as CT scanners make them; zero: 0 if 0 is white."""
+    data, (height, width) = values.astype(kind).tobytes(), values.shape
+    tags = [(256, 3, width), (257, 3, height), (258, 3, 16), (259, 3, 1), (262, 3, zero), (273, 4, 8), (277, 3, 1)]
+    tags += [(278, 3, height), (279, 4, len(data)), (339, 3, 2 if kind == '<i2' else 1)]
     entries = b''.join(struct.pack('<HHII', tag, kind, 1, value) for tag, kind, value in tags)
     directory = struct.pack('<H', len(tags)) + entries + bytes(4)
     return struct.pack('<2sHI', b'II', 42, 8 + len(data)) + data + directory
 
 
 def test_signed_numbers_do_not_wrap():
-    file = io.BytesIO(signed_tiff(RAMP * 2000 - 1000))
+    file = io.BytesIO(tiff(RAMP * 2000 - 1000))
     found = pictures.convert(file, (24, 24), 1, (-1000, 1000))
     assert np.abs(found[..., 0] - RAMP * 255).max() <= 1
 
 
 COLORS = np.stack([RAMP * 4095, RAMP * 100, 4095 - RAMP * 4095], -1)  # 12 bits, as many cameras have.
+
+
+def test_a_deep_tiff_may_say_that_0_is_white():
+    file = io.BytesIO(tiff(65535 - RAMP * 65535, zero=0, kind='<u2'))
+    assert np.abs(pictures.convert(file, (24, 24), 1, (0, 65535))[..., 0] - RAMP * 255).max() <= 1
+
+
+def test_a_large_file_that_is_no_picture_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, 'LARGEST', 1000)
+    for start in b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff', b'movie':
+        (tmp_path / 'a.png').write_bytes(start + bytes(2000))
+        with pytest.raises(ValueError), open(tmp_path / 'a.png', 'rb') as file:
+            pictures.convert(file, (8, 8), 3)
+        with open(tmp_path / 'a.png', 'rb') as file:
+            with pytest.raises(ValueError):
+                decoding.strip_metadata(file)
+            assert file.tell() <= 1008
 
 
 @pytest.mark.parametrize('alpha', [False, True])

@@ -386,6 +386,15 @@ def test_runs_that_are_given_twice_count_once(tmp_path):
     assert len(reports) == 40 and remarks == ['40 reports were found twice and count once']
 
 
+def test_runs_on_other_data_of_one_name_are_remarked(tmp_path):
+    for name, digest in zip('abc', 'xyx', strict=True):
+        row = 'MixMatch' if name < 'c' else 'K = 3'
+        write_run(tmp_path / name, [90] * 40, row=row, seed=ord(name), data={'test': digest})
+    _, (remark,) = report.read_all([str(tmp_path)])
+    assert remark.startswith('digits.1@20-100 was not always the same data')
+    assert str(tmp_path / 'a') in remark and str(tmp_path / 'b') in remark
+
+
 # --- Damage ---
 
 

@@ -83,6 +83,10 @@ def test_pictures_are_known_by_their_pixels_and_by_the_table(world, tmp_path):
     names = {item['name'] for item in found['items']}
     assert names == {*ODD, 'copy-u01.png', *('u%02d.png' % i for i in range(14))} - {'u02.png'}
     assert [item['row'] for item in found['items'] if item['name'] == 'u03.png'] == [1]
+    (tmp_path / 'photos' / 'new').mkdir()
+    shutil.copy(world.photos / 'u01.png', tmp_path / 'photos' / 'new' / '1.png')
+    with pytest.raises(utils.Error, match=r'no row of .* names a picture in .*new: give the folder'):
+        write(world, tmp_path / 'new', places=[tmp_path / 'photos' / 'new'], labels=str(tmp_path / 'old.csv'))
     one, _ = write(world, tmp_path / 'one', places=[world.photos / 'u01.png', world.photos / 'l01.png'])
     assert [item['file'] for item in one['items']] == [str(world.photos / 'u01.png')]
 

@@ -103,8 +103,9 @@ def test_args_hold_all_that_the_run_depends_on(finished):
         xla=False,
         devices=1,
     )
-    data, classes = args.pop('data'), args.pop('classes')
+    data, classes, treatment = args.pop('data'), args.pop('classes'), args.pop('pictures')
     assert args == {**defaults, **TINY}
+    assert treatment == dict(shape=[8, 8, 1], mirror=False, shift=1, range=[])
     assert {part: len(fingerprint) for part, fingerprint in data.items()} == dict(label=64, unlabel=64, test=64)
     assert classes == []  # The digits' have no names.
 

@@ -331,6 +331,7 @@ def test_each_mistake_is_named_by_its_file(world, tmp_path):
     }
     confidences = [float(row['confidence']) for row in found]
     assert confidences == sorted(confidences, reverse=True)
+    assert not any('; ' in row['file'] for row in found)
     labels = data_pair.read_dataset(data_pair.parse('own.1@9-3'), str(world.data)).sets['test'].labels
     assert [CLASSES[labels[int(row['number'])]] for row in found] == [row['class'] for row in found]
 
@@ -516,6 +517,10 @@ def other_classes(run, data):
     change_json(os.path.join(data, 'own.json'), classes=['b', 'c', 'd'])
 
 
+def another_range(run, data):
+    change_json(os.path.join(data, 'own.json'), range=[0, 4095])
+
+
 def empty_args(run, data):
     files.write_json(os.path.join(run, 'args', 'args.json'), {})
 
@@ -532,6 +537,7 @@ BROKEN = {
     description_gone: 'own.json',
     more_classes: r'other classes now \(4\)',
     other_classes: 'classes',
+    another_range: 'pictures of another size or range now',
     other_network: 'does not fit',
 }
 
@@ -544,6 +550,7 @@ BROKEN = {
         ('scales', 0), ('nclass', '3'), ('classes', 'abc'), ('classes', [1, 2, 3]), ('classes', ['a\x1b', 'b', 'c']),
         ('mean', 'text'), ('mean', [0, float('nan'), 0]), ('mean', [0]), ('std', None), ('std', [0, 1, 1]),
         ('data', []), ('data', {'other': 'x'}), ('p_unlabeled', 3), ('train_kimg', 10**400), ('whiten', 'yes'),
+        ('pictures', 3),
     ],
     ids=str,
 )  # fmt: skip
@@ -608,7 +615,8 @@ def test_pictures_that_cannot_be_read(world, tmp_path, capsys):
 def test_several_places(world, tmp_path):
     one, folder = str(world.pictures / '001.png'), str(world.pictures / 'deep')
     out = str(tmp_path / 'p.csv')
-    predict.predict(world.run, [folder, one, one], out, data_dir=str(world.data))
+    places = [folder, one, str(world.pictures / '.' / '001.png')]
+    predict.predict(world.run, places, out, data_dir=str(world.data))
     files = [row['file'] for row in read_table(out)]
     inside = [str(world.pictures / file) for file in world.truth if file.startswith('deep')]
     assert files == sorted([one, *inside])
@@ -690,3 +698,13 @@ def test_eval_ckpt_passes_over_a_damaged_checkpoint(copy, world, capsys):
         )
     said = capsys.readouterr()
     assert 'tuned_ema' in said.out and 'older checkpoint' in said.err
+    given.update(data_dir=str(world.data), train_dir=str(world.data), eval_ckpt=str(copy), whiten=False)
+    with tf.Graph().as_default(), pytest.raises(utils.Error, match='was trained with whiten=True'):
+        experiment.run(AblationMixMatch, **{**TINY, **given})
+
+
+def test_a_checkpoint_of_another_run_is_refused(copy, world):
+    with pytest.raises(utils.Error, match='is of another run than'):
+        trained.load(world.run, ckpt=str(copy), data_dir=str(world.data))
+    no_args(copy, None)  # Checkpoints alone, moved elsewhere, may be taken.
+    assert trained.load(world.run, ckpt=str(copy), data_dir=str(world.data)).ckpt.startswith(str(copy))

@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from tqdm import tqdm
 
 from libml import files, utils
-from libml.cli import progress, script
+from libml.cli import options, progress, script
 
 # --- Small functions ---
 
@@ -183,3 +183,13 @@ def test_run_shows_a_traceback_of_faults_of_its_own_and_when_asked_to():
         with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(), pytest.raises(type(error)):
             patch.setattr(sys, 'argv', ['script.py', *args])
             script.run(failing(error), {})
+
+
+def test_numbers_of_programs_are_those_of_the_command_line():
+    table = dict(n=options.Option(1, '.'), x=options.Option(0.5, '.'), seed=options.Option(None, '.', type=int))
+    found = options.fill(table, dict(n=np.int64(3), x=np.float32(2), seed=4.0))
+    assert repr(found) == "{'n': 3, 'x': 2.0, 'seed': 4}"
+    assert options.fill(table, {}) == dict(n=1, x=0.5, seed=None)
+    for name, value in dict(n=1.5, x='1', seed=True).items():
+        with pytest.raises(utils.Error, match='%s=%s is not allowed: it must be a' % (name, value)):
+            options.fill(table, {name: value})

@@ -5,6 +5,7 @@ A table is a dict from a name to an Option. From it follow a script's flags, the
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,13 @@ def parse(table, words):
     return get_values(table, flag_values)
 
 
+def as_number(value, kind):
+    """Returns a number as an int or a float, if `kind` is that and it can be, so that 1 and NumPy's 1 are 1.0."""
+    if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return kind(value) if kind is float or float(value).is_integer() else value
+
+
 def fill(table, given):
     """Returns the values of all options of a table: those given, else the defaults; the ~ of paths is expanded.
 
@@ -104,7 +112,10 @@ def fill(table, given):
         raise utils.Error('unknown option %s: known are %s' % (unknown[0], ', '.join(sorted(table))))
     values = {name: given.get(name, option.default) for name, option in table.items()}
     for name, option in table.items():
-        value = values[name]
+        kind = option.type or type(option.default)
+        value = values[name] = as_number(values[name], kind)
+        fits = kind not in (int, float) or value == option.default or type(value) is kind
+        utils.require(name, value, fits, 'a whole number' if kind is int else 'a number')
         if option.choices and value != option.default:
             utils.require(name, value, value in option.choices, 'one of %s' % ', '.join(option.choices))
         utils.require(name, value, value == option.default or not option.valid or option.valid(value), option.limits)

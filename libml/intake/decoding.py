@@ -11,6 +11,7 @@ from PIL import Image
 
 MAX_MEGAPIXELS = 400  # Of a file before it is resized. Cameras reach 200; more is taken for a decompression bomb.
 STRIP = 1 << 20  # Pixels that are converted at a time.
+LARGEST = 1 << 28  # Bytes of a file whose metadata are cut out.
 # Formats that Pillow reads on its own: it starts no program, and opens no file beside the picture. (EPS starts
 # Ghostscript, and IPTC opens whatever it holds, EPS too.) FITS is left out: its decoder takes any amount of memory.
 READ = ('AVIF', 'BLP', 'BMP', 'CUR', 'DCX', 'DDS', 'DIB', 'FLI', 'FTEX', 'GBR', 'GIF', 'ICNS', 'ICO', 'IM') + (
@@ -123,8 +124,12 @@ def load(file, image, range):
     if not (wide or image.mode.startswith(('I', 'F'))):
         return image.crop
 
+    # Pillow inverts such a TIFF, as X-rays often are, with 8 bits a value only.
+    white_is_zero = image.format == 'TIFF' and image.mode.startswith('I;16') and image.tag_v2.get(262) == 0
+
     def read(box):
         values = np.asarray(image.crop(box))
+        values = 65535 - values if white_is_zero else values
         return (values.astype(np.uint16) << 8) + np.asarray(low.crop(box)) if wide else values
 
     def scale_strip(box):
@@ -189,9 +194,13 @@ def _decode_low_bytes(file, name):
 
 
 def strip_metadata(file):
-    """Returns the bytes of a binary file without what pixels do not need; ValueError if it is no PNG and no JPEG."""
+    """Returns the bytes of a binary file without what pixels do not need; ValueError if it is neither."""
     file.seek(0)
-    content = file.read()
+    content = file.read(8)
+    if content.startswith((b'\x89PNG', b'\xff\xd8')):
+        content += file.read(LARGEST)
+    if len(content) > LARGEST:
+        raise ValueError('too large')
     if content.startswith(b'\x89PNG\r\n\x1a\n'):
         return content[:8] + b''.join(_iterate_png_chunks(content))
     if content.startswith(b'\xff\xd8'):

@@ -168,6 +168,11 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, simila
         row = by_path.get(path) or labels.Row('', path, '', '', '')
         part = (row.split or 'train') if row.label else 'unlabeled'
         plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
+    lost = [path for path in found if path not in by_path and path.split(os.sep)[0] in ('train', 'test')]
+    if lost := [path for path in lost if path.count(os.sep) > 1]:
+        text = '%s alone says the classes: %d pictures in class folders have no row there and get none, such as %s'
+        utils.warn(text % (table, len(lost), escape(lost[0])))
+    labels.warn_of_similar_groups(rows)
     torn = {item.group for item in plan.parts['train']} & {item.group for item in plan.parts['test']} - {None}
     if torn:
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
@@ -312,9 +317,9 @@ def format_plan(plan):
 def check_free(data_dir, name):
     """As check_new_name; raises utils.Error as well if a file of that dataset is there."""
     check_new_name(name)
-    advice = 'choose another --name; or remove %s.json and %s-*.tfrecord, '
-    advice += 'but then the splits and runs of the old dataset will be refused'
-    files.check_free(*data_pair.locate_set(data_dir, name), advice=advice % (name, name))
+    paths = data_pair.locate_set(data_dir, name)
+    advice = 'choose another --name; or remove %s: then the splits and runs of the old dataset will be refused'
+    files.check_free(*paths, advice=advice % ', '.join(map(os.path.basename, paths)))
 
 
 # --- The records ---
@@ -390,7 +395,9 @@ def _serialize_all(items, images, shape, bad, groups, sources):
     while batch := list(itertools.islice(pairs, min(BATCH, records.choose_batch_size(shape)))):
         bad.update((item.path, image) for item, image in batch if isinstance(image, ValueError))
         good = [(item, image) for item, image in batch if item.path not in bad]
-        sources.update((pictures.hash_pixels(image).hex(), item.path) for item, image in good)
+        for item, image in good:  # Several files may have the same pixels.
+            digest = pictures.hash_pixels(image).hex()
+            sources[digest] = '; '.join([*filter(None, [sources.get(digest)]), item.path])
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
         for png, (item, _) in zip(pngs, good, strict=True):
             yield records.serialize(png, item.label, groups.get(item.group, records.NO_GROUP))

@@ -40,7 +40,7 @@ COLUMNS = dict(  # What a column may be called.
     split=('split',),
     group=('group',),
 )
-FORMULA = tuple('=+-@\t\r＝＋－＠')  # What a formula begins with in a spreadsheet.
+FORMULA = tuple('=+-@\t\r＝＋－＠ ')  # What a formula begins with in a spreadsheet; and a space, which is lost.
 NO_TABLES = {b'PK\x03\x04': 'a workbook', b'\xd0\xcf\x11\xe0': 'a workbook', b'%PDF': 'a PDF'}
 
 
@@ -97,6 +97,8 @@ def read_table(path):
 def _find_columns(path, header):
     """Returns the names of a table's columns, the known ones as the keys of COLUMNS."""
     columns = [name.strip().lower() for name in header]
+    if 'choice' in columns:  # Of Label Studio: what was answered. Other classes are what the tasks came with.
+        columns = ['' if name in COLUMNS['class'][:-1] else name for name in columns]
     for name, others in COLUMNS.items():
         if name not in columns:
             columns = [name if column in others else column for column in columns]
@@ -136,6 +138,16 @@ def find_classes(rows):
         places[row.label].append(row.place)
     places.pop('', None)
     return {name: first + ' and %d more' % len(more) * bool(more) for name, (first, *more) in places.items()}
+
+
+def warn_of_similar_groups(rows):
+    """Warns on stderr of a group in test that a person takes for one in train, see family.make_class_key."""
+    train = {make_class_key(row.group): row.group for row in rows if row.label and row.split != 'test'}
+    for group in sorted({row.group for row in rows if row.group and row.split == 'test'}):
+        if (other := train.get(make_class_key(group), group)) != group:
+            text = 'the group %s is in train, and %s in test: if they are one, write them alike'
+            utils.warn(text % (escape(other), escape(group)))
+            return
 
 
 def match_rows(table, folder, rows, found, unused, skip_bad):
@@ -178,7 +190,10 @@ class Index:
         """Returns (path, '') of a picture, (path, reason) of a file that is not used, or (None, reason)."""
         name = file.strip()
         others = label_studio.list_paths(name, os.path.basename(self._folder))
-        for spelling in (file, name, name.replace('\\', '/'), *others):
+        spellings = (file, name, name.replace('\\', '/'), *others)
+        if set(map(os.path.dirname, others)) == {''}:  # The name of an uploaded file, which may be in any folder.
+            path, spellings = _compose(others[0]), ()
+        for spelling in spellings:
             if os.path.isabs(spelling):
                 spelling = os.path.relpath(spelling, self._folder)
             path = os.path.normpath(spelling)

@@ -23,7 +23,7 @@ from libml.running import checkpoints
 LAST = (1, 10, 20, 50)
 # Arguments that may change when a run continues.
 FREE_ARGS = ('train_kimg', 'report_kimg', 'save_kimg', 'keep_ckpt', 'init_ckpt', 'xla', 'devices')
-DATA_ARGS = ('data', 'classes', 'mean', 'std')  # Arguments that say which data a run began with.
+DATA_ARGS = ('data', 'classes', 'pictures', 'mean', 'std')  # Arguments that say which data a run began with.
 NOT_HPARAMS = (*FREE_ARGS, *DATA_ARGS)  # check_args does not compare these, and TensorBoard does not show them.
 MAX_NAME = 255  # Bytes of a folder's name that file systems allow.
 
@@ -134,6 +134,7 @@ FIELDS = {  # What others rely on: {name: (function of a value, what it must be)
     'classes': (is_list(is_text), 'a list of names'),
     'mean': NUMBERS,
     'std': (is_list(is_number(1e-30, 1e30, (int, float))), 'a list of numbers above 0'),
+    'pictures': (lambda value: isinstance(value, dict), 'how pictures are treated'),
     'data': (is_identity, 'the fingerprints of label, unlabel and test'),
 }
 
@@ -242,9 +243,15 @@ def find_folder(path):
     return found[0] if len(found) == 1 else path
 
 
-def resolve(path):
-    """Returns the whole checkpoint that a user means: path as in find_folder. Errors: that, and checkpoints.resolve."""
-    return checkpoints.resolve(find_folder(path) if os.path.isdir(utils.expand(path)) else path)
+def resolve(path, run=None):
+    """Returns the whole checkpoint that a user means, path as in find_folder; it must not be of another run than `run`.
+
+    Errors: those of find_folder and checkpoints.resolve.
+    """
+    folder = find_folder(path)
+    other = run and os.path.realpath(folder) != os.path.realpath(run) and Run(folder).args
+    utils.refuse(other, '%s is of another run than %s: name that run, and leave --ckpt out', path, run)
+    return checkpoints.resolve(folder if os.path.isdir(utils.expand(path)) else path)
 
 
 def find_runs(folder, onerror=None):

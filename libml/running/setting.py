@@ -168,6 +168,8 @@ class Setting:
         source = self.run if is_own else runs.Run(folder)
         if evaluates:
             dataset.check_identity(source.args, source.folder)
+            whiten, text = source.args.get('whiten', dataset.whiten), '%s was trained with whiten=%s: give the same'
+            utils.refuse(whiten != dataset.whiten, text, source.folder, whiten)
         elif not is_own:
             before, now = source.args.get('classes') or [], list(dataset.family.classes)
             if before and now and before != now:
