@@ -1,4 +1,4 @@
-"""Installs libml and what it needs: pip install -e .  (extras: gpu, test)."""
+"""Installs libml and what it needs: pip install -e .  (extras: gpu, benchmark, test)."""
 
 import pathlib
 import re

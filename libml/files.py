@@ -17,7 +17,7 @@ import uuid
 
 from libml.utils import Error, escape, explain, refuse, warn
 
-TAKEN, ADVICE = '%s exists already and is never overwritten: %s', 'remove it first, or choose another name'
+TAKEN, ADVICE = '%s exists already and is never overwritten: %s', 'remove it first, or choose another name or folder'
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # Of file systems without such locks.
 
 

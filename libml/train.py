@@ -162,7 +162,7 @@ class ClassifySemi(Model):
         )
 
     def feed_placeholders(self):
-        """See Model. The input of a method that has none of its own."""
+        """Returns {plain placeholder of `model`: tensor of its next value}, for a method without inputs of its own."""
         plain = {name: self.ops[name] for name in ('x', 'y', 'label') if name in self.ops}
         plain = {name: tensor for name, tensor in plain.items() if tensor.op.type == 'Placeholder'}
         if not plain:
@@ -198,7 +198,10 @@ class ClassifySemi(Model):
             return found
 
     def report(self, step, stopped=()):
-        """See Model.report. If the test set's classes differ in size, balanced accuracy is reported too."""
+        """Prints the accuracies at a step; returns those that have a value for TensorBoard, {tag: percent}.
+
+        If the test set's classes differ in size, balanced accuracy is one of them. stopped: see predict_classes.
+        """
         predicted = self.predict_classes(stopped=stopped)
         train, valid, test = self.compute_accuracies(predicted)
         tqdm.write('kimg %-5d  accuracy train/valid/test  %s  %s  %s' % (step >> 10, *map(show, (train, valid, test))))
@@ -207,7 +210,7 @@ class ClassifySemi(Model):
         if len(labels) and len(set(np.unique(labels, return_counts=True)[1])) > 1:
             right = predicted[-1] == labels
             scalars['accuracy/balanced'] = 100 * np.mean([right[labels == label].mean() for label in np.unique(labels)])
-        return scalars
+        return {tag: value for tag, value in scalars.items() if not np.isnan(value)}
 
     @property
     def eval_batch(self):

@@ -4,16 +4,16 @@
 # what is there already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/environment.sh
+. scripts/environment.sh ""
 
-export ML_DATA="${ML_DATA:-$PWD/data}"
+data="${ML_DATA:-$PWD/data}"
 dataset=digits.1@20-100
 train_dir=experiments/quickstart
 
-python scripts/create_datasets.py digits
+python scripts/create_datasets.py digits --data_dir="$data"
 
 train() {
-  python ablation/ab_mixmatch.py --dataset=$dataset --train_dir=$train_dir --seed=1 \
+  python ablation/ab_mixmatch.py --dataset=$dataset --data_dir="$data" --train_dir=$train_dir --seed=1 \
     --batch=16 --ema=.99 --filters=16 --repeat=1 --scales=2 --warmup_kimg=16 \
     --train_kimg=80 --report_kimg=8 --save_kimg=16 "$@"
 }
@@ -33,5 +33,5 @@ for name, mode in (('MixMatch', 'xxy.yxy'), ('no unlabelled loss, no MixUp', '.'
     print('%-34s %.1f' % (name, json.load(open(run + '/stats/accuracy.json'))['last01']))
 PYTHON
 echo
-echo "The runs are in $PWD/$train_dir. Curves, in a browser:"
+echo "The runs are in $PWD/$train_dir. For the commands above: source .venv/bin/activate. Curves, in a browser:"
 echo "    $PWD/.venv/bin/tensorboard --logdir $PWD/$train_dir"

@@ -20,6 +20,7 @@ fail() {
   exit 2
 }
 
+[ "${1:-}" != --help ] || { grep -E '^#( |$)' "$0" | cut -c3-; exit; }
 [ $# -gt 0 ] || fail 'which file of commands? Such as: scripts/slurm_array.sh sweep.txt --concurrent 8'
 sweep=$1 concurrent='' options=()
 shift

@@ -215,7 +215,7 @@ def test_a_method_has_a_command_line(name, server, digits_dir, tmp_path):
 
 
 def test_a_method_checks_its_own_arguments(tmp_path):
-    with pytest.raises(utils.Error, match='consistency_weight=-1 is not allowed: it must be at least 0'):
+    with pytest.raises(utils.Error, match=r'consistency_weight=-1\.0 is not allowed: it must be at least 0'):
         make('pi_model', tmp_path, consistency_weight=-1)
 
 

@@ -30,7 +30,7 @@ class Range:
         if self.high < math.inf:
             return '%s to %s' % (self.low, self.high)
         least = 'a number above %g' % self.above if self.above > -math.inf else 'at least %g' % self.low
-        return '%s and below %g' % (least, self.below)
+        return least if self.below == Range.below else '%s and below %g' % (least, self.below)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -91,20 +91,29 @@ def sharing_memory(need, max_megapixels):
             _MEMORY.notify_all()
 
 
+_relaxed = []  # A limit for each picture that is being read.
+_before = []  # Pillow's limit before.
+
+
 @contextlib.contextmanager
 def relaxing_limits(max_megapixels):
     """Lifts Pillow's limit on the size of pictures to `max_megapixels`, and silences its warnings of odd metadata.
 
-    Both belong to the whole process. So what reads in several threads calls this around all of them.
+    Both belong to the whole process. So the limit is the largest of those of all pictures that are being read.
     """
-    before = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        Image.MAX_IMAGE_PIXELS = max(1, int(max_megapixels * 1e6 / 2))  # Pillow refuses what has twice as many.
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    with _MEMORY:
+        if not any('PIL' in str(entry[3]) for entry in warnings.filters):
+            warnings.filterwarnings('ignore', module=r'PIL\.')
+        if not _relaxed:
+            _before[:] = [Image.MAX_IMAGE_PIXELS]
+        _relaxed.append(max_megapixels)
+        Image.MAX_IMAGE_PIXELS = max(1, int(max(_relaxed) * 1e6 / 2))  # Pillow refuses what has twice as many.
+    try:
+        yield
+    finally:
+        with _MEMORY:
+            _relaxed.remove(max_megapixels)
+            Image.MAX_IMAGE_PIXELS = max(1, int(max(_relaxed) * 1e6 / 2)) if _relaxed else _before[0]
 
 
 # --- More than 8 bits ---

@@ -313,13 +313,12 @@ def convert_all(paths, size, colors, range=(), max_megapixels=MAX_MEGAPIXELS, ah
     workers = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     pool = concurrent.futures.ThreadPoolExecutor(workers)  # Pillow decodes and resizes outside Python's lock.
     waiting = collections.deque()
-    with decoding.relaxing_limits(max_megapixels):
-        try:
-            for path in paths:
-                waiting.append(pool.submit(attempt, path))
-                if len(waiting) > max(4 * workers, ahead):
-                    yield waiting.popleft().result()
-            while waiting:
+    try:
+        for path in paths:
+            waiting.append(pool.submit(attempt, path))
+            if len(waiting) > max(4 * workers, ahead):
                 yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
