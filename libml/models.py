@@ -23,7 +23,49 @@ PARAMS = dict(  # The classifier's hyperparameters.
 )
 
 
-class MultiModel(train.ClassifySemi):
+class Method:
+    """What the running of a model asks of a method; each answer here is that of a method with nothing to say."""
+
+    @classmethod
+    def check_params(cls, devices: int = 1, batch: int = 1, wd: float = 0, lr: float = 0, **params) -> None:
+        """Raises utils.Error if arguments do not go together, or the batch is no multiple of the devices.
+
+        A method with weight decay, see layers.update, must not change the sign of its kernels by it.
+        """
+        allowed = 'a multiple of devices=%d, which share it equally' % devices
+        utils.require('batch', batch, batch % devices == 0, allowed)
+        utils.require('wd', wd, wd * lr < 1, 'below 1 when multiplied by lr')
+
+    @classmethod
+    def needs_unlabeled(cls, **params) -> bool:
+        """Returns whether the method learns from unlabelled images, given its arguments."""
+        return True
+
+    @staticmethod
+    def flop(shape, batch, arch, nclass, scales, filters, repeat, **_):
+        """Returns the floating-point operations of an update on labelled and as many unlabelled images [H, W, C].
+
+        A backward pass counts as two forward passes.
+        """
+        return networks.describe(arch, shape, nclass, scales, filters, repeat).flop * 3 * 2 * batch
+
+    def build_sheet(self):
+        """Builds, besides the update, what TensorBoard's page of images shows at each report.
+
+        Returns an object whose method draw(session) returns a PIL.Image.Image, such as sheet.Sheet; None for nothing.
+        """
+        return None
+
+    def remedy(self) -> str:
+        """Returns the flags that are likely to help against a loss that is not finite; '' if none is known."""
+        return ''
+
+    def remark(self, point: dict[str, float]) -> str:
+        """Returns a line for the user on a point of the curves, {tag: float}; '' if there is nothing to say."""
+        return ''
+
+
+class MultiModel(Method, train.ClassifySemi):
     """A semi-supervised model whose classifier is any of networks.ARCHS.
 
     An algorithm is a subclass that defines PARAMS and `model`, see train.Model.model.
@@ -49,14 +91,6 @@ class MultiModel(train.ClassifySemi):
         """
         params = {name: given[name] for name in cls.PARAMS}
         return dict(params, scales=params['scales'] or max(1, utils.ilog2(family.width) - 2), nclass=family.nclass)
-
-    @staticmethod
-    def flop(shape, batch, arch, nclass, scales, filters, repeat, **_):
-        """Returns the floating-point operations of an update on labelled and as many unlabelled images [H, W, C].
-
-        A backward pass counts as two forward passes.
-        """
-        return networks.describe(arch, shape, nclass, scales, filters, repeat).flop * 3 * 2 * batch
 
     def network(self, arch, scales, filters, repeat):
         """Returns the networks.Network of these arguments; the first call creates its variables in scope `classify`."""
@@ -172,39 +206,7 @@ class MultiModel(train.ClassifySemi):
             **more,
         )
 
-    # --- What the running of a model asks of a method ---
-
-    @classmethod
-    def check_params(cls, devices: int = 1, batch: int = 1, wd: float = 0, lr: float = 0, **params) -> None:
-        """Raises utils.Error if arguments do not go together, or the batch is no multiple of the devices.
-
-        A method with weight decay, see layers.update, must not change the sign of its kernels by it.
-        """
-        allowed = 'a multiple of devices=%d, which share it equally' % devices
-        utils.require('batch', batch, batch % devices == 0, allowed)
-        utils.require('wd', wd, wd * lr < 1, 'below 1 when multiplied by lr')
-
-    @classmethod
-    def needs_unlabeled(cls, **params) -> bool:
-        """Returns whether the method learns from unlabelled images, given its arguments."""
-        return True
-
     def configure(self, config: tf.ConfigProto) -> None:
         """Changes the configuration of the session that trains."""
         if self.params.arch in networks.UNMAPPED:
             config.graph_options.rewrite_options.remapping = rewriter_config_pb2.RewriterConfig.OFF
-
-    def build_sheet(self):
-        """Builds, besides the update, what TensorBoard's page of images shows at each report.
-
-        Returns an object whose method draw(session) returns a PIL.Image.Image, such as sheet.Sheet; None for nothing.
-        """
-        return None
-
-    def remedy(self) -> str:
-        """Returns the flags that are likely to help against a loss that is not finite; '' if none is known."""
-        return ''
-
-    def remark(self, point: dict[str, float]) -> str:
-        """Returns a line for the user on a point of the curves, {tag: float}; '' if there is nothing to say."""
-        return ''

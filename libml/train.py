@@ -127,12 +127,7 @@ class Model:
 
 
 class ClassifySemi(Model):
-    """A semi-supervised classifier: the inputs of an update, and the evaluation.
-
-    Args:
-        train_dir, dataset, params: see Model.
-        nclass: int, classes.
-    """
+    """A semi-supervised classifier: an update's inputs, and the evaluation. Args: see Model; nclass: int, classes."""
 
     def __init__(self, train_dir, dataset, nclass, **params):
         self.nclass = nclass
@@ -198,10 +193,7 @@ class ClassifySemi(Model):
             return found
 
     def report(self, step, stopped=()):
-        """Prints the accuracies at a step; returns those that have a value for TensorBoard, {tag: percent}.
-
-        If the test set's classes differ in size, balanced accuracy is one of them. stopped: see predict_classes.
-        """
+        """Prints and returns accuracies, {tag: percent}, a balanced one if the test set's classes differ in size."""
         predicted = self.predict_classes(stopped=stopped)
         train, valid, test = self.compute_accuracies(predicted)
         tqdm.write('kimg %-5d  accuracy train/valid/test  %s  %s  %s' % (step >> 10, *map(show, (train, valid, test))))

@@ -38,14 +38,10 @@ from libml.cli import drawing, options, script
 from libml.running import runs
 from libml.utils import escape
 
+BESIDE = "Show the paper's results with so many labels beside every table, named as those of another setting."
 OPTIONS = dict(
     out=options.Option('report', 'Folder of the tables and pictures.', path=True),
-    beside_paper=options.Option(
-        0,
-        "Show the paper's results with so many labels beside every table, named as those of another setting.",
-        (0, 250, 4000).__contains__,
-        '0 (not at all), 250 or 4000',
-    ),
+    beside_paper=options.Option(0, BESIDE, (0, 250, 4000).__contains__, '0 (not at all), 250 or 4000'),
 )
 
 ROWS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'table4.csv')
@@ -145,16 +141,13 @@ def read_all(sources):
     for path in places.values():
         try:
             found.append(read_csv(path) if os.path.isfile(path) else read_run(path, damaged))
-            args = {} if os.path.isfile(path) else runs.Run(path).args
-            if args.get('data'):
-                data.setdefault(args['dataset'], {}).setdefault(repr(sorted(args['data'].items())), path)
+            if held := not os.path.isfile(path) and runs.Run(path).args.get('data'):
+                data.setdefault(runs.Run(path).args['dataset'], {}).setdefault(repr(sorted(held.items())), path)
         except (utils.Error, OSError, tf.errors.OpError) as error:
             lost.append((path, error))
     remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + [*map(escape, damaged)]
-    for name, folders in data.items():
-        if len(folders) > 1:
-            text = '%s was not always the same data, and errors on it do not compare: see %s and %s, for example'
-            remarks.append(escape(text % (name, *list(folders.values())[:2])))
+    text = '%s was not always the same data, and errors on it do not compare: see %s and %s, for example'
+    remarks += [escape(text % (name, *list(at.values())[:2])) for name, at in data.items() if len(at) > 1]
     if not found:
         if len(remarks) > 1:
             utils.print_list(remarks)
