@@ -128,6 +128,7 @@ def convnet(x, nclass, scales, filters, **_):
 
 ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
+UNWHITENED = ('cnn13', 'convnet')  # They do not normalise images by a dataset's mean, as the published ones.
 UNMAPPED = ('cnn13', 'convnet')  # TensorFlow's remapper fails at their gradients, and would say so in each run.
 
 

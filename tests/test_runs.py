@@ -180,6 +180,7 @@ def test_a_finished_run_started_again_needs_no_data(server, digits_dir, tmp_path
 
     done = start()
     assert (done.returncode, done.stderr) == (0, '')
+    assert 'Warning: --whiten changes nothing with --arch=convnet' in start(whiten=True).stderr
     (run,) = runs.find_runs(str(tmp_path / 'runs'))
     assert done.stdout == '%s is finished: to train it longer, give a --train_kimg above 1\n' % run
     done = start(train_kimg=2)
