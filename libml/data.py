@@ -343,12 +343,12 @@ class DataSet:
         """Raises utils.Error if a run began with other data; args: its args.json. Older runs do not say so."""
         before = args.get('data') or {}
         changed = [part for part, value in before.items() if value != (self.fingerprints or before)[part]]
+        if args.get('pictures', self.family.treatment) != self.family.treatment:
+            changed.append('size, range or augmentation of the pictures')
         if changed and args.get('dataset', self.name) != self.name:
             raise utils.Error('%s was trained on other data: give --dataset=%s' % (run, args['dataset']))
         if changed:
             raise other_data_error(run, self.name, ', '.join(changed))
-        if args.get('pictures', self.family.treatment) != self.family.treatment:
-            raise other_data_error(run, self.name, 'size, range or augmentation of the pictures')
         if (args.get('classes') or list(self.family.classes)) != list(self.family.classes):
             text = '%s was trained on classes of other names (%s) than %s has now: give this data another --train_dir'
             raise utils.Error(text % (run, utils.escape(', '.join(map(str, args['classes']))), self.name))

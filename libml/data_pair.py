@@ -238,8 +238,8 @@ def check_source(split, data_dir, source, test):
         file = test if path == test.path else records.RecordFile(path)
         if file.fingerprint != fingerprint:
             text = '%s was made from another %s than the one in %s now: remove %s, and make the split again by `%s`'
-            targets = ', '.join(list(split.files(data_dir).values())[:-1])
-            found = split.stem, escape(name), data_dir, targets, split.make_command(data_dir)
+            *targets, _ = split.files(data_dir).values()
+            found = split.stem, escape(name), data_dir, ', '.join(targets), split.make_command(data_dir)
             raise utils.Error(text % found)
 
 

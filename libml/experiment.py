@@ -7,7 +7,7 @@ import sys
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
-from libml import data_pair, networks, utils
+from libml import data_pair, utils
 from libml.cli import options, script
 from libml.cli.options import Option, Range
 from libml.intake import splits
@@ -56,8 +56,6 @@ def start(method, o):
     family = data_pair.find_family(data_dir, split.name)
     folder, train_nimg = os.path.join(o.train_dir, str(split)), o.train_kimg << 10
     params, chosen = method.arguments(o, family), dict(whiten=o.whiten, p_unlabeled=o.p_unlabeled)
-    if o.whiten and o.get('arch') in networks.UNWHITENED:
-        utils.warn('--whiten changes nothing with --arch=%s' % o.arch)
     decided = setting.Setting(method, folder, params, o.seed, o.precision, name=o.run_name, **chosen)
     if o.eval_ckpt:  # Checkpoints are read now: reading the data takes longer.
         decided.hold(o.eval_ckpt)

@@ -197,12 +197,14 @@ class ClassifySemi(Model):
         predicted = self.predict_classes(stopped=stopped)
         train, valid, test = self.compute_accuracies(predicted)
         tqdm.write('kimg %-5d  accuracy train/valid/test  %s  %s  %s' % (step >> 10, *map(show, (train, valid, test))))
-        scalars = {'accuracy': test, 'accuracy/valid': valid, 'accuracy/train_labeled': train}
+        scalars = {'accuracy': test, 'accuracy/train_labeled': train}
+        if not np.isnan(valid):
+            scalars['accuracy/valid'] = valid
         labels = self.dataset.sets['test'].labels
         if len(labels) and len(set(np.unique(labels, return_counts=True)[1])) > 1:
             right = predicted[-1] == labels
             scalars['accuracy/balanced'] = 100 * np.mean([right[labels == label].mean() for label in np.unique(labels)])
-        return {tag: value for tag, value in scalars.items() if not np.isnan(value)}
+        return scalars
 
     @property
     def eval_batch(self):

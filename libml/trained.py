@@ -57,7 +57,7 @@ def find_family(args, data_dir=None):
     if (args['nclass'], tuple(args.get('classes') or family.names)) != (family.nclass, family.names):
         text = 'the dataset %s has other classes now (%d) than the run learned: another dataset has taken its name'
         raise utils.Error(text % (name, family.nclass))
-    before, now = ({'pictures': family.treatment, **of}['pictures'] for of in (args, {}))
+    before, now = args.get('pictures', family.treatment), family.treatment
     text = 'the dataset %s has pictures of another size or range now: another dataset has taken its name'
     utils.refuse(any(before.get(key) != now[key] for key in ('shape', 'range')), text, name)
     return family

@@ -53,7 +53,7 @@ def find_pictures(places):
     places are folders and files; to a folder alone, paths are relative. Raises utils.Error if a place does not exist,
     or there is no picture.
     """
-    places = [*dict.fromkeys(map(os.path.normpath, places))]
+    places = [*{os.path.normpath(place): place for place in reversed(places)}.values()]
     root = places[0] if len(places) == 1 and os.path.isdir(places[0]) else ''
     found, unused = set(), {}  # What is in two places counts once.
     for place in places:

@@ -91,15 +91,14 @@ def show_flags(values, known):
 # --- Reading ---
 
 
-def read_run(path, damaged=None):
-    """Returns the reports of the run in a folder, a DataFrame of the columns REPORT, a line a report.
+def read_run(run, damaged=None):
+    """Returns the reports of a runs.Run, a DataFrame of the columns REPORT, a line a report.
 
     kimg is a report's place, error its test error in percent. A run without reports has one line: kimg 0, error nan.
     Raises utils.Error where args.json does not say what it is. damaged: see runs.read_accuracies.
     """
-    step, accuracy = np.array(runs.read_accuracies(path, damaged) or [(0, np.nan)], float).T
-    run, known = runs.Run(path), experiment.list_options(AblationMixMatch)
-    method = run.args.get('class', AblationMixMatch.__name__)
+    step, accuracy = np.array(runs.read_accuracies(run.folder, damaged) or [(0, np.nan)], float).T
+    known, method = experiment.list_options(AblationMixMatch), run.args.get('class', AblationMixMatch.__name__)
     rows = parse_paper_rows() if method == AblationMixMatch.__name__ else {}
     varied = rows.get(BASE, {})
     needed = 'dataset', 'seed', 'train_kimg', *varied
@@ -140,9 +139,10 @@ def read_all(sources):
         places = {**{os.path.realpath(path): path for path in inside}, **places}
     for path in places.values():
         try:
-            found.append(read_csv(path) if os.path.isfile(path) else read_run(path, damaged))
-            if held := not os.path.isfile(path) and runs.Run(path).args.get('data'):
-                data.setdefault(runs.Run(path).args['dataset'], {}).setdefault(repr(sorted(held.items())), path)
+            run = None if os.path.isfile(path) else runs.Run(path)
+            found.append(read_run(run, damaged) if run else read_csv(path))
+            if run and run.args.get('data'):
+                data.setdefault(run.args['dataset'], {}).setdefault(repr(sorted(run.args['data'].items())), path)
         except (utils.Error, OSError, tf.errors.OpError) as error:
             lost.append((path, error))
     remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + [*map(escape, damaged)]

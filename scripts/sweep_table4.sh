@@ -11,7 +11,8 @@
 #                 published sweep leaves --w_match at its default, 100; the paper's text says 75.
 #
 # Cost: 11 runs for each dataset and seed. Each run has 65,536 kimg, which are 1,048,576 updates of 64 labelled images:
-# 15 hours if a machine makes 20 updates (1280 images in the progress bar) a second. K = 1, 3 and 4 cost 0.64, 1.36 and 1.73 times that.
+# 15 hours if a machine makes 20 updates (1280 images in the progress bar) a second. K = 1, 3 and 4 cost 0.64, 1.36 and
+# 1.73 times that.
 # Error to expect: the paper's, in percent, in the last two columns of scripts/table4.csv (250 and 4000 labels).
 # scripts/report.py shows yours next to them.
 set -euo pipefail

@@ -169,18 +169,19 @@ def test_a_finished_run_started_again_needs_no_data(server, digits_dir, tmp_path
     shutil.copytree(digits_dir, tmp_path / 'data')
 
     def start(**changed):
-        given = dict(tiny.RUN, run_name='one', data_dir=tmp_path / 'data', train_dir=tmp_path / 'runs', **QUICK)
+        given = dict(tiny.RUN, data_dir=tmp_path / 'data', train_dir=tmp_path / 'runs', run_name='one', **QUICK)
+        given['whiten'] = True
         return server.run('ablation/ab_mixmatch.py', *tiny.flags(**{**given, **changed}))
 
     done = start()
     assert done.returncode == 0 and not re.search(r'^[WEF]\d{4} ', done.stderr, re.MULTILINE), done.stderr
+    assert 'Warning: --whiten changes nothing with --arch=convnet' in done.stderr
     assert '\n  RUN=%s\n' % (tmp_path / 'runs' / 'digits.1@20-100' / 'one') in done.stdout
     shutil.rmtree(tmp_path / 'data')
     (tmp_path / 'data').mkdir()
 
     done = start()
     assert (done.returncode, done.stderr) == (0, '')
-    assert 'Warning: --whiten changes nothing with --arch=convnet' in start(whiten=True).stderr
     (run,) = runs.find_runs(str(tmp_path / 'runs'))
     assert done.stdout == '%s is finished: to train it longer, give a --train_kimg above 1\n' % run
     done = start(train_kimg=2)

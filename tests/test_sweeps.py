@@ -165,10 +165,8 @@ def test_extra_flags_are_for_every_run_but_leave_each_row_what_it_is():
 
 def test_rows_may_end_as_any_editor_ends_them(tmp_path):
     (tmp_path / 'rows.csv').write_bytes(b'run,flags\r\nMixMatch,\r\nno sharpening,--T=1')
-    assert [o['T'] for o in lines('sweep_table4.sh', '--rows', tmp_path / 'rows.csv', '--dataset=digits.1@20-1')] == [
-        0.5,
-        1,
-    ]
+    found = lines('sweep_table4.sh', '--rows', tmp_path / 'rows.csv', '--dataset=digits.1@20-1')
+    assert [o['T'] for o in found] == [0.5, 1]
 
 
 @pytest.mark.parametrize(

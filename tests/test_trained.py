@@ -615,13 +615,14 @@ def test_pictures_that_cannot_be_read(world, tmp_path, capsys):
 def test_several_places(world, tmp_path):
     one, folder = str(world.pictures / '001.png'), str(world.pictures / 'deep')
     out = str(tmp_path / 'p.csv')
-    places = [folder, one, str(world.pictures / '.' / '001.png')]
+    places = [folder, one, '%s/./001.png' % world.pictures]
     predict.predict(world.run, places, out, data_dir=str(world.data))
     files = [row['file'] for row in read_table(out)]
     inside = [str(world.pictures / file) for file in world.truth if file.startswith('deep')]
     assert files == sorted([one, *inside])
     os.mkfifo(tmp_path / 'none')  # Nothing waits for what comes out of it.
     for places, word in (
+        ([''], 'is no folder and no file'),
         ([str(tmp_path / 'none')], 'is no folder and no file'),
         ([str(tmp_path / 'empty')], 'no pictures'),
     ):

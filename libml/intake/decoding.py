@@ -91,8 +91,7 @@ def sharing_memory(need, max_megapixels):
             _MEMORY.notify_all()
 
 
-_relaxed = []  # A limit for each picture that is being read.
-_before = []  # Pillow's limit before.
+_limits = []  # While pictures are being read: Pillow's own limit, and then one for each of them.
 
 
 @contextlib.contextmanager
@@ -101,19 +100,20 @@ def relaxing_limits(max_megapixels):
 
     Both belong to the whole process. So the limit is the largest of those of all pictures that are being read.
     """
+    limit = max(1, int(max_megapixels * 1e6 / 2))  # Pillow refuses what has twice as many.
     with _MEMORY:
         if not any('PIL' in str(entry[3]) for entry in warnings.filters):
             warnings.filterwarnings('ignore', module=r'PIL\.')
-        if not _relaxed:
-            _before[:] = [Image.MAX_IMAGE_PIXELS]
-        _relaxed.append(max_megapixels)
-        Image.MAX_IMAGE_PIXELS = max(1, int(max(_relaxed) * 1e6 / 2))  # Pillow refuses what has twice as many.
+        _limits.extend([limit] if _limits else [Image.MAX_IMAGE_PIXELS, limit])
+        Image.MAX_IMAGE_PIXELS = max(_limits[1:])
     try:
         yield
     finally:
         with _MEMORY:
-            _relaxed.remove(max_megapixels)
-            Image.MAX_IMAGE_PIXELS = max(1, int(max(_relaxed) * 1e6 / 2)) if _relaxed else _before[0]
+            _limits.remove(limit)
+            Image.MAX_IMAGE_PIXELS = max(_limits[1:], default=_limits[0])
+            if not _limits[1:]:
+                _limits.clear()
 
 
 # --- More than 8 bits ---

@@ -168,8 +168,8 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, simila
         row = by_path.get(path) or labels.Row('', path, '', '', '')
         part = (row.split or 'train') if row.label else 'unlabeled'
         plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
-    lost = [path for path in found if path not in by_path and path.split(os.sep)[0] in ('train', 'test')]
-    if lost := [path for path in lost if path.count(os.sep) > 1]:
+    places = {path: _place(path, nested=True) for path in found if path not in by_path}
+    if lost := [path for path, (part, own) in places.items() if part in ('train', 'test') and own]:
         text = '%s alone says the classes: %d pictures in class folders have no row there and get none, such as %s'
         utils.warn(text % (table, len(lost), escape(lost[0])))
     labels.warn_of_similar_groups(rows)
@@ -397,7 +397,7 @@ def _serialize_all(items, images, shape, bad, groups, sources):
         good = [(item, image) for item, image in batch if item.path not in bad]
         for item, image in good:  # Several files may have the same pixels.
             digest = pictures.hash_pixels(image).hex()
-            sources[digest] = '; '.join([*filter(None, [sources.get(digest)]), item.path])
+            sources[digest] = sources[digest] + '; ' + item.path if digest in sources else item.path
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
         for png, (item, _) in zip(pngs, good, strict=True):
             yield records.serialize(png, item.label, groups.get(item.group, records.NO_GROUP))

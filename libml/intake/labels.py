@@ -98,7 +98,7 @@ def _find_columns(path, header):
     """Returns the names of a table's columns, the known ones as the keys of COLUMNS."""
     columns = [name.strip().lower() for name in header]
     if 'choice' in columns:  # Of Label Studio: what was answered. Other classes are what the tasks came with.
-        columns = ['' if name in COLUMNS['class'][:-1] else name for name in columns]
+        columns = ['' if name in COLUMNS['class'] and name != 'choice' else name for name in columns]
     for name, others in COLUMNS.items():
         if name not in columns:
             columns = [name if column in others else column for column in columns]
