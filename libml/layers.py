@@ -99,6 +99,8 @@ def batch_norm(x, training, moments=None, groups=1):
 def normalise_groups(x, gamma, beta, groups):
     """Normalises several batches, each by its own statistics: elementary operations, which XLA fuses.
 
+    The variance is E[x²] - E[x]², so that one pass over x gives both statistics.
+
     Args: as for batch_norm; gamma, beta: float32 [C].
 
     Returns:
@@ -106,11 +108,12 @@ def normalise_groups(x, gamma, beta, groups):
     """
     batches = tf.cast(tf.reshape(x, [groups, -1, *x.shape[1:]]), tf.float32)  # [G, N / G, H, W, C]
     mean = tf.reduce_mean(batches, [1, 2, 3], keepdims=True)  # [G, 1, 1, 1, C]
-    variance = tf.reduce_mean(tf.math.squared_difference(batches, mean), [1, 2, 3], keepdims=True)
-    scale = gamma * tf.math.rsqrt(variance + BN_EPSILON)
-    normalised = tf.reshape(tf.cast((batches - mean) * scale + beta, x.dtype), tf.shape(x))
+    square = tf.reduce_mean(tf.square(batches), [1, 2, 3], keepdims=True)
+    variance = tf.maximum(square - tf.square(mean), 0.0)  # Rounding may make it negative.
+    normalised = tf.nn.batch_normalization(batches, mean, variance, beta, gamma, BN_EPSILON)
     count = tf.cast(tf.size(batches[0, ..., 0]), tf.float32)
-    return normalised, mean[0, 0, 0, 0], variance[0, 0, 0, 0] * (count / (count - 1))
+    result = tf.reshape(tf.cast(normalised, x.dtype), tf.shape(x))
+    return result, mean[0, 0, 0, 0], variance[0, 0, 0, 0] * (count / (count - 1))
 
 
 def update_moments(moments):
