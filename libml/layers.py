@@ -123,7 +123,8 @@ def update_moments(moments):
 
     moments is the list that batch_norm filled: pairs of a variable [C] and float32 [C].
     """
-    return tf.group(*[average.assign_sub((1 - BN_MOMENTUM) * (average - value)) for average, value in moments])
+    averages = [average for average, _ in moments]
+    return replicas.subtract_means(averages, [(1 - BN_MOMENTUM) * (average - value) for average, value in moments])
 
 
 def shakeshake(a, b, training, noise):
@@ -158,7 +159,7 @@ class Keys:
     """
 
     def __init__(self, seed, step):
-        self.root = tf.random.fold_in(tf.constant([seed, 0], tf.int64), tf.cast(step, tf.int64))
+        self.root = fold_in(tf.constant([seed, 0], tf.int64), tf.cast(step, tf.int64))
         self.counts = collections.Counter()
 
     def __call__(self, name):
@@ -166,8 +167,23 @@ class Keys:
         replica = replicas.get_number()
         number = zlib.crc32(('%s_%d' % (name, self.counts[replica, name])).encode())
         self.counts[replica, name] += 1
-        root = tf.random.fold_in(self.root, tf.constant(replica, tf.int64)) if replica else self.root
-        return tf.random.fold_in(root, tf.constant(number, tf.int64))
+        root = fold_in(self.root, tf.constant(replica, tf.int64)) if replica else self.root
+        return fold_in(root, tf.constant(number, tf.int64))
+
+
+def fold_in(key, number):
+    """Returns the key, int64 [2], that follows from a key and a number, int64 [].
+
+    It is made on the CPU, where a draw on a GPU reads its key.
+    """
+    with tf.device('/cpu:0'):
+        return tf.random.fold_in(key, number)
+
+
+def split(key, count=2):
+    """Returns `count` keys that follow from one, a list of integer [2]; made on the CPU, as by fold_in."""
+    with tf.device('/cpu:0'):
+        return tf.unstack(tf.random.split(key, count), num=count)
 
 
 # The method.
@@ -210,7 +226,7 @@ def mix_weights(n, beta, key):
     m is the paper's λ'. λ = g / (g + h) of two draws g, h of Gamma(beta), so m = sigmoid(|log g - log h|). For a small
     beta, g and h both round to 0. So their logarithms are drawn: Gamma(beta) is Gamma(beta + 1) · U^(1 / beta).
     """
-    gamma_key, uniform_key = tf.unstack(tf.random.split(key))
+    gamma_key, uniform_key = split(key)
     log_gamma = tf.log(tf.random.stateless_gamma([2, n], gamma_key, alpha=beta + 1.0))
     tiny = np.finfo(np.float32).tiny
     log_uniform = tf.log(tf.random.stateless_uniform([2, n], uniform_key, minval=tiny))
@@ -270,7 +286,7 @@ class MixMode:
             key = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
         images, labels = ({'x': v[:1], 'y': v[1:], 'xy': v} for v in (xl, ll))
         # A key for each pool. In xx.yx both sides use the pool x, so y gets a key of its own, 'yx'.
-        keys = dict(zip(['x', 'y', 'xy', 'yx'], tf.unstack(tf.random.split(key, 4), num=4), strict=True))
+        keys = dict(zip(['x', 'y', 'xy', 'yx'], split(key, 4), strict=True))
         mixed_images, mixed_labels = [], []
         for side, row in zip('xy', MIXES[self.mode], strict=True):
             if row is None:
@@ -288,13 +304,13 @@ class MixMode:
     def draw(side, pool, images, beta, key):
         """Draws for the n examples of a side: m, float32 [n], and the partners' positions in the pool, int32 [n]."""
         size = {name: sum(tf.shape(v)[0] for v in batches) for name, batches in images.items()}
-        weight_key, partner_key = tf.unstack(tf.random.split(key))
+        weight_key, partner_key = split(key)
         if side in pool:
             # Draws are made for the whole pool, x first. The side takes those at its own examples' positions.
             own = slice(size['x'], None) if (side, pool) == ('y', 'xy') else slice(size[side])
             return mix_weights(size[pool], beta, weight_key)[own], permutation(size[pool], partner_key)[own]
         # y of xx.yx: each of its batches takes a permutation of x.
-        keys = tf.unstack(tf.random.split(partner_key, len(images[side])), num=len(images[side]))
+        keys = split(partner_key, len(images[side]))
         partner = tf.concat([permutation(size[pool], k) for k in keys], axis=0)
         return mix_weights(size[side], beta, weight_key), partner
 

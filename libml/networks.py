@@ -5,6 +5,7 @@ A new architecture is a function here and a row in ARCHS.
 
 import dataclasses
 import functools
+import inspect
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -38,7 +39,8 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
         whiten: function that normalises x by the data's mean and standard deviation.
         training: bool.
         noise: [N, scales * repeat, 2], in the precision of x, uniform in [0, 1): the random draws of each block. The
-            caller draws them, because XLA and TensorFlow draw different numbers.
+            caller draws them, because XLA and TensorFlow draw different numbers: only for a function that names this
+            argument, for others they are zeros.
 
     Returns:
         float32 [N, nclass], the logits.
@@ -199,6 +201,7 @@ class Network:
         self.dtype = dtype
         self.layers = functools.partial(build, arch, whiten=whiten, **size)
         images = tf.TensorSpec([None, *shape], tf.float32)
+        self.draws = 'noise' in inspect.signature(ARCHS[arch]).parameters
         self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
         counts = (size[name] for name in ('nclass', 'scales', 'filters', 'repeat'))
         self.described = describe(arch, tuple(shape), *counts).variables
@@ -234,7 +237,8 @@ class Network:
         """See MultiModel.classifier; keys: one for each group that x holds, see layers.batch_norm."""
         variables, values = self.get_variables(getter)
         shape = [tf.shape(x)[0] // len(keys), *self.noise.shape[1:]]
-        noise = tf.concat([tf.random.stateless_uniform(shape, key) for key in keys], axis=0)
+        drawn = [tf.random.stateless_uniform(shape, key) if self.draws else tf.zeros(shape) for key in keys]
+        noise = tf.concat(drawn, axis=0)
         logits, statistics = self.get_function(training, len(keys))(x, noise, values)
         if training:
             found = list(zip([variables[i] for i in self.moving], statistics, strict=True))

@@ -48,6 +48,8 @@ class Model:
         self.dataset = dataset
         if tf.global_variables():
             raise utils.Error('this graph has variables already: build each model in a tf.Graph of its own')
+        if self.setting.wants_determinism:  # Before the graph is built: TensorFlow chooses operations by it.
+            tf.compat.v2.config.experimental.enable_op_determinism()
         tf.set_random_seed(self.setting.seed)
         with self.machine.strategy.scope():
             self.step = tf.train.get_or_create_global_step()

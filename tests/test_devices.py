@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from functools import partial
+from types import SimpleNamespace
 
 import fakes
 import numpy as np
@@ -104,6 +105,31 @@ def test_monitors_are_those_of_the_whole_batch():
         found = {tag: strategy.reduce('MEAN', value, axis=None) for tag, value in found.items()}
     found, expected = evaluate([found, layers.guess_monitors(tf.constant(p))])
     assert found == pytest.approx(expected)
+
+
+def test_a_sum_over_hosts_waits_for_all_devices_of_a_host_and_is_of_a_type_that_gpus_can_add():
+    parts = [tf.constant(1), tf.constant(2)]
+    strategy = SimpleNamespace(run=lambda build: None, experimental_local_results=lambda found: parts)
+    assert replicas.add_up(strategy, None).op.control_inputs == [parts[1].op]
+    strategy = hardware.Machine(devices=hardware.find_devices(2)).strategy
+    replicas.Hosts(strategy)
+    assert tf.get_default_graph().get_tensor_by_name('stop:0').dtype != tf.int32
+
+
+def test_batch_norms_averages_are_added_up_together(monkeypatch):
+    machine = hardware.Machine(devices=hardware.find_devices(2))
+    monkeypatch.setattr(type(machine.strategy.extended), '_reduce_to', None)
+    with machine.strategy.scope():
+        averages = [tf.get_variable(name, initializer=[1.0, 0.0], trainable=False) for name in 'ab']
+        values = [0.0, 2.0], [1.0, 2.0]  # By device.
+        moved = machine.strategy.run(
+            lambda: layers.update_moments([(v, values[replicas.get_number()]) for v in averages])
+        )
+    with tf.Session(config=machine.config()) as session:
+        session.run(tf.global_variables_initializer())
+        session.run(moved)
+        for found in session.run([value for v in averages for value in v.values]):
+            np.testing.assert_allclose(found, [1 - 0.001 * 0.5, 0.001 * 2], rtol=1e-6)
 
 
 # --- Whole runs ---

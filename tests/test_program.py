@@ -91,6 +91,8 @@ def test_a_program_is_the_whole_update_and_draws_nothing(arch, build):
     inside = {node.op for node in follow(functions, name)}
     assert {'Conv2D', 'Conv2DBackpropFilter', 'ResourceApplyAdam', 'AssignVariableOp', 'AssignAddVariableOp'} <= inside
     assert not any('Random' in type for type in inside)
+    noises = [t for t in trainer.train_op.inputs if 'Random' in t.op.type and t.shape.rank == 3]
+    assert bool(noises) == (arch == 'shake')  # The others take none.
     # TensorFlow registers XLA's kernels when it first compiles.
     compiled = tf.function(lambda: tf.constant(1.0) + 1, jit_compile=True)()
     assert evaluate(compiled) == 2

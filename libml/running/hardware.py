@@ -249,18 +249,10 @@ def set_operation_threads(threads):
 
 
 @contextlib.contextmanager
-def switching(tf32, deterministic=False):
-    """Sets switches of the whole process inside.
-
-    Args:
-        tf32: whether a GPU may round the factors of its products to TF32; on by default.
-        deterministic: whether to ask for deterministic operations; many on a GPU are only so on request. TensorFlow has
-            no way back.
-    """
+def switching(tf32):
+    """Lets a GPU round the factors of its products to TF32 inside, or not: a switch of the whole process."""
     before = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(tf32)
-    if deterministic:
-        tf.compat.v2.config.experimental.enable_op_determinism()
     try:
         yield
     finally:

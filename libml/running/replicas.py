@@ -3,6 +3,7 @@
 With one device, these functions change nothing.
 """
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 from easydict import EasyDict
 
@@ -27,6 +28,22 @@ def average(value):
 def share_loss(loss):
     """Returns loss / number of replicas: an optimizer adds up the replicas' gradients, which so become the mean."""
     return loss / get_count() if get_count() > 1 else loss
+
+
+def subtract_means(variables, values):
+    """Returns the op that subtracts from each variable the mean of its value over the replicas.
+
+    All values are added up together. (An assign_sub for each variable adds up one value at a time.)
+    """
+    if get_count() == 1 or not variables:
+        return tf.group(*[v.assign_sub(value) for v, value in zip(variables, values, strict=True)])
+
+    def merge_all(strategy, variables, values):
+        means = strategy.extended.batch_reduce_to('MEAN', list(zip(values, variables, strict=True)))
+        pairs = zip(variables, means, strict=True)
+        return tf.group(*[strategy.extended.update(v, lambda v, mean: v.assign_sub(mean), [mean]) for v, mean in pairs])
+
+    return tf.distribute.get_replica_context().merge_call(merge_all, [variables, values])
 
 
 def merge(strategy, found):
@@ -54,7 +71,9 @@ def merge(strategy, found):
 def add_up(strategy, value):
     """Returns the sum over the replicas, on all hosts, of what value() builds in each."""
     found = strategy.run(lambda: tf.distribute.get_replica_context().all_reduce('SUM', value()))
-    return strategy.experimental_local_results(found)[0]
+    parts = strategy.experimental_local_results(found)
+    with tf.control_dependencies(list(parts)):  # Each waits for all others, and a session would leave them out.
+        return tf.identity(parts[0])
 
 
 def broadcast(strategy, variable):
@@ -73,7 +92,8 @@ class Hosts:
         """Adds the ops to the current graph; all variables exist already."""
         with strategy.scope():
             self.broadcast_op = tf.group(*[broadcast(strategy, v) for v in tf.global_variables()])
-            self._stop = tf.placeholder_with_default(0, [], 'stop')
+            # int64, as TensorFlow adds up no int32 of several hosts' GPUs.
+            self._stop = tf.placeholder_with_default(np.int64(0), [], 'stop')
             self._stops = add_up(strategy, lambda: tf.identity(self._stop))
 
     def is_any(self, session, stop):

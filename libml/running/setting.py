@@ -110,7 +110,7 @@ class Setting:
 
     @property
     def wants_determinism(self):
-        """Whether a GPU is asked for deterministic operations: only if a seed is given, as they are slower."""
+        """Whether TensorFlow is asked for deterministic operations: for a GPU and a given seed, as they are slower."""
         return self.named['seed'] is not None and bool(self.machine.gpu)
 
     def use(self, machine):

@@ -69,7 +69,7 @@ class Trainer:
         self.model.configure(config)
         config.log_device_placement = chosen.log_device_placement
         with (
-            hardware.switching(tf32=chosen.precision == 'tf32', deterministic=chosen.wants_determinism),
+            hardware.switching(tf32=chosen.precision == 'tf32'),
             tf.Session(machine.target, self.model.graph, config) as session,
         ):
             session.run(self.init_op)
@@ -234,6 +234,9 @@ class Loop:
         clock = time.monotonic()
         try:
             values, _ = self.make_update()
+        except tf.errors.ResourceExhaustedError as error:
+            text = 'the memory of the device is full: see nvidia-smi, or take a smaller --batch (%s)'
+            raise utils.Error(text % utils.explain(error)) from error
         except tf.errors.OpError as error:
             if self.step == self.first and self.trainer.model.machine.compiles_update:
                 raise utils.Error('the first update failed; try --noxla: %s' % utils.explain(error)) from error
