@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import uuid
@@ -34,12 +35,18 @@ def naming(path):
 
 @contextlib.contextmanager
 def reading(path, encoding=None):
-    """Opens a file of text, or of bytes without an encoding. A named pipe is read as an empty file, without waiting."""
+    """Opens a file of text, or of bytes without an encoding. A named pipe is read as an empty file, without waiting.
+
+    Raises:
+        OSError: as open does, or the path is that of a device, which may have no end.
+    """
     mode = 'r' if encoding else 'rb'
     with (
         naming(path),
         open(path, mode, encoding=encoding, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file,
     ):
+        if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, 'is no file', path)
         yield file
 
 

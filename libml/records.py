@@ -273,17 +273,17 @@ class RecordFile:
 def _walk(file, size):
     """Returns RecordFile's `begin` and `fingerprint` of a file descriptor; begin[-1] is not size if the file is cut."""
     begin, digest, ahead = [0], hashlib.sha256(), 0
-    length = os.pread(file, 8, 0)
-    while begin[-1] + 16 <= size:
+    head = os.pread(file, 12, 0)  # A record's length, and its checksum: never zeros alone, as a file's hole has them.
+    while begin[-1] + 16 <= size and any(head):
         if begin[-1] >= ahead and hasattr(os, 'posix_fadvise'):  # The disk reads on, for the walk and what follows.
             os.posix_fadvise(file, begin[-1], 2 * AHEAD, os.POSIX_FADV_WILLNEED)
             ahead = begin[-1] + AHEAD
-        end = begin[-1] + 16 + int.from_bytes(length, 'little')
+        end = begin[-1] + 16 + int.from_bytes(head[:8], 'little')
         begin.append(min(end, FAR))
         if end <= size:
-            around = os.pread(file, 12, end - 4)  # The checksum of the data, and the length of the next record.
-            digest.update(length + around[:4])
-            length = around[4:]
+            around = os.pread(file, 16, end - 4)  # The checksum of the data, and the head of the next record.
+            digest.update(head[:8] + around[:4])
+            head = around[4:]
     return np.array(begin, np.int64), digest.hexdigest()
 
 

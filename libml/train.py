@@ -132,6 +132,7 @@ class ClassifySemi(Model):
     """A semi-supervised classifier: an update's inputs, and the evaluation. Args: see Model; nclass: int, classes."""
 
     def __init__(self, train_dir, dataset, nclass, **params):
+        utils.require('nclass', nclass, nclass >= dataset.nclass, 'at least %d, as in the data' % dataset.nclass)
         self.nclass = nclass
         super().__init__(train_dir, dataset, nclass=nclass, **params)
 

@@ -91,7 +91,7 @@ def read_weights(held, description, weights='averaged'):
     """Returns the values of a network's variables in a checkpoint, {name in scope `classify`: array}.
 
     Batch norm's moving averages are the same for raw and averaged weights. held is a checkpoints.Held, description a
-    networks.Description. Raises utils.Error if the checkpoint is another network's.
+    networks.Description. Raises utils.Error if the checkpoint is another network's, or a weight is not finite.
     """
     sources, needed = {}, {}
     for variable in description.variables:
@@ -99,6 +99,8 @@ def read_weights(held, description, weights='averaged'):
         sources[name] = name + utils.AVERAGE if weights == 'averaged' and variable['trainable'] else name
         needed[sources[name]] = 'float32 %s' % tf.TensorShape(variable['shape'])
     values = held.read(needed)
+    finite = all(np.isfinite(value).all() for value in values.values())
+    utils.refuse(not finite, '%s holds weights that are no numbers: take another checkpoint', held.ckpt)
     return {name: values[source] for name, source in sources.items()}
 
 
@@ -179,11 +181,12 @@ class Classifier:
         While the network works on a batch, the pictures of the next one are read, on all cores.
 
         Args:
-            paths: iterable of paths.
+            paths: iterable of paths, or one path.
 
         Yields:
             For each path, in order: (path, float32 [nclass]), or (path, ValueError) where the file cannot be read.
         """
+        paths = [paths] if isinstance(paths, (str, os.PathLike)) else paths
         deep = 'has values from %.9g to %.9g, but the run learned from pictures of 8 bits: convert it to 8 bits'
         family = self.family
         paths, again = itertools.tee(paths)

@@ -261,6 +261,14 @@ def test_rubbish_is_refused(content):
         read_bytes(content)
 
 
+def test_a_file_of_zeros_is_not_walked_to_its_end(tmp_path):
+    path = tmp_path / 'hole.tfrecord'
+    path.touch()
+    os.truncate(path, 1 << 34)  # As after a crash: a hole, which takes no room.
+    with pytest.raises(utils.Error, match='is cut in the middle of record 0'):
+        records.read(str(path))
+
+
 @pytest.mark.parametrize('length', [2**31, 2**62, 2**64 - 1])
 def test_an_enormous_length_with_a_right_checksum_is_refused(whole, length):
     head = struct.pack('<Q', length)

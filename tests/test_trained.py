@@ -232,6 +232,8 @@ def test_any_number_of_pictures(world):
     whole, classifier.batch = classifier.classify(images), 3
     np.testing.assert_allclose(classifier.classify(images), whole, atol=1e-6)
     assert classifier.classify(images[:0]).shape == (0, 3)
+    path = next(world.pictures.rglob('*.png'))
+    assert classifier.guess(path) == classifier.guess([str(path)])
     for wrong in (images.astype(np.float32), images[0], images[..., :1]):
         with pytest.raises(ValueError, match='needs uint8'):
             classifier.classify(wrong)
@@ -529,7 +531,19 @@ def other_network(run, data):
     change_json(os.path.join(run, 'args', 'args.json'), filters=4)
 
 
+def not_finite(run, data):
+    ckpt = utils.find_latest_checkpoint(os.path.join(run, 'tf'))
+    reader = tf.train.load_checkpoint(ckpt)
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name in reader.get_variable_to_shape_map():
+            tf.get_variable(name, initializer=reader.get_tensor(name) * (np.nan if 'bias' in name else 1))
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, ckpt, write_meta_graph=False)
+    os.remove(ckpt + checkpoints.NOTE)
+
+
 BROKEN = {
+    not_finite: 'holds weights that are no numbers',
     no_checkpoint: 'no whole checkpoint',
     all_damaged: 'no whole checkpoint',
     no_args: 'args.json',

@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,4 +193,13 @@ def test_numbers_of_programs_are_those_of_the_command_line():
     assert options.fill(table, {}) == dict(n=1, x=0.5, seed=None)
     for name, value in dict(n=1.5, x='1', seed=True).items():
         with pytest.raises(utils.Error, match='%s=%s is not allowed: it must be a' % (name, value)):
+            options.fill(table, {name: value})
+
+
+def test_truth_values_and_texts_of_programs_are_those_of_the_command_line():
+    table = dict(on=options.Option(False, '.'), off=options.Option(None, '.', type=bool), name=options.Option('', '.'))
+    assert repr(options.fill(table, dict(on=np.True_, name=Path('a')))) == ("{'on': True, 'off': None, 'name': 'a'}")
+    assert options.fill(table, dict(on=None, name=2)) == dict(on=False, off=None, name='2')
+    for name, value in [('on', 'False'), ('on', 0), ('off', 1), ('name', ['a']), ('name', True)]:
+        with pytest.raises(utils.Error, match='%s=.* is not allowed: it must be' % name):
             options.fill(table, {name: value})

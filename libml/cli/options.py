@@ -6,9 +6,11 @@ A table is a dict from a name to an Option. From it follow a script's flags, the
 import dataclasses
 import math
 import numbers
+import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from libml import utils
@@ -94,15 +96,22 @@ def parse(table, words):
     return get_values(table, flag_values)
 
 
-def as_number(value, kind):
-    """Returns a number as an int or a float, if `kind` is that and it can be, so that 1 and NumPy's 1 are 1.0."""
-    if kind not in (int, float) or isinstance(value, bool) or not isinstance(value, numbers.Real):
+KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'a text'}
+
+
+def convert(value, kind):
+    """Returns a value as one of `kind`, a key of KINDS, if it means the same: NumPy's 1 as 1.0, a Path as a text."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if kind is str:
+        return os.fspath(value) if isinstance(value, os.PathLike) else str(value) if np.isscalar(value) else value
+    if kind is bool or not isinstance(value, numbers.Real):
         return value
     return kind(value) if kind is float or float(value).is_integer() else value
 
 
 def fill(table, given):
-    """Returns the values of all options of a table: those given, else the defaults; the ~ of paths is expanded.
+    """Returns the values of all options of a table: those given and not None, else the defaults; expands ~ of paths.
 
     Raises:
         utils.Error: a name is not in the table, or a value is not allowed. A default is always allowed.
@@ -110,12 +119,11 @@ def fill(table, given):
     unknown = sorted(set(given) - set(table))
     if unknown:
         raise utils.Error('unknown option %s: known are %s' % (unknown[0], ', '.join(sorted(table))))
-    values = {name: given.get(name, option.default) for name, option in table.items()}
+    values = {name: given[name] if given.get(name) is not None else table[name].default for name in table}
     for name, option in table.items():
         kind = option.type or type(option.default)
-        value = values[name] = as_number(values[name], kind)
-        fits = kind not in (int, float) or value == option.default or type(value) is kind
-        utils.require(name, value, fits, 'a whole number' if kind is int else 'a number')
+        value = values[name] = convert(values[name], kind)
+        utils.require(name, value, value is option.default or type(value) is kind, KINDS[kind])
         if option.choices and value != option.default:
             utils.require(name, value, value in option.choices, 'one of %s' % ', '.join(option.choices))
         utils.require(name, value, value == option.default or not option.valid or option.valid(value), option.limits)

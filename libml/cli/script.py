@@ -60,7 +60,7 @@ def run(function, table, usage=''):
     def guarded(argv):
         try:
             return main(argv)
-        except (Error, OSError, MemoryError, OverflowError, tf.errors.OpError) as error:
+        except (Error, OSError, MemoryError, OverflowError, UnicodeError, tf.errors.OpError) as error:
             if flags.FLAGS.debug:
                 raise
             return fail(error, 1)

@@ -18,6 +18,8 @@ READ = ('AVIF', 'BLP', 'BMP', 'CUR', 'DCX', 'DDS', 'DIB', 'FLI', 'FTEX', 'GBR', 
     ('JPEG', 'JPEG2000', 'MSP', 'PCD', 'PCX', 'PIXAR', 'PNG', 'PPM', 'PSD', 'QOI', 'SGI', 'SUN', 'TGA', 'TIFF', 'WEBP')
     + ('XBM', 'XPM')
 )
+NESTED = ('BLP', 'CUR', 'ICNS', 'ICO')  # They hold pictures of another format, of which only decoding shows the size.
+TILE_WIDTH, TILE_LENGTH = 322, 323  # Tags of TIFF.
 # Bytes that decoding may take, for each pixel of the limit: all pictures that are read at a time share them (2 GB).
 BYTES_A_PIXEL = 5
 WORK = 64  # Bytes that converting a strip takes a pixel.
@@ -58,12 +60,20 @@ _MEMORY = threading.Condition()
 _taken = [0]  # Bytes, by all pictures that are being read.
 
 
-def count_bytes(image, size):
+def find_limit(max_megapixels):
+    """Returns the bytes that all pictures may take that are being read."""
+    return max(int(max_megapixels * 1e6 * BYTES_A_PIXEL), 2 * WORK * STRIP)
+
+
+def count_bytes(image, size, max_megapixels):
     """Returns the bytes that it takes to decode an open picture and to convert it strip by strip.
 
     size: (width, height) of the file; a JPEG may be decoded at a smaller one.
     """
-    pixels = image.width * image.height
+    if image.format in NESTED:
+        return find_limit(max_megapixels)
+    tags = getattr(image, 'tag_v2', {})  # A TIFF's tiles may be larger than the picture.
+    pixels = max(image.width * image.height, tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0))
     copies = 2 if _find_wide_mode(image) or any(tile[0] == 'libtiff' for tile in getattr(image, 'tile', ())) else 1
     extra = PROGRESSIVE if image.info.get('progressive') else DECODER.get(image.format, 0)
     return extra * size[0] * size[1] + copies * STORED.get(image.mode, 4) * pixels + WORK * min(pixels, STRIP)
@@ -76,7 +86,7 @@ def sharing_memory(need, max_megapixels):
     Raises:
         TooLarge: it takes more than is allowed, which grows with max_megapixels.
     """
-    limit = max(int(max_megapixels * 1e6 * BYTES_A_PIXEL), 2 * WORK * STRIP)
+    limit = find_limit(max_megapixels)
     if need > limit:
         text = 'takes %.2g GB of memory to decode, more than %.2g: give a larger --max_megapixels'
         raise TooLarge(text % (need / 1e9, limit / 1e9))

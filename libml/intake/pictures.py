@@ -54,6 +54,7 @@ SYSTEM = 'in a folder that a system generates'
 OTHER = 'not a picture'
 UNKNOWN_FORMAT = 'a picture of a format that is not read: convert it to PNG or JPEG'
 NOWHERE = 'a link that leads nowhere'
+MOST_VISITS = 1000  # Ways by links to one folder.
 
 
 def list_files(folder):
@@ -65,16 +66,20 @@ def list_files(folder):
         nowhere is a file here.
 
     Raises:
-        utils.Error: `folder` is no folder, links run in a circle, or a folder cannot be read.
+        utils.Error: `folder` is no folder, links run in a circle, more than MOST_VISITS ways lead to one folder, or a
+            folder cannot be read.
     """
     utils.refuse(not os.path.isdir(folder), '%s is no folder: it must be one with pictures', escape(folder))
-    found, waiting = {}, [('', (), '')]
+    found, waiting, visits = {}, [('', (), '')], collections.Counter()
     while waiting:  # Not by recursion, as folders may be deep.
         within, above, reason = waiting.pop()
         here = os.stat(os.path.join(folder, within))
         above = (*above, (here.st_dev, here.st_ino))
         text = '%s leads to a folder that holds it: remove this link'
         utils.refuse(above[-1] in above[:-1], text, escape(os.path.join(folder, within)))
+        visits[above[-1]] += 1  # Two links in each of 30 folders, each to the next one, are 2^30 ways.
+        text = 'links lead to one folder in more than %d ways, the last one %s: remove some'
+        utils.refuse(visits[above[-1]] > MOST_VISITS, text, MOST_VISITS, escape(os.path.join(folder, within)))
         for entry in os.scandir(os.path.join(folder, within)):
             path, why, mode = os.path.join(within, entry.name), reason or _judge_name(entry.name), _find_mode(entry)
             if mode is not None and stat.S_ISDIR(mode):
@@ -211,7 +216,7 @@ def _convert(file, size, colors, range, max_megapixels):
     with decoding.open_picture(file) as image:
         full = image.size
         whole = _draft(image, 2 * np.max(size), mode)
-        with decoding.sharing_memory(decoding.count_bytes(image, full), max_megapixels):
+        with decoding.sharing_memory(decoding.count_bytes(image, full, max_megapixels), max_megapixels):
             read_strip = decoding.load(file, image, range)
             turn = _find_turn(image)
             if isinstance(size, int):

@@ -234,8 +234,10 @@ def find_folder(path):
         return os.path.dirname(os.path.dirname(path))
     if os.path.basename(path) == 'tf':
         return os.path.dirname(path)
+    if any(os.path.isdir(os.path.join(path, part)) for part in PARTS):
+        return path
     found = find_runs(path)
-    if len(found) > 1 and path not in found:
+    if len(found) > 1:
         newest_last = sorted(found, key=lambda run: max(p.stat().st_mtime for p in os.scandir(run) if p.is_dir()))
         utils.print_list([utils.escape(os.path.relpath(run)) for run in newest_last], len(found))
         text = '%s holds %d runs, see above, the newest last: name one of them'
