@@ -80,7 +80,7 @@ class MultiModel(Method, train.ClassifySemi):
     def __init__(self, train_dir: str, dataset: DataSet, nclass: int, **params):
         self.networks = {}  # One network for each replica: each device traces its own.
         super().__init__(train_dir, dataset, nclass, **params)
-        if dataset.whiten and self.params.arch in networks.UNWHITENED:
+        if dataset.whiten and not networks.takes(self.params.arch, 'whiten'):
             utils.warn('--whiten changes nothing with --arch=%s' % self.params.arch)
 
     @classmethod

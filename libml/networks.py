@@ -36,7 +36,8 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
         filters: int, width of the first stage; doubled at each of the next.
         repeat: int, residual blocks a stage.
         batch_norm: function [N, H, W, C] -> the same.
-        whiten: function that normalises x by the data's mean and standard deviation.
+        whiten: function that normalises x by the data's mean and standard deviation. (The published cnn13 and convnet do
+            without.)
         training: bool.
         noise: [N, scales * repeat, 2], in the precision of x, uniform in [0, 1): the random draws of each block. The
             caller draws them, because XLA and TensorFlow draw different numbers: only for a function that names this
@@ -130,8 +131,12 @@ def convnet(x, nclass, scales, filters, **_):
 
 ARCHS = dict(cnn13=cnn13, convnet=convnet, resnet=resnet, shake=shake)
 MODELS = tuple(ARCHS)
-UNWHITENED = ('cnn13', 'convnet')  # They do not normalise images by a dataset's mean, as the published ones.
 UNMAPPED = ('cnn13', 'convnet')  # TensorFlow's remapper fails at their gradients, and would say so in each run.
+
+
+def takes(arch, name):
+    """Returns whether the function of an architecture names an argument, see resnet, and so uses it."""
+    return name in inspect.signature(ARCHS[arch]).parameters
 
 
 def build(arch, x, noise, training=False, moments=None, getter=None, groups=1, **size):
@@ -201,7 +206,7 @@ class Network:
         self.dtype = dtype
         self.layers = functools.partial(build, arch, whiten=whiten, **size)
         images = tf.TensorSpec([None, *shape], tf.float32)
-        self.draws = 'noise' in inspect.signature(ARCHS[arch]).parameters
+        self.draws = takes(arch, 'noise')
         self.noise = tf.TensorSpec([None, size['scales'] * size['repeat'], 2], tf.float32)
         counts = (size[name] for name in ('nclass', 'scales', 'filters', 'repeat'))
         self.described = describe(arch, tuple(shape), *counts).variables
