@@ -36,8 +36,8 @@ def resnet(x, nclass, scales, filters, repeat, batch_norm, whiten, **_):
         filters: int, width of the first stage; doubled at each of the next.
         repeat: int, residual blocks a stage.
         batch_norm: function [N, H, W, C] -> the same.
-        whiten: function that normalises x by the data's mean and standard deviation. (The published cnn13 and convnet do
-            without.)
+        whiten: function that normalises x by the data's mean and standard deviation. (The published cnn13 and convnet
+            do without.)
         training: bool.
         noise: [N, scales * repeat, 2], in the precision of x, uniform in [0, 1): the random draws of each block. The
             caller draws them, because XLA and TensorFlow draw different numbers: only for a function that names this
