@@ -22,6 +22,7 @@ if __name__ == '__main__':
 
 import collections
 import csv
+import types
 
 import numpy as np
 
@@ -92,7 +93,9 @@ def write_rows(file, classifier, root, paths, probabilities):
     root is the folder that the paths of the pictures are relative to; probabilities: whether to write those of all
     classes.
     """
-    rows, labels, confidences, bad = csv.writer(file, lineterminator='\n'), [], [], {}
+    # Before Python 3.13, csv puts quotes around a carriage return only where rows end in one.
+    lines = types.SimpleNamespace(write=lambda text: file.write(text.removesuffix('\r\n') + '\n'))
+    rows, labels, confidences, bad = csv.writer(lines, lineterminator='\r\n'), [], [], {}
     rows.writerow(['file', 'class', 'confidence', *('p:' + name for name in classifier.classes if probabilities)])
     found = classifier.classify_files(os.path.join(root, path) for path in paths)
     bar = progress.make_bar(found, 'pictures', len(paths), unit='img', leave=False)
