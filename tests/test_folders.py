@@ -386,6 +386,16 @@ def test_the_files_of_equal_pictures_are_all_known(tmp_path):
     assert sorted(map(len, (names.split('; ') for names in found.values()))) == [1, 3]
 
 
+def test_their_list_is_not_written_through_a_link(tmp_path):
+    os.makedirs(tmp_path / 'data')
+    (tmp_path / 'outside').mkdir()
+    (tmp_path / 'outside' / 'birds.json').write_text('kept')
+    os.symlink(tmp_path / 'outside', tmp_path / 'data' / 'files')
+    with pytest.raises(utils.Error, match='files is a link, and nothing is written through it'):
+        run(make_folder(tmp_path / 'pictures'), tmp_path / 'data')
+    assert os.listdir(tmp_path / 'data') == ['files'] and (tmp_path / 'outside' / 'birds.json').read_text() == 'kept'
+
+
 def groups_of(data_dir, part):
     """Returns the group of each record, None where there is none."""
     file = records.RecordFile(data_pair.locate_records(str(data_dir), 'birds', part))
@@ -491,6 +501,7 @@ WRITTEN = {  # What spreadsheets and other programs write.
     'path and category': b'Path,Category\n./a.png,cat\nb.png,dog\n',
     'image and class': b'image,class,note\na.png,cat,\nb.png,dog,\n',
     'file before path': b'path,file,class\nx,a.png,cat\nx,b.png,dog\n',
+    'classes in brackets': b'file,class\na.png,[cat]\nb.png,{dog}\n',
 }
 
 
@@ -498,7 +509,8 @@ WRITTEN = {  # What spreadsheets and other programs write.
 def test_tables_are_read_as_programs_write_them(tmp_path, name):
     (tmp_path / 'x.csv').write_bytes(WRITTEN[name])
     found = labels.read_labels(str(tmp_path / 'x.csv'))
-    assert [(os.path.normpath(row.file), row.label) for row in found] == [('a.png', 'cat'), ('b.png', 'dog')]
+    names = [(os.path.normpath(row.file), row.label.strip('[{}]')) for row in found]
+    assert names == [('a.png', 'cat'), ('b.png', 'dog')]
 
 
 # --- Nothing is left out without a word ---

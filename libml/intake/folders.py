@@ -352,6 +352,7 @@ def make_dataset(folder, data_dir, o):
     family = Family(*size, o.colors, len(classes), *augment, parts=kept, classes=classes, range=range)
 
     path, sources = data_pair.locate_sources(data_dir, o.name), {}
+    files.refuse_link(os.path.dirname(path))
     with files.making_folder(os.path.dirname(path)), files.replacing(path) as part:
         save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources))
         files.write_json(part, sources)  # It gets its name right after the dataset, and only if the dataset does.

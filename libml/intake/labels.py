@@ -119,7 +119,7 @@ def _read_row(where, place, columns, cells):
     if cell[SKIPPED].lower() == 'true':
         label = ''
     row = Row(place, cell['file'], read_class(label, where), split.lower(), group)
-    is_list = row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}')
+    is_list = re.fullmatch(r'[\[{] ?(["\'].*)?[\]}]', row.label)  # Of names; [other] is a name itself.
     faults = [
         any(cells[len(columns) :]) and 'has more cells than the header: a comma inside a cell needs quotes around it',
         is_list and 'the class is a list, %s: give one class a row' % escape(shorten(row.label)),
