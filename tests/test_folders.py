@@ -378,6 +378,24 @@ def test_a_table_beside_class_folders_says_what_it_does_not_use(tmp_path, capsys
     assert 'the group Patient 1 is in train, and patient 1 in test: if they are one, write them alike' in said
 
 
+@pytest.mark.parametrize(('part', 'options'), [('train/', {}), ('', dict(test_fraction=0.3))])
+def test_a_table_of_unlabelled_pictures_adds_to_the_class_folders(tmp_path, part, options):
+    folder = str(tmp_path / 'pics')
+    place(folder, *('%s%s/%d.png' % (part, name, i) for name in CLASSES for i in range(8)))
+    place(folder, *('unlabeled/%d.png' % i for i in range(4)), *('test/%s/t.png' % name for name in CLASSES if part))
+    header = 'file', 'class', 'split', 'group'
+    rows = [('unlabeled/0.png', 'crow', 'train', 'g'), ('unlabeled/1.png', '', '', 'g')]
+    before = folders.plan_folders(folder, **options)
+    after = folders.plan_table(folder, write_csv(tmp_path / 'x.csv', rows, header), **options)
+    assert after.parts['train'] == [*before.parts['train'], Item('unlabeled/0.png', 1, 'g')]
+    assert after.parts['test'] == before.parts['test'] and after.classes == before.classes
+    expected = [Item('unlabeled/%d.png' % i, records.NO_CLASS, 'g' if i == 1 else None) for i in (1, 2, 3)]
+    assert after.parts['unlabeled'] == expected
+    for more in ('unlabeled/2.png', 'owl', 'train', ''), ('%scrow/0.png' % part, 'crow', 'train', ''):
+        with pytest.raises(utils.Error, match=r'names no test|too few|at least 2'):
+            folders.plan_table(folder, write_csv(tmp_path / 'x.csv', [*rows, more], header), **options)
+
+
 def test_the_files_of_equal_pictures_are_all_known(tmp_path):
     place(tmp_path / 'pics', 'train/a/1.png', 'test/b/1.png', 'test/a/2.png', value=7)
     place(tmp_path / 'pics', 'train/b/2.png')
