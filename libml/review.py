@@ -25,28 +25,36 @@ BATCH = 4096  # Images of a dataset that are read at a time.
 class Review:
     """What the page needs besides the guesses; it is read before the network works, as all of it can be wrong."""
 
-    def __init__(self, classifier, path='', data_dir=None):
-        """Reads the dataset of a trained.Classifier, and the table; raises utils.Error if one of them is not right."""
-        self.classifier, self.path = classifier, path
+    def __init__(self, classifier, root, found, unused, path='', data_dir=None):
+        """Reads the dataset of a trained.Classifier, and the table; raises utils.Error if one of them is not right.
+
+        root, found, unused: see predict.find_pictures; path: of the table, whose files are relative to root.
+        """
+        self.classifier, self.root, self.path = classifier, root, path
         self.known = set()  # Digests of the pictures that have a label in the dataset, those for testing among them.
         self.table = labels.read_table(path) if path else NEW_TABLE
         self.rows = labels.read_rows(path, self.table)
+        index, self.where = labels.Index(root, found), {}  # {picture: numbers of its rows}; None: of all other rows.
+        for number, row in enumerate(self.rows):
+            self.where.setdefault(index.find(row.file, unused)[0], []).append(number)
+        text = 'no row of %s names a picture in %s: give the folder that its files are relative to'
+        utils.refuse(set(self.where) == {None}, text, utils.escape(path), utils.escape(root))
         # With --p_unlabeled, pictures that were left out have labels, too.
         dataset = trained.read_dataset(classifier.folder, {**classifier.args, 'p_unlabeled': ''}, data_dir)
         for images in dataset.sets.values():
             for batch, classes in images.batches(BATCH):
                 self.known.update(map(pictures.hash_pixels, batch[classes != records.NO_CLASS]))
 
-    def choose(self, root, paths, confidences, count, seed):
+    def choose(self, paths, confidences, count, seed):
         """Returns the indices of at most `count` pictures: half of the lowest confidence, half at random, shuffled.
 
-        root, paths, confidences: see write_page, of all pictures. Raises utils.Error where none is left to check.
+        paths, confidences: see write_page, of all that can be read. Raises utils.Error where none is left to check.
         """
-        settled, family = self._find_settled(root, paths), self.classifier.family
+        settled, family = self._find_settled(), self.classifier.family
 
         def iterate_new(order):
             order = [i for i in order if paths[i] not in settled]
-            files = (os.path.join(root, paths[i]) for i in order)
+            files = (os.path.join(self.root, paths[i]) for i in order)
             images = pictures.convert_all(files, family.shape[:2], family.colors, family.range)
             for i, image in zip(order, images, strict=True):
                 if not isinstance(image, ValueError) and pictures.hash_pixels(image) not in self.known:
@@ -59,32 +67,23 @@ class Review:
         utils.refuse(not chosen, 'no guess is left to check, as each picture has a label already: leave --review out')
         return random.permutation(chosen)
 
-    def _match_rows(self, root, paths):
-        """Returns {path: number of the row that names it}."""
-        index = labels.Index(root or os.curdir, paths)
-        return {index.find(row.file, ())[0]: number for number, row in enumerate(self.rows)}
-
-    def _find_settled(self, root, paths):
+    def _find_settled(self):
         """Returns the set of the paths to which the table gives a class, or a group whose pictures are for testing."""
         testing = {row.group for row in self.rows if row.split == 'test'} - {''}
-        where = self._match_rows(root, paths)
-        text = 'no row of %s names a picture in %s: give the folder that its files are relative to'
-        utils.refuse(root and set(where) == {None}, text, utils.escape(self.path), utils.escape(root))
-        rows = ((path, self.rows[number]) for path, number in where.items())
-        return {path for path, row in rows if row.label or row.group in testing}
+        settled = {number for number, row in enumerate(self.rows) if row.label or row.group in testing}
+        return {path for path, numbers in self.where.items() if settled.intersection(numbers)}
 
-    def write_page(self, page, root, paths, guesses, confidences):
+    def write_page(self, page, paths, guesses, confidences):
         """Writes the page to a path.
 
-        paths: list, the pictures to check, relative to the folder root, '' for the current one; guesses, confidences:
-        lists of the label and the confidence of each.
+        paths: list, the pictures to check, relative to the root; guesses, confidences: lists of the label and the
+        confidence of each.
         """
-        where = self._match_rows(root, paths)
-        thumbnails = self._draw_thumbnails(os.path.join(root, path) for path in paths)
+        thumbnails = self._draw_thumbnails(os.path.join(self.root, path) for path in paths)
         items = [
             # A path that is relative to no folder of pictures means nothing to create_datasets.py.
-            dict(name=path, file=labels.disarm(path if root else os.path.abspath(path)), guess=guess)
-            | dict(confidence=round(confidence, 6), image=thumbnail, row=where.get(path, -1))
+            dict(name=path, file=labels.disarm(path if self.root else os.path.abspath(path)), guess=guess)
+            | dict(confidence=round(confidence, 6), image=thumbnail, rows=self.where.get(path, []))
             for path, guess, confidence, thumbnail in zip(paths, guesses, confidences, thumbnails, strict=True)
         ]
         cells = [labels.disarm(name, "'") for name in self.classifier.classes]  # As in the table of guesses.
@@ -111,8 +110,10 @@ class Review:
         columns = columns if 'split' in columns else [*columns, 'split']
         places = {name: columns.index(name) for name in ('file', 'class', 'split')}
         pieces = [''.join(lines[start:end]).rstrip('\r\n') for start, end in itertools.pairwise(ends)]
+        kept = [name != labels.SKIPPED for name in columns]  # A picture that gets a class is not skipped any more.
+        answered = [[cell * keep for cell, keep in zip(cells, kept, strict=False)] for _, cells in rows]
         newline = '\r\n' if lines[0].endswith('\r\n') else '\n'
-        text = dict(head=head, rows=pieces, cells=[cells for _, cells in rows], newline=newline, delimiter=delimiter)
+        text = dict(head=head, rows=pieces, cells=answered, newline=newline, delimiter=delimiter)
         name = re.sub(r'\.json$', '.csv', os.path.basename(self.path) or 'labels.csv')
         return dict(name=name, width=len(columns), **text, **places)
 

@@ -22,6 +22,7 @@ if __name__ == '__main__':
 
 import collections
 import csv
+import types
 
 import numpy as np
 
@@ -92,7 +93,9 @@ def write_rows(file, classifier, root, paths, probabilities):
     root is the folder that the paths of the pictures are relative to; probabilities: whether to write those of all
     classes.
     """
-    rows, labels, confidences, bad = csv.writer(file, lineterminator='\n'), [], [], {}
+    # Before Python 3.13, csv puts quotes around a carriage return only where rows end in one.
+    lines = types.SimpleNamespace(write=lambda text: file.write(text.removesuffix('\r\n') + '\n'))
+    rows, labels, confidences, bad = csv.writer(lines, lineterminator='\r\n'), [], [], {}
     rows.writerow(['file', 'class', 'confidence', *('p:' + name for name in classifier.classes if probabilities)])
     found = classifier.classify_files(os.path.join(root, path) for path in paths)
     bar = progress.make_bar(found, 'pictures', len(paths), unit='img', leave=False)
@@ -146,8 +149,10 @@ def predict(
     with trained.creating_result(*targets.values()) as parts:
         parts = dict(zip(targets, parts if targets.keys() > {'out'} else [parts], strict=True))
         root, paths, unused = find_pictures(places)
+        text = '--labels goes with one folder of pictures, which the files of the table are relative to: name it alone'
+        utils.refuse(labels and not root, text)
         classifier = trained.load(run, **which)
-        checker = Review(classifier, labels, which.get('data_dir')) if review else None
+        checker = Review(classifier, root, paths, unused, labels, which.get('data_dir')) if review else None
         with open(parts['out'], 'w', encoding='utf-8-sig', newline='') as file:
             guesses, confidences, bad = write_rows(file, classifier, root, paths, probabilities)
         utils.print_list(['%s: %s' % (escape(path), reason) for path, reason in bad.items()])
@@ -157,10 +162,10 @@ def predict(
         if not guesses:
             raise utils.Error('no picture can be read, see above')
         good = [path for path in paths if path not in bad]
-        chosen = checker.choose(root, good, confidences, review, seed) if review else range(len(good))
+        chosen = checker.choose(good, confidences, review, seed) if review else range(len(good))
         shown = [[of[i] for i in chosen] for of in (good, guesses, confidences)]
         if review:
-            checker.write_page(parts['page'], root, *shown)
+            checker.write_page(parts['page'], *shown)
         if label_studio:
             write_tasks(parts['tasks'], classifier, root, *shown)
     for line in summarise(classifier.classes, guesses, confidences, unused):

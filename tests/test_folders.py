@@ -378,12 +378,40 @@ def test_a_table_beside_class_folders_says_what_it_does_not_use(tmp_path, capsys
     assert 'the group Patient 1 is in train, and patient 1 in test: if they are one, write them alike' in said
 
 
+@pytest.mark.parametrize(('part', 'options'), [('train/', {}), ('', dict(test_fraction=0.3))])
+def test_a_table_of_unlabelled_pictures_adds_to_the_class_folders(tmp_path, part, options):
+    folder = str(tmp_path / 'pics')
+    place(folder, *('%s%s/%d.png' % (part, name, i) for name in CLASSES for i in range(8)))
+    place(folder, *('unlabeled/%d.png' % i for i in range(4)), *('test/%s/t.png' % name for name in CLASSES if part))
+    header = 'file', 'class', 'split', 'group'
+    rows = [('unlabeled/0.png', 'crow', 'train', 'g'), ('unlabeled/1.png', '', '', 'g')]
+    before = folders.plan_folders(folder, **options)
+    after = folders.plan_table(folder, write_csv(tmp_path / 'x.csv', rows, header), **options)
+    assert after.parts['train'] == [*before.parts['train'], Item('unlabeled/0.png', 1, 'g')]
+    assert after.parts['test'] == before.parts['test'] and after.classes == before.classes
+    expected = [Item('unlabeled/%d.png' % i, records.NO_CLASS, 'g' if i == 1 else None) for i in (1, 2, 3)]
+    assert after.parts['unlabeled'] == expected
+    for more in ('unlabeled/2.png', 'owl', 'train', ''), ('%scrow/0.png' % part, 'crow', 'train', ''):
+        with pytest.raises(utils.Error, match=r'names no test|too few|at least 2'):
+            folders.plan_table(folder, write_csv(tmp_path / 'x.csv', [*rows, more], header), **options)
+
+
 def test_the_files_of_equal_pictures_are_all_known(tmp_path):
     place(tmp_path / 'pics', 'train/a/1.png', 'test/b/1.png', 'test/a/2.png', value=7)
     place(tmp_path / 'pics', 'train/b/2.png')
     run(tmp_path / 'pics', tmp_path / 'data')
     found = data_pair.read_sources(str(tmp_path / 'data'), 'birds')
     assert sorted(map(len, (names.split('; ') for names in found.values()))) == [1, 3]
+
+
+def test_their_list_is_not_written_through_a_link(tmp_path):
+    os.makedirs(tmp_path / 'data')
+    (tmp_path / 'outside').mkdir()
+    (tmp_path / 'outside' / 'birds.json').write_text('kept')
+    os.symlink(tmp_path / 'outside', tmp_path / 'data' / 'files')
+    with pytest.raises(utils.Error, match='files is a link, and nothing is written through it'):
+        run(make_folder(tmp_path / 'pictures'), tmp_path / 'data')
+    assert os.listdir(tmp_path / 'data') == ['files'] and (tmp_path / 'outside' / 'birds.json').read_text() == 'kept'
 
 
 def groups_of(data_dir, part):
@@ -491,6 +519,7 @@ WRITTEN = {  # What spreadsheets and other programs write.
     'path and category': b'Path,Category\n./a.png,cat\nb.png,dog\n',
     'image and class': b'image,class,note\na.png,cat,\nb.png,dog,\n',
     'file before path': b'path,file,class\nx,a.png,cat\nx,b.png,dog\n',
+    'classes in brackets': b'file,class\na.png,[cat]\nb.png,{dog}\n',
 }
 
 
@@ -498,7 +527,8 @@ WRITTEN = {  # What spreadsheets and other programs write.
 def test_tables_are_read_as_programs_write_them(tmp_path, name):
     (tmp_path / 'x.csv').write_bytes(WRITTEN[name])
     found = labels.read_labels(str(tmp_path / 'x.csv'))
-    assert [(os.path.normpath(row.file), row.label) for row in found] == [('a.png', 'cat'), ('b.png', 'dog')]
+    names = [(os.path.normpath(row.file), row.label.strip('[{}]')) for row in found]
+    assert names == [('a.png', 'cat'), ('b.png', 'dog')]
 
 
 # --- Nothing is left out without a word ---

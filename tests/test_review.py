@@ -82,13 +82,28 @@ def test_pictures_are_known_by_their_pixels_and_by_the_table(world, tmp_path):
     found, _ = write(world, tmp_path, places=[tmp_path / 'photos'], labels=str(tmp_path / 'old.csv'))
     names = {item['name'] for item in found['items']}
     assert names == {*ODD, 'copy-u01.png', *('u%02d.png' % i for i in range(14))} - {'u02.png'}
-    assert [item['row'] for item in found['items'] if item['name'] == 'u03.png'] == [1]
+    assert [item['rows'] for item in found['items'] if item['name'] == 'u03.png'] == [[1]]
     (tmp_path / 'photos' / 'new').mkdir()
     shutil.copy(world.photos / 'u01.png', tmp_path / 'photos' / 'new' / '1.png')
     with pytest.raises(utils.Error, match=r'no row of .* names a picture in .*new: give the folder'):
         write(world, tmp_path / 'new', places=[tmp_path / 'photos' / 'new'], labels=str(tmp_path / 'old.csv'))
     one, _ = write(world, tmp_path / 'one', places=[world.photos / 'u01.png', world.photos / 'l01.png'])
     assert [item['file'] for item in one['items']] == [str(world.photos / 'u01.png')]
+
+
+def test_a_row_is_of_one_picture_whichever_are_on_the_page(world, tmp_path):
+    shutil.copytree(world.photos, tmp_path / 'photos')
+    (tmp_path / 'photos' / 'more').mkdir()
+    for name in ('u01.png', 'u02.png', 'u03.png'):
+        picture(np.random.RandomState(int(name[1:3])), 1, 8, 12).save(tmp_path / 'photos' / 'more' / name)
+    (tmp_path / 'photos' / 'u02.png').write_bytes(b'damaged')
+    (tmp_path / 'photos' / 'u03.png').write_text('')
+    os.rename(tmp_path / 'photos' / 'u03.png', tmp_path / 'photos' / 'u03.heic')
+    rows = [('u01.png', 'ant', 'test'), ('u02.png', 'ant', ''), ('u03.heic', 'ant', '')]
+    write_table(tmp_path / 'old.csv', [dict(zip(('file', 'class', 'split'), row, strict=True)) for row in rows])
+    how = dict(places=[tmp_path / 'photos'], labels=str(tmp_path / 'old.csv'), skip_bad=True)
+    rows = {item['name']: item['rows'] for item in write(world, tmp_path / 'out', **how)[0]['items']}
+    assert [rows.get(name) for name in ('u01.png', *('more/u%02d.png' % i for i in (1, 2, 3)))] == [None, [], [], []]
 
 
 def test_names_cannot_end_the_script_or_load_anything(world, tmp_path):
@@ -135,6 +150,7 @@ MISTAKES = [
     (dict(count=0, labels='x.csv'), '--labels is for --review'),
     (dict(labels='none.csv'), 'none.csv'),
     (dict(places=['l01.png', 'l20.png']), 'no guess is left to check'),
+    (dict(places=['l01.png', '.'], labels='none.csv'), '--labels goes with one folder of pictures'),
 ]
 
 
@@ -342,6 +358,20 @@ def test_keys_undo_reload_and_a_table_that_create_datasets_reads(world, browser,
     images, labels = records.read(data_pair.locate_records(str(tmp_path / 'data'), 'again', 'train'))
     made = {pixels.tobytes(): classes[label] for pixels, label in zip(images, labels, strict=True)}
     assert len(made) == 18 + 18 and all(made[image[name]] == label for name, label in checked.items())
+
+
+def test_all_rows_of_a_picture_get_its_class_also_where_it_was_skipped(world, browser, tmp_path):
+    tasks = [{**row, 'was_cancelled': False} for row in read_table(world.table)]
+    tasks += [dict(file='u%02d.png' % number, was_cancelled=number == 0) for number in (0, 1, 1)]
+    (tmp_path / 'min.json').write_text(json.dumps(tasks))
+    found, page = write(world, tmp_path / 'out', labels=str(tmp_path / 'min.json'))
+    browser.ask('/url', url=page.as_uri())
+    browser.press(ENTER * len(found['items']))
+    save(browser, tmp_path / 'min.csv')
+    plan = folders.plan_table(str(world.photos), str(tmp_path / 'min.csv'))
+    checked = {item['name']: item['guess'] for item in found['items']}
+    assert checked.items() <= {item.path: item.label for item in plan.parts['train']}.items()
+    assert {'u00.png', 'u01.png'} <= set(checked)
 
 
 def test_many_classes_are_chosen_by_typing(world, browser, tmp_path):

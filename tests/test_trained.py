@@ -252,7 +252,7 @@ def test_pictures_are_read_only_a_little_ahead(world):
 
 
 def test_a_spreadsheet_reads_the_table_as_utf8_and_finds_no_formula_in_it(world, tmp_path, monkeypatch):
-    names = '=cmd|calc!A1.png', '+SUM(1).png', '-1.png', '@x.png', '\t=1.png', '＝1.png', 'ä.png', 'x=1.png'
+    names = '=cmd|calc!A1.png', '+SUM(1).png', '-1.png', '@x.png', '\t=1.png', '＝1.png', 'ä.png', 'x\r1.png', 'x=1.png'
     (tmp_path / 'new').mkdir()
     for name in names:
         shutil.copy(world.pictures / '001.png', tmp_path / 'new' / name)

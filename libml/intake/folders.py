@@ -26,6 +26,7 @@ UNLABELED = ('unlabeled', 'unlabelled')
 # Names that are probably no class, but a part of a dataset.
 PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'validation', *UNLABELED})
 NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # What people write where there is no class.
+NO_ROW = labels.Row('', '', '', '', '')
 BATCH = 256  # Pictures encoded at a time, at most.
 
 BESIDE_LAYOUT = 'beside train, in no folder of the layout'
@@ -60,7 +61,7 @@ class Plan:
 # --- Folders named after classes ---
 
 
-def plan_folders(folder, test_fraction=None, seed=0, similar=False):
+def plan_folders(folder, test_fraction=None, seed=0, similar=False, rows=None):
     """Plans a dataset whose pictures lie in folders named after their classes.
 
     Args:
@@ -68,6 +69,7 @@ def plan_folders(folder, test_fraction=None, seed=0, similar=False):
         test_fraction: share of each class set aside for testing: required without a folder `test`, forbidden with it.
         seed: of what is set aside.
         similar: whether names of classes may differ by what a person overlooks, see family.make_class_key.
+        rows: {path of an unlabelled picture: its labels.Row}, see `_adds_to_folders`.
 
     Raises:
         utils.Error: the folder is laid out in another way; a class has no picture.
@@ -92,7 +94,9 @@ def plan_folders(folder, test_fraction=None, seed=0, similar=False):
     for path in found:
         part, own = _place(path, nested)
         if part in UNLABELED:
-            plan.parts['unlabeled'].append(Item(path, records.NO_CLASS))
+            row = (rows or {}).get(path, NO_ROW)
+            item = Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None)
+            plan.parts['train' if row.label else 'unlabeled'].append(item)
         elif own in folders.get(part, ()):
             plan.parts[part].append(Item(path, numbers[folders[part][own]]))
         else:
@@ -145,7 +149,9 @@ def _place(path, nested):
 
 
 def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, similar=False):
-    """Plans a dataset whose classes are in a table. Pictures without a row, or without a class, are unlabelled.
+    """Plans a dataset whose classes are in a table. Pictures without a row or a class are unlabelled.
+
+    If it `_adds_to_folders`, pictures without a row are what plan_folders makes of them.
 
     Args:
         folder: PICTURES; laid out in any way.
@@ -161,11 +167,14 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, simila
     found, unused = pictures.list_files(folder)
     by_path = labels.match_rows(table, folder, rows, found, unused, skip_bad)
     classes = labels.find_classes(rows)
+    if _adds_to_folders(folder, by_path, classes):
+        print('%s only names unlabelled pictures: all others have the class of their folder' % escape(table))
+        return plan_folders(folder, test_fraction, seed, similar, by_path)
     plan, numbers = _make_plan(table, classes, unused, similar)
     has_test, missing = any(row.split == 'test' for row in rows), ' names no test pictures in a column `split`'
     _check_fraction(test_fraction, has_test, table + ' names test pictures', table + missing)
     for path in found:
-        row = by_path.get(path) or labels.Row('', path, '', '', '')
+        row = by_path.get(path, NO_ROW)
         part = (row.split or 'train') if row.label else 'unlabeled'
         plan.parts[part].append(Item(path, numbers.get(row.label, records.NO_CLASS), row.group or None))
     places = {path: _place(path, nested=True) for path in found if path not in by_path}
@@ -178,6 +187,14 @@ def plan_table(folder, table, test_fraction=None, seed=0, skip_bad=False, simila
         text = '%s has pictures of group %s both in train and in test: a group must be on one side'
         raise utils.Error(text % (table, escape(repr(min(torn)))))
     return _finish(plan, folder, test_fraction, seed)
+
+
+def _adds_to_folders(folder, by_path, classes):
+    """Returns whether a table, such as a review's, only gives classes that have folders to unlabelled pictures."""
+    if any(row.split == 'test' or _place(path, nested=True)[0] not in UNLABELED for path, row in by_path.items()):
+        return False
+    place = os.path.join(folder, 'train' if 'train' in pictures.list_folders(folder) else '')
+    return bool(classes) and set(classes) <= {read_class(name, place) for name in pictures.list_folders(place)}
 
 
 # --- What all layouts share ---
@@ -352,6 +369,7 @@ def make_dataset(folder, data_dir, o):
     family = Family(*size, o.colors, len(classes), *augment, parts=kept, classes=classes, range=range)
 
     path, sources = data_pair.locate_sources(data_dir, o.name), {}
+    files.refuse_link(os.path.dirname(path))
     with files.making_folder(os.path.dirname(path)), files.replacing(path) as part:
         save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources))
         files.write_json(part, sources)  # It gets its name right after the dataset, and only if the dataset does.

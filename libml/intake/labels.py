@@ -40,6 +40,7 @@ COLUMNS = dict(  # What a column may be called.
     split=('split',),
     group=('group',),
 )
+SKIPPED = 'was_cancelled'  # Label Studio's column; a picture where it is true has no class.
 FORMULA = tuple('=+-@\t\r＝＋－＠ ')  # What a formula begins with in a spreadsheet; and a space, which is lost.
 NO_TABLES = {b'PK\x03\x04': 'a workbook', b'\xd0\xcf\x11\xe0': 'a workbook', b'%PDF': 'a PDF'}
 
@@ -115,10 +116,10 @@ def _read_row(where, place, columns, cells):
     label, split, group = (' '.join(cell[name].split()) for name in ('class', 'split', 'group'))
     if disarm(label[1:], "'") == label:
         label = label[1:]
-    if cell['was_cancelled'].lower() == 'true':  # Label Studio's word for skipped.
+    if cell[SKIPPED].lower() == 'true':
         label = ''
     row = Row(place, cell['file'], read_class(label, where), split.lower(), group)
-    is_list = row.label[:1] in ('[', '{') and row.label[-1:] in (']', '}')
+    is_list = re.fullmatch(r'[\[{] ?(["\'].*)?[\]}]', row.label)  # Of names; [other] is a name itself.
     faults = [
         any(cells[len(columns) :]) and 'has more cells than the header: a comma inside a cell needs quotes around it',
         is_list and 'the class is a list, %s: give one class a row' % escape(shorten(row.label)),
