@@ -386,6 +386,14 @@ def test_the_files_of_equal_pictures_are_all_known(tmp_path):
     assert sorted(map(len, (names.split('; ') for names in found.values()))) == [1, 3]
 
 
+def test_of_many_equal_pictures_three_are_named(tmp_path):
+    place(tmp_path / 'pics', 'test/a/1.png', 'test/b/1.png', *('train/a/%d.png' % i for i in range(9)), value=7)
+    place(tmp_path / 'pics', 'train/b/2.png')
+    run(tmp_path / 'pics', tmp_path / 'data')
+    names = sorted(data_pair.read_sources(str(tmp_path / 'data'), 'birds').values(), key=len)
+    assert names[0] == 'train/b/2.png' and names[1].count('; ') == 2 and names[1].endswith('.png and 8 more')
+
+
 def groups_of(data_dir, part):
     """Returns the group of each record, None where there is none."""
     file = records.RecordFile(data_pair.locate_records(str(data_dir), 'birds', part))
