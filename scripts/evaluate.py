@@ -4,8 +4,9 @@
 
 Prints accuracy, balanced accuracy (the mean of the classes' recalls), and for each class precision, recall, F1 and the
 number of pictures; shares are in percent. FOLDER, <run>/evaluation if not given, gets <set>.json with all of this,
-confusion.png, reliability.png, mistakes.png, and mistakes.csv, a row for each mistake, the surest ones first. Older
-files of these names are replaced.
+confusion.png, reliability.png, mistakes.png, and mistakes.csv, a row for each mistake, the surest ones first. The names
+say what is not the default: with --set=valid, valid-mistakes.csv; with --weights=raw, raw-test.json, raw-mistakes.csv;
+with both, raw-valid.json, raw-valid-mistakes.csv. Older files of these names are replaced.
 """
 
 import os
@@ -284,20 +285,23 @@ def evaluate(run, set='test', out='', data_dir=None, **which):
     sources = data_pair.read_sources(data_pair.find_data_dir(data_dir), name)
     mistakes = tabulate_mistakes(images, probabilities, classifier.classes, sources)
     folder = out or os.path.join(classifier.folder, 'evaluation')
+    weights = 'raw-' * (classifier.weights == 'raw')
+    prefix = weights + (set + '-') * (set != 'test')
     if not out:
         files.refuse_link(folder)
     try:
         # Before the pictures, which may fail.
-        files.write_json(os.path.join(folder, set + '.json'), {**source, **found})
-        text = mistakes.to_csv(index=False, float_format='%.6f', lineterminator='\n')
-        files.write_text(os.path.join(folder, 'mistakes.csv'), '\ufeff' + text)  # As predictions.csv, for spreadsheets.
+        files.write_json(os.path.join(folder, weights + set + '.json'), {**source, **found})
+        text = '\ufeff' + mistakes.to_csv(index=False, float_format='%.6f', lineterminator='\n')  # As predictions.csv.
+        files.write_text(os.path.join(folder, prefix + 'mistakes.csv'), text)
         for kind, draw in drawn.items():
             with drawing.styling():
-                drawing.save(draw(), os.path.join(folder, kind + '.png'), bbox_inches='tight')
+                drawing.save(draw(), os.path.join(folder, prefix + kind + '.png'), bbox_inches='tight')
     except OSError as error:
         raise utils.Error('cannot write to %s (%s)' % (folder, utils.explain(error))) from error
     print()
-    utils.say('%s: %s.json, mistakes.csv, %s' % (folder, set, ', '.join(kind + '.png' for kind in drawn)))
+    names = ', '.join(prefix + name for name in ['mistakes.csv', *(kind + '.png' for kind in drawn)])
+    utils.say('%s: %s%s.json, %s' % (folder, weights, set, names))
     return found
 
 

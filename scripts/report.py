@@ -105,23 +105,22 @@ def read_run(run, damaged=None):
     wrong = [name for name in needed if not isinstance(run.args.get(name), int | float | str)]
     wrong += [] if isinstance(method, str) and method.isidentifier() else ['class']
     utils.refuse(wrong, 'args.json is missing or damaged: no %s', ', '.join(wrong))
-    split = data_pair.parse(run.args['dataset'])
+    split, kimg = data_pair.parse(run.args['dataset']), float(run.args['train_kimg'])
     shared = {*run.args} & ({*known} - {*varied, *NOT_SHARED} if rows else COMMON)
     flags = show_flags({name: run.args[name] for name in shared}, known)
     own = {name: run.args[name] for name in varied or {*run.args} - NOT_OWN}
     row = show_flags(own, known) if rows else ('%s %s' % (method, show_flags(own, {}))).strip()
     row = next((row for row, values in rows.items() if values == own), row)
-    dataset, kimg = '%s@%s-%d' % (split.name, split.size, split.valid), float(run.args['train_kimg'])
-    about = dataset, flags, row, split.seed, run.args['seed'], kimg
+    about = '%s@%s-%d' % (split.name, split.size, split.valid), flags, row, split.seed, run.args['seed'], kimg
     return pd.DataFrame(dict(zip(REPORT, about, strict=False), kimg=step / 1024, error=(100 - accuracy).round(4)))
 
 
 def read_csv(path):
     """Returns the reports in a runs.csv, see read_run; raises utils.Error where the file is something else."""
     try:
-        found = pd.read_csv(path, converters={'flags': str})[[*REPORT]].astype(REPORT)
-        if not np.isfinite(found[['train_kimg', 'kimg']]).all(axis=None):
-            raise ValueError('train_kimg and kimg must be finite')
+        found = pd.read_csv(path, keep_default_na=False, na_values=dict(error=''))[[*REPORT]].astype(REPORT)
+        if not (np.isfinite(found[['train_kimg', 'kimg']]).all(axis=None) and found.row.str.strip().all()):
+            raise ValueError('train_kimg and kimg must be finite, and row not blank')
     except (ValueError, KeyError, OverflowError) as error:
         raise utils.Error('no runs.csv of this script: %s' % escape(error)) from None
     return found.assign(**{name: found[name].map(functools.cache(escape)) for name in ('dataset', 'flags', 'row')})
@@ -130,8 +129,8 @@ def read_csv(path):
 def read_all(sources):
     """Returns the reports of all runs, see read_run, and a line on each thing that cannot be read or is there twice.
 
-    sources are folders, of which all runs in and below are read, and files as runs.csv. Raises utils.Error if a folder
-    is missing, or there is not one run.
+    sources are folders, of which all runs in and below are read, and files as runs.csv. Of runs with equal arguments
+    the most advanced counts. Raises utils.Error if a folder is missing, or there is not one run.
     """
     found, lost, damaged, places, data = [], [], [], {}, {}
     for source in sources:
@@ -140,7 +139,7 @@ def read_all(sources):
     for path in places.values():
         try:
             run = None if os.path.isfile(path) else runs.Run(path)
-            found.append(read_run(run, damaged) if run else read_csv(path))
+            found.append((read_run(run, damaged) if run else read_csv(path)).assign(path=path))
             if run and run.args.get('data'):
                 data.setdefault(run.args['dataset'], {}).setdefault(repr(sorted(run.args['data'].items())), path)
         except (utils.Error, OSError, tf.errors.OpError) as error:
@@ -148,16 +147,19 @@ def read_all(sources):
     remarks = ['%s: %s' % (escape(path), utils.explain(error)) for path, error in lost] + [*map(escape, damaged)]
     text = '%s was not always the same data, and errors on it do not compare: see %s and %s, for example'
     remarks += [escape(text % (name, *list(at.values())[:2])) for name, at in data.items() if len(at) > 1]
-    if not found:
-        if len(remarks) > 1:
-            utils.print_list(remarks)
-            remarks = ['see above']
-        raise utils.Error('; '.join(['no run in or below %s' % escape(', '.join(sources)), *remarks]))
+    if not found and len(remarks) > 1:
+        utils.print_list(remarks)
+        remarks = ['see above']
+    utils.refuse(not found, '%s', '; '.join(['no run in or below %s' % escape(', '.join(sources)), *remarks]))
     reports = pd.concat(found).sort_values([*RUN, 'kimg'], ignore_index=True)
-    once = reports.drop_duplicates([*RUN, 'kimg'])
-    if len(once) < len(reports):
-        remarks.append('%d reports were found twice and count once' % (len(reports) - len(once)))
-    return once, remarks
+    once = reports.merge(reports.drop_duplicates([*RUN], keep='last')[[*RUN, 'path']]).drop_duplicates([*RUN, 'kimg'])
+    counted = reports[[*RUN, 'kimg']].merge(once, 'left').error  # nan where the run that counts has no such report.
+    other = reports[reports.error.notna() & ~((reports.error - counted).abs() < 1e-4)]
+    text = '%s: %d reports differ from those of another run with equal arguments, and do not count'
+    remarks += [text % (escape(path), number) for path, number in other.groupby('path').size().items()]
+    if twice := reports.error.count() - once.error.count() - len(other):
+        remarks.append('%d reports were found twice and count once' % twice)
+    return once[[*REPORT]], remarks
 
 
 # --- Numbers ---
@@ -187,10 +189,9 @@ def summarise(reports):
     median of the last 20 reports in percent; reports, how many there are; finished; and counts, whether it counts in
     its row's error: it is finished, or it has a report and no run of its row is finished.
     """
-    groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'])
+    groups = reports.groupby(['row', 'split', 'seed', 'train_kimg'], as_index=False)
     error = ('error', lambda e: runs.take_medians(e.array)['last%d' % MEDIAN])
-    columns = dict(kimg=('kimg', 'last'), error=error, last=('error', 'last'), reports=('error', 'count'))
-    table = groups.agg(**columns).reset_index()
+    table = groups.agg(kimg=('kimg', 'last'), error=error, last=('error', 'last'), reports=('error', 'count'))
     table['finished'] = table.kimg >= table.train_kimg
     table['counts'] = table.finished | (~table.groupby('row').finished.transform('any') & (table.kimg > 0))
     return table
@@ -219,10 +220,8 @@ def compare(table):
     compute_differences, of finished runs alone.
     """
     names = [*parse_paper_rows(), *sorted(set(table.row) - set(parse_paper_rows()))]
-    counted, finished = (
-        table[chosen].pivot_table(index='row', columns='split', values='error').reindex(names)
-        for chosen in (table.counts, table.finished)
-    )
+    axes = dict(index='row', columns='split', values='error')
+    counted, finished = (table[kept].pivot_table(**axes).reindex(names) for kept in (table.counts, table.finished))
     rows = pd.DataFrame(dict(error=counted.mean(axis=1), deviation=counted.std(axis=1)))
     ends = table[table.counts].groupby('row').agg(last=('last', 'mean'), reports=('reports', 'min'))
     number = table.groupby('row').finished.agg(runs='size', finished='sum')
@@ -285,13 +284,13 @@ def format_number(value, form='%.2f'):
     return '–' if np.isnan(value) else form % value
 
 
-def format_error(row):
-    """Returns the error of a row, see compare, such as '11.80 ± 0.50'."""
+def format_error(row, unit=''):
+    """Returns the error of a row, see compare, such as '11.80 ± 0.50', with a unit behind it."""
     if np.isnan(row.error):
         return '–'
     spread = '' if np.isnan(row.deviation) else ' ± %.2f' % row.deviation
     marks = filter(None, [not row.finished and 'unfinished', row.reports < MEDIAN and 'reports: %d' % row.reports])
-    return ('%.2f%s (%s)' % (row.error, spread, ', '.join(marks))).removesuffix(' ()')
+    return ('%.2f%s%s (%s)' % (row.error, spread, unit, ', '.join(marks))).removesuffix(' ()')
 
 
 def format_interval(row):
@@ -360,32 +359,33 @@ DRAWN = 50  # Tables in a picture at most: matplotlib draws no more than 65,536 
 def draw_differences(figure, table):
     """Draws each row's difference to MixMatch, with its interval, into a matplotlib figure; the paper's below it."""
     axis, rows = figure.subplots(), table.drawn.drop(BASE, errors='ignore')
-    how = dict(fontsize=8.5, va='center', transform=axis.get_yaxis_transform())
-    axis.text(1.02, -1, 'difference (95 % interval)', color='0.45', **how)
-    for place, row in enumerate(rows.itertuples()):
-        axis.axhspan(place - 0.5, place + 0.5, color='0.96' if place % 2 else 'white', linewidth=0)
-        axis.plot([row.low, row.high], [place, place], color=STYLE[row.verdict]['color'], linewidth=2)
-        text = '%+.2f  (%s)' % (row.difference, format_interval(row)) if row.splits else 'no runs to compare'
-        axis.text(1.02, place, text, **how)
-    for verdict, found in rows[rows.splits > 0].groupby('verdict'):
-        style = dict(STYLE[verdict], markersize=8, markeredgewidth=1.5, linestyle='', label=verdict)
-        axis.plot(found.difference, rows.index.get_indexer(found.index), **style)
-    if table.paper:
-        axis.plot(rows.paper_difference, np.arange(len(rows)) + 0.3, 'kD', markersize=4, label=table.paper)
-    axis.axvline(0, color='black', linewidth=0.8)
+    axis.text(1.02, 1, 'difference (95 % interval)', color='0.45', fontsize=8.5, va='bottom', transform=axis.transAxes)
     dots = np.nan_to_num([0, *rows.difference, *rows.paper_difference])
     room = np.ptp(dots) + 1  # Long intervals are cut, to keep dots apart.
-    low, high = np.clip(axis.dataLim.intervalx, min(dots) - room, max(dots) + room)
-    axis.set(xlim=(low - room / 20, high + room / 20), ylim=(max(len(rows), 1) - 0.5, -0.5))
+    ends = np.nan_to_num([*dots, *rows.low, *rows.high])
+    cuts = np.clip([min(ends), max(ends)], min(dots) - room, max(dots) + room) + [-room / 20, room / 20]
+    for place, row in enumerate(rows.itertuples()):
+        axis.axhspan(place - 0.5, place + 0.5, color='0.96' if place % 2 else 'white', linewidth=0)
+        line = dict(color=STYLE[row.verdict]['color'], linewidth=2)
+        axis.plot([row.low, row.high], [place, place], **line)
+        for end in cuts[[row.low < cuts[0], row.high > cuts[1]]]:  # The interval goes on there.
+            axis.annotate('', (end, place), (row.difference, place), size=18, arrowprops=dict(line, arrowstyle='->'))
+        text = '%+.2f  (%s)' % (row.difference, format_interval(row)) if row.splits else 'no runs to compare'
+        axis.text(1.02, place, text, fontsize=8.5, va='center', transform=axis.get_yaxis_transform())
+    for verdict, found in rows[rows.splits > 0].groupby('verdict'):
+        style = dict(STYLE[verdict], markersize=8, markeredgewidth=1.5, linestyle='', label=verdict, zorder=4)
+        axis.plot(found.difference, rows.index.get_indexer(found.index), **style)
+    axis.plot(rows.paper_difference, np.arange(len(rows)) + 0.3, 'kD', markersize=4, label=table.paper)
+    axis.axvline(0, color='black', linewidth=0.8)
+    axis.set(xlim=cuts, ylim=(max(len(rows), 1) - 0.5, -0.5), yticks=range(len(rows)), yticklabels=rows.index)
     axis.set_xlabel('test error minus that of MixMatch, percentage points (to the right: worse)')
     if not rows.splits.any():
         axis.set_xticks([0])
-    axis.set_yticks(range(len(rows)), rows.index)
     axis.tick_params(axis='y', length=0)
     axis.grid(axis='x', color='0.85', linewidth=0.6)
     axis.spines[['top', 'right', 'left']].set_visible(False)
-    title = "%s: MixMatch's test error is %s %%" % (table.dataset, format_error(table.rows.loc[BASE]))
-    axis.set_title(title, fontsize=10, fontweight='bold', loc='left', pad=12)
+    title = "%s: MixMatch's test error is %s" % (table.dataset, format_error(table.rows.loc[BASE], ' %'))
+    figure.suptitle(title, x=0.01, ha='left', fontsize=10, fontweight='bold')
     if axis.get_legend_handles_labels()[0]:
         figure.legend(loc='outside lower left', ncols=4, frameon=False, fontsize=8.5)
 

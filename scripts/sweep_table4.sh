@@ -6,7 +6,9 @@
 #
 #     --dataset   may be given more than once; default: cifar10.3@250-1 and cifar10.3@4000-1, which are the paper's
 #     --seeds     split seeds; each replaces the split seed in the datasets' names
-#     --rows      another table than scripts/table4.csv, whose flags may begin with another method's script
+#     --rows      another table than scripts/table4.csv, whose flags may begin with another method's script. It is a CSV
+#                 file with a column "flags", as spreadsheets write it: a cell with a comma or a quote stands in quotes,
+#                 as in MixMatch,"--p_unlabeled=1,2". In a cell, flags are divided as the shell does it.
 #     FLAG        a flag of ablation/ab_mixmatch.py, for every run, such as --seed=1 or --train_dir=FOLDER. The
 #                 published sweep leaves --w_match at its default, 100; the paper's text says 75.
 #
@@ -36,17 +38,24 @@ while [ $# -gt 0 ]; do
 done
 [ ${#datasets[@]} -gt 0 ] || datasets=(cifar10.3@250-1 cifar10.3@4000-1)
 [[ ${seeds:-0} =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--seeds=$seeds is not a list such as 1,2,3"
-[ -r "$rows" ] || fail "--rows=$rows cannot be read"
+table=$(python3 - "$rows" 2> /dev/null << 'END'  # A line for each row: its script, and its flags, quoted for the shell.
+import csv, shlex, sys
+
+with open(sys.argv[1], newline='', encoding='utf-8-sig') as file:
+    for row in csv.DictReader(file, strict=True):
+        assert None not in row  # More cells than the first line has.
+        script = [] if '.py' in row['flags'] else ['ablation/ab_mixmatch.py']
+        print(shlex.join(script + shlex.split(row['flags'])))
+END
+) || fail "--rows=$rows cannot be read as a CSV table with a column flags, where a cell with a comma stands in quotes (python3 reads it)"
 for dataset in "${datasets[@]}"; do
   [[ $dataset =~ ^([^.]+)\.([0-9]+)@(([0-9]+|all)-[0-9]+)$ ]] || fail "--dataset=$dataset is not such as cifar10.3@250-1"
   name=${BASH_REMATCH[1]} own_seed=${BASH_REMATCH[2]} size=${BASH_REMATCH[3]}
   for seed in $(tr , ' ' <<< "${seeds:-$own_seed}"); do
-    while IFS=, read -r _ row _ || [ -n "$row" ]; do
-      [[ $row == *.py* ]] || row="ablation/ab_mixmatch.py $row"
-      read -ra row <<< "$row"
-      printf 'python %s' "${row[0]}"
-      printf ' %q' "--dataset=$name.$seed@$size" ${beta:+"$beta"} ${common[@]+"${common[@]}"} "${row[@]:1}"
-      echo
-    done < <(tail -n +2 "$rows" | tr -d '\r')
+    while read -r script flags; do
+      printf 'python %s' "$script"
+      printf ' %q' "--dataset=$name.$seed@$size" ${beta:+"$beta"} ${common[@]+"${common[@]}"}
+      echo "${flags:+ $flags}"
+    done <<< "$table"
   done
 done

@@ -414,6 +414,14 @@ def test_their_list_is_not_written_through_a_link(tmp_path):
     assert os.listdir(tmp_path / 'data') == ['files'] and (tmp_path / 'outside' / 'birds.json').read_text() == 'kept'
 
 
+def test_of_many_equal_pictures_three_are_named(tmp_path):
+    place(tmp_path / 'pics', 'test/a/1.png', 'test/b/1.png', *('train/a/%d.png' % i for i in range(9)), value=7)
+    place(tmp_path / 'pics', 'train/b/2.png')
+    run(tmp_path / 'pics', tmp_path / 'data')
+    names = sorted(data_pair.read_sources(str(tmp_path / 'data'), 'birds').values(), key=len)
+    assert names[0] == 'train/b/2.png' and names[1].count('; ') == 2 and names[1].endswith('.png and 8 more')
+
+
 def groups_of(data_dir, part):
     """Returns the group of each record, None where there is none."""
     file = records.RecordFile(data_pair.locate_records(str(data_dir), 'birds', part))

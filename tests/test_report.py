@@ -386,6 +386,26 @@ def test_runs_that_are_given_twice_count_once(tmp_path):
     assert len(reports) == 40 and remarks == ['40 reports were found twice and count once']
 
 
+@pytest.mark.parametrize('sources', [('one', 'a_two'), ('a_two', 'one'), ('out/runs.csv', 'a_two')])
+def test_of_two_runs_with_equal_arguments_the_most_advanced_counts_alone(tmp_path, monkeypatch, sources):
+    write_run(tmp_path / 'one', [80] * 8, train_kimg=16.0, devices=1)
+    write_run(tmp_path / 'a_two', [60] * 12, train_kimg=16.0, devices=2)
+    write_run(tmp_path / 'a_two' / 'new', [], train_kimg=16.0, devices=4)
+    monkeypatch.chdir(tmp_path)
+    report.report(['one'], 'out')
+    reports, remarks = report.read_all(sources)
+    assert list(reports.error) == [40] * 12 and list(reports) == list(report.REPORT)
+    other = next(source for source in sources if source != 'a_two')
+    assert remarks == [other + ': 8 reports differ from those of another run with equal arguments, and do not count']
+
+
+def test_pieces_of_two_runs_with_equal_arguments_make_no_finished_run(tmp_path):
+    write_run(tmp_path / 'a', [80] * 20)
+    write_run(tmp_path / 'b', [60] * 20, start=20)
+    reports, (remark,) = report.read_all([str(tmp_path)])
+    assert list(reports.error) == [40] * 20 and remark.startswith('%s: 20 reports differ' % (tmp_path / 'a'))
+
+
 def test_runs_on_other_data_of_one_name_are_remarked(tmp_path):
     for name, digest in zip('abc', 'xyx', strict=True):
         row = 'MixMatch' if name < 'c' else 'K = 3'
@@ -486,6 +506,8 @@ HEADER = 'dataset,flags,row,split,seed,train_kimg,kimg,error\n'
         HEADER + ',,,x,,,,',
         HEADER + 'd,,r,1,1,inf,1,1',
         HEADER + 'd,,r,1%s,1,1,1,1' % ('0' * 400),
+        HEADER + 'd,, ,1,1,1,1,1',
+        HEADER + 'd,,,1,1,1,1,1',
     ],
 )
 def test_a_file_that_is_no_runs_file_is_an_error(tmp_path, text):
@@ -557,6 +579,29 @@ def test_the_picture_of_differences_shows_the_tables_numbers():
     ends = axis.lines[place].get_data()
     np.testing.assert_allclose(ends, [table.rows.loc['no sharpening', ['low', 'high']].astype(float), [place, place]])
     np.testing.assert_allclose(dots[table.paper].get_xdata()[place], 4.59)
+
+
+def test_an_arrowhead_stands_where_an_interval_is_cut_and_nowhere_else():
+    errors = {'MixMatch': {1: 10, 2: 20}, 'K = 3': {1: 9, 2: 30}, 'K = 4': {1: 9, 2: 21.5}}
+    (table,) = report.make_tables(made_up(errors))
+    (axis,) = drawn(report.draw_differences, table).axes
+    arrows = [text.xy for text in axis.texts if hasattr(text, 'xy')]
+    assert table.rows.loc['K = 4', 'low'] < axis.get_xlim()[0] and table.rows.loc['K = 3', 'low'] < axis.get_xlim()[0]
+    assert arrows == [(end, place) for place in (0, 1) for end in axis.get_xlim()]
+    (table,) = report.make_tables(made_up({**errors, 'K = 3': {1: 30, 2: 41}, 'K = 4': {1: 9, 2: 20}}))
+    (axis,) = drawn(report.draw_differences, table).axes
+    assert [text.xy for text in axis.texts if hasattr(text, 'xy')] == []
+
+
+def test_the_title_of_long_rows_and_few_reports_stands_over_the_headings_unit_before_bracket():
+    row = 'Interpolation Consistency Training'
+    (table,) = report.make_tables(made_up({'MixMatch': {1: 71, 2: 85}, row: {1: 75, 2: 80}}, reports=4, train_kimg=4))
+    figure = drawn(report.draw_differences, table)
+    (title,), head = figure.texts, figure.axes[0].texts[0]
+    assert title.get_text() == "digits@20-100: MixMatch's test error is 78.00 ± 9.90 % (reports: 4)"
+    assert head.get_text() == 'difference (95 % interval)'
+    assert title.get_window_extent().y0 >= head.get_window_extent().y1
+    assert title.get_window_extent().x1 < figure.bbox.x1
 
 
 def test_a_panel_shows_a_rows_curve_over_mixmatchs_on_the_same_axes():

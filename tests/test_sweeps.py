@@ -169,6 +169,26 @@ def test_rows_may_end_as_any_editor_ends_them(tmp_path):
     assert [o['T'] for o in found] == [0.5, 1]
 
 
+def test_rows_may_hold_commas_and_quotes_as_spreadsheets_write_them(tmp_path):
+    rows = ['MixMatch', '--p_unlabeled=1,1'], ['a, "b"', "--T=1 --train_dir='a b'"], [], ['MixMatch', ''], ['K', '']
+    with open(tmp_path / 'rows.csv', 'w', encoding='utf-8-sig', newline='') as file:
+        csv.writer(file).writerows([['run', 'flags'], *rows])
+    found = lines('sweep_table4.sh', '--rows', tmp_path / 'rows.csv', '--dataset=digits.1@20-1')
+    assert [(o['p_unlabeled'], o['T'], o['train_dir'] == 'a b') for o in found] == [
+        ('1,1', 0.5, False),
+        ('', 1, True),
+        *[('', 0.5, False)] * 2,
+    ]
+
+
+@pytest.mark.parametrize('row', ['MixMatch,--p_unlabeled=1,1', 'MixMatch', 'MixMatch,"--T=1', 'MixMatch,"--T=\'1"'])
+def test_a_row_that_is_not_whole_is_one_line(tmp_path, row):
+    (tmp_path / 'rows.csv').write_text('run,flags\n%s\n' % row)
+    done = sweep('sweep_table4.sh', '--rows', tmp_path / 'rows.csv')
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith('Error: ') and done.stderr.count('\n') == 1
+
+
 @pytest.mark.parametrize(
     'args',
     [

@@ -321,6 +321,20 @@ def test_other_sets(set, world):
     shutil.rmtree(os.path.join(world.run, 'evaluation'))
 
 
+def test_another_set_or_the_raw_weights_replace_no_result_of_the_test_set(world, tmp_path, capsys):
+    kinds = 'confusion.png', 'mistakes.csv', 'mistakes.png', 'reliability.png'
+    wanted = {}
+    choices = {('test', 'averaged'): '', ('valid', 'averaged'): 'valid-', ('test', 'raw'): 'raw-'}
+    for (set, weights), prefix in {**choices, ('valid', 'raw'): 'raw-valid-'}.items():
+        evaluate.evaluate(world.run, set, str(tmp_path), str(world.data), weights=weights)
+        names = [prefix.removesuffix('valid-') + set + '.json', *(prefix + kind for kind in kinds)]
+        said = capsys.readouterr().out
+        assert all(name in said for name in names)
+        assert not wanted.keys() & names and sorted([*wanted, *names]) == sorted(os.listdir(tmp_path))
+        wanted.update((name, (tmp_path / name).read_bytes()) for name in names)
+        assert all((tmp_path / name).read_bytes() == content for name, content in wanted.items())
+
+
 def test_each_mistake_is_named_by_its_file(world, tmp_path):
     out = tmp_path / 'p.csv'
     predict.predict(world.run, [str(world.pictures)], str(out), data_dir=str(world.data))

@@ -28,6 +28,7 @@ PARTS = frozenset({'train', 'training', 'test', 'testing', 'val', 'valid', 'vali
 NO_NAMES = frozenset({'nan', 'none', 'null', 'n/a', 'na', '?'})  # What people write where there is no class.
 NO_ROW = labels.Row('', '', '', '', '')
 BATCH = 256  # Pictures encoded at a time, at most.
+NAMED = 3  # Files of equal pictures that are named, at most: thousands may be blank.
 
 BESIDE_LAYOUT = 'beside train, in no folder of the layout'
 BESIDE_CLASSES = 'beside the class folders'
@@ -372,7 +373,8 @@ def make_dataset(folder, data_dir, o):
     files.refuse_link(os.path.dirname(path))
     with files.making_folder(os.path.dirname(path)), files.replacing(path) as part:
         save(o.name, data_dir, family, _convert(plan, folder, family, o.max_megapixels, o.skip_bad, sources))
-        files.write_json(part, sources)  # It gets its name right after the dataset, and only if the dataset does.
+        names = {digest: _name(paths) for digest, paths in sources.items()}
+        files.write_json(part, names)  # It gets its name right after the dataset, and only if the dataset does.
     for line in format_plan(plan):
         print(line)
     utils.say('%s is in %s' % (o.name, data_dir))
@@ -390,10 +392,15 @@ def save(name, data_dir, family, parts):
         data_pair.write_family(description, family)
 
 
+def _name(paths):
+    """Returns the paths of equal pictures as one text: the first NAMED of them, and how many more there are."""
+    return '; '.join(paths[:NAMED]) + ' and %d more' % len(paths[NAMED:]) * (len(paths) > NAMED)
+
+
 def _convert(plan, folder, family, max_megapixels, skip_bad, sources):
     """Yields the parts of a Plan as `save` takes them; at the end, removes unreadable pictures from the Plan.
 
-    sources: a dict that gets what data_pair.read_sources gives.
+    sources: a dict that gets {digest of pixels: paths}, see data_pair.read_sources.
     """
     kept = {item.group for part, items in plan.parts.items() if part != 'test' for item in items} - {None}
     bad, groups = {}, {group: number for number, group in enumerate(sorted(kept))}  # Records of test need no group.
@@ -415,7 +422,7 @@ def _serialize_all(items, images, shape, bad, groups, sources):
         good = [(item, image) for item, image in batch if item.path not in bad]
         for item, image in good:  # Several files may have the same pixels.
             digest = pictures.hash_pixels(image).hex()
-            sources[digest] = sources[digest] + '; ' + item.path if digest in sources else item.path
+            sources.setdefault(digest, []).append(item.path)
         pngs = records.encode(np.stack([image for _, image in good])) if good else []
         for png, (item, _) in zip(pngs, good, strict=True):
             yield records.serialize(png, item.label, groups.get(item.group, records.NO_GROUP))
