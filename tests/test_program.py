@@ -140,14 +140,25 @@ def test_a_draw_that_waits_for_the_update_cannot_be_compiled():
         program.compile_update(value, train_op)
 
 
-def test_an_update_that_xla_cannot_compile_names_the_way_out(tmp_path):
+def fill_memory(p):
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    'xla, change, error',
+    [
+        (True, lambda p: [p], r'try --noxla: .*PyFunc'),
+        (False, fill_memory, 'memory of the device is full: see nvidia-smi'),
+    ],
+)
+def test_an_update_that_cannot_be_compiled_or_held_names_the_way_out(xla, change, error, tmp_path):
     class Unusual(AblationMixMatch):
         def guess_label(self, *args, **kwargs):
             guess = super().guess_label(*args, **kwargs)
-            (changed,) = tf.numpy_function(lambda p: [p], [guess.p_target], [tf.float32])
+            (changed,) = tf.numpy_function(change, [guess.p_target], [tf.float32])
             guess.p_target = tf.ensure_shape(changed, guess.p_target.shape)
             return guess
 
-    model = make_model(tmp_path, cls=Unusual, xla=True, **QUICK)
-    with pytest.raises(utils.Error, match=r'try --noxla: .*PyFunc'):
+    model = make_model(tmp_path, cls=Unusual, xla=xla, **QUICK)
+    with pytest.raises(utils.Error, match=error):
         model.train(model.batch, model.batch)
