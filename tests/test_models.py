@@ -84,7 +84,9 @@ def build(tmp_path, arch, size=(8, 8, 1), nclass=3, whiten=False, **params):
 
 def test_fewer_classes_than_the_data_are_refused(tmp_path):
     with pytest.raises(utils.Error, match='nclass=2 is not allowed: it must be at least 3, as in the data'):
-        Classifier(str(tmp_path), make_dataset(nclass=3), nclass=2, arch='convnet', scales=1, filters=4, repeat=1, batch=4)
+        Classifier(
+            str(tmp_path), make_dataset(nclass=3), nclass=2, arch='convnet', scales=1, filters=4, repeat=1, batch=4
+        )
 
 
 def test_names_of_the_architectures():
